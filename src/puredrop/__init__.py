@@ -1,0 +1,12 @@
+"""Dropout done right for PyTorch: every mask a pure function of (seed, site, step, sample, position)."""
+
+from importlib.metadata import version
+
+from puredrop import functional, nn
+from puredrop.functional import keep_mask
+from puredrop.ops import Window, backend
+from puredrop.rng import Key
+
+__version__ = version("puredrop")
+
+__all__ = ["Key", "Window", "__version__", "backend", "functional", "keep_mask", "nn"]

@@ -1,0 +1,103 @@
+"""One operator, `puredrop::dropout`: its schema, its fake, its derivative, and the way eager and compiled code reach it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puredrop.ops import _reference
+from puredrop.ops._arguments import Place, Window, as_rate, as_rate_tensor, check_input, place_of
+from puredrop.ops._backend import backend
+
+__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "backend", "check_input", "dropout", "place_of"]
+
+torch.library.define(
+    "puredrop::dropout",
+    # No defaults: the dispatcher would leave out trailing arguments that equal them.
+    "(Tensor input, Tensor key, Tensor p, int[] shared_dims, SymInt[]? window_shape, SymInt[]? window_offset,"
+    " Tensor? sample_ids, int sample_dim) -> Tensor",
+)
+
+
+def _kernel(input: Tensor, *arguments: Any) -> Tensor:
+    backend()  # a forced, missing backend is an error, never silently the reference
+    return _reference.dropout(input, *arguments)
+
+
+torch.library.impl("puredrop::dropout", "CompositeExplicitAutograd", _kernel)
+torch.library.register_fake("puredrop::dropout", lambda input, *arguments: torch.empty_like(input))
+
+_operator = torch.ops.puredrop.dropout.default
+
+
+class _Dropout(torch.autograd.Function):
+    """The operator is linear in its input, so it is its own derivative: backward draws the mask again.
+
+    Nothing of the input's size is saved: key, rate and ids are all it needs.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, *arguments: Any) -> Tensor:
+        # This class is the operator's autograd kernel too; without the guard it would call itself.
+        with torch._C._AutoDispatchBelowAutograd():
+            return _operator(input, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = inputs
+        ctx.save_for_backward(key, p, sample_ids)
+        ctx.save_for_forward(key, p, sample_ids)
+        ctx.place = (shared_dims, window_shape, window_offset, sample_dim)
+
+    @staticmethod
+    def _apply_to(ctx: Any, tangent: Tensor) -> Tensor:
+        key, p, sample_ids = ctx.saved_tensors
+        shared_dims, window_shape, window_offset, sample_dim = ctx.place
+        return _apply(tangent, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Dropout._apply_to(ctx, gradients[0]), *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        assert tangents[0] is not None  # no other argument can carry one
+        return _Dropout._apply_to(ctx, tangents[0])
+
+
+# `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
+torch.library.impl("puredrop::dropout", "Autograd", lambda *arguments: _Dropout.apply(*arguments))
+
+
+def _apply(*arguments: Any) -> Tensor:
+    # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
+    output: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Dropout.apply(*arguments)
+    return output
+
+
+def dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+    """Drop elements of a tensor, differentiable any number of times.
+
+    Args:
+        input: float tensor of any shape.
+        key: 0-d int64 tensor.
+        p: 0-d float tensor in [0, 1]; data, so that another value needs no recompilation.
+        place: where the input lies in its logical tensor.
+
+    Returns:
+        A new tensor like the input.
+    """
+    return _apply(
+        input,
+        key,
+        p,
+        list(place.shared_dims),
+        place.window_shape and list(place.window_shape),
+        place.window_offset and list(place.window_offset),
+        place.sample_ids,
+        place.sample_dim,
+    )

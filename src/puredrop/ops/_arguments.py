@@ -1,0 +1,272 @@
+"""What a caller may say about a mask, checked and brought into the form the operator takes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "place_of"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(values)
+    except TypeError:
+        raise TypeError(f"Window: {name} is {values!r}; expected a sequence of integers, one per dimension") from None
+    for size in sizes:
+        # A SymInt has no __index__ under a compiler's tracing but is an integer all the same.
+        if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool):
+            raise TypeError(f"Window: {name} is {sizes!r}; expected integers, got {size!r}")
+        if size < 0:
+            raise ValueError(f"Window: {name} is {sizes!r}; expected no negative entry")
+    return sizes
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a tensor lies in a larger logical tensor whose mask it shares: a batch shard, a slice, a micro-batch.
+
+    Args:
+        shape: sizes of the whole logical tensor, one per dimension.
+        offset: index of this part's first element, one per dimension.
+
+    Raises:
+        TypeError: if an entry is not an integer.
+        ValueError: if an entry is negative, or the two differ in length.
+
+    >>> Window((64, 512), (32, 0))
+    Window(shape=(64, 512), offset=(32, 0))
+    """
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _sizes("shape", self.shape))
+        object.__setattr__(self, "offset", _sizes("offset", self.offset))
+        if len(self.shape) != len(self.offset):
+            raise ValueError(
+                f"Window: offset is {self.offset}, shape is {self.shape}; expected as many entries in one as in the other"
+            )
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor's place in its logical tensor, in the form the operator takes.
+
+    Args:
+        shared_dims: sorted, non-negative dimensions over which one decision is shared.
+        window_shape: sizes of the logical tensor, or None where they are the tensor's own.
+        window_offset: index of the tensor's first element in it, or None.
+        sample_ids: int64 tensor (n,) that replaces the index along sample_dim, or None.
+        sample_dim: the dimension that sample_ids names, non-negative.
+    """
+
+    shared_dims: tuple[int, ...] = ()
+    window_shape: tuple[int, ...] | None = None
+    window_offset: tuple[int, ...] | None = None
+    sample_ids: Tensor | None = None
+    sample_dim: int = 0
+
+
+_WHOLE = Place()
+
+
+def as_rate(p: float) -> float:
+    """A drop probability given as a number, checked.
+
+    Raises:
+        TypeError: if p is not a number.
+        ValueError: if p is NaN or outside [0, 1].
+    """
+    if not isinstance(p, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"p is {p!r}; expected a number in [0, 1] or a 0-d float tensor, the probability of a drop")
+    if not 0.0 <= p <= 1.0:
+        # The first words are torch's own, so that code which matches on them goes on working.
+        raise ValueError(
+            f"dropout probability has to be between 0 and 1, but got {p}: "
+            "p is the share of elements dropped (for 30 % pass p=0.3)"
+        )
+    return p
+
+
+def as_rate_tensor(p: Tensor) -> Tensor:
+    """A drop probability given as a tensor, checked as far as that needs no synchronisation.
+
+    Raises:
+        TypeError: if p is not floating point.
+        ValueError: if p is not 0-d, requires a gradient, or (eager, on the CPU) is NaN or outside [0, 1].
+    """
+    if not p.is_floating_point():
+        raise TypeError(f"p is a tensor of dtype {p.dtype}; expected a floating-point tensor (try p.double())")
+    if p.dim() != 0:
+        raise ValueError(f"p is a tensor of shape {tuple(p.shape)}; expected a 0-d tensor, one rate per call")
+    if p.requires_grad:
+        raise ValueError("p requires a gradient, but a mask has none with respect to its rate; pass p.detach()")
+    if _readable(p):
+        as_rate(p.item())
+    return p
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at without a graph break, a synchronisation or a functorch wrapper."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def place_of(
+    shape: Sequence[int],
+    *,
+    shared_dims: Iterable[int] = (),
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Place:
+    """Check where a tensor of some shape is said to lie, and say it in the operator's terms.
+
+    Args:
+        shape: the tensor's sizes.
+        shared_dims, window, sample_ids, sample_dim: as in `puredrop.functional.dropout`.
+
+    Returns:
+        The place.
+
+    Raises:
+        TypeError: if an argument is of the wrong type, or sample_ids not int64.
+        ValueError: if a dimension is out of range or repeated, the window does not fit, or the ids do not.
+    """
+    shared_dims = _dims(shape, shared_dims)
+    if window is None and sample_ids is None:
+        return Place(shared_dims) if shared_dims else _WHOLE
+    offset: tuple[int, ...] | None = None
+    logical = tuple(shape)
+    if window is not None:
+        if not isinstance(window, Window):
+            raise TypeError(f"window is {window!r}; expected puredrop.Window(shape, offset)")
+        logical, offset = window.shape, window.offset
+        _check_window(shape, window, shared_dims, sample_dim=None if sample_ids is None else sample_dim)
+    if sample_ids is not None:
+        sample_dim = _dim("sample_dim", sample_dim, len(shape))
+        _check_ids(sample_ids, shape, logical, shared_dims, sample_dim, offset)
+    _check_size(logical, shared_dims)
+    return Place(shared_dims, logical, offset, sample_ids, sample_dim)
+
+
+def _dim(name: str, dim: int, rank: int) -> int:
+    try:
+        index = operator.index(dim)
+    except TypeError:
+        raise TypeError(f"{name} is {dim!r}; expected an integer") from None
+    if not -rank <= index < rank:
+        raise ValueError(f"{name} is {dim}; expected a dimension of the {rank}-dimensional input, {-rank} to {rank - 1}")
+    return index % rank
+
+
+def _dims(shape: Sequence[int], shared_dims: Iterable[int]) -> tuple[int, ...]:
+    if isinstance(shared_dims, int):
+        raise TypeError(f"shared_dims is {shared_dims!r}; expected a sequence (try shared_dims=({shared_dims},))")
+    dims = tuple(sorted(_dim("shared_dims", dim, len(shape)) for dim in shared_dims))
+    if len(set(dims)) != len(dims):
+        raise ValueError(f"shared_dims is {tuple(shared_dims)}; expected each dimension once")
+    return dims
+
+
+def _check_window(shape: Sequence[int], window: Window, shared_dims: tuple[int, ...], sample_dim: int | None) -> None:
+    rank = len(shape)
+    if len(window.shape) != rank:
+        raise ValueError(
+            f"window has {len(window.shape)} dimensions, the input {rank}; expected one entry for each of its dimensions"
+        )
+    named = None if sample_dim is None else _dim("sample_dim", sample_dim, rank)
+    for dim, size in enumerate(shape):
+        if dim in shared_dims or dim == named:
+            continue
+        if window.offset[dim] + size > window.shape[dim]:
+            raise ValueError(
+                f"window does not fit along dimension {dim}: offset {window.offset[dim]} and input size {size} "
+                f"go beyond shape {window.shape[dim]}; give the whole logical tensor's sizes as window.shape"
+            )
+
+
+def _check_ids(
+    ids: Tensor,
+    shape: Sequence[int],
+    logical: Sequence[int],
+    shared_dims: tuple[int, ...],
+    dim: int,
+    offset: tuple[int, ...] | None,
+) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"sample_ids is {type(ids).__name__}; expected a torch.int64 tensor (try torch.tensor(ids))")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"sample_ids has dtype {ids.dtype}; expected torch.int64 (try sample_ids.long())")
+    if ids.dim() != 1 or ids.shape[0] != shape[dim]:
+        raise ValueError(
+            f"sample_ids has shape {tuple(ids.shape)}; expected ({shape[dim]},), one id per index along "
+            f"sample_dim={dim} (is sample_dim right?)"
+        )
+    if dim in shared_dims:
+        raise ValueError(f"sample_ids names dimension {dim}, which shared_dims shares; drop it from one of the two")
+    if offset is not None and offset[dim] != 0:
+        raise ValueError(
+            f"window.offset[{dim}] is {offset[dim]}; expected 0 along sample_dim, because the ids already say which samples"
+        )
+    if ids.numel() and _readable(ids):
+        _check_id_values(ids, logical, shared_dims, dim)
+
+
+def _check_id_values(ids: Tensor, logical: Sequence[int], shared_dims: tuple[int, ...], dim: int) -> None:
+    low, high = (int(end) for end in ids.aminmax())
+    if low < 0:
+        raise ValueError(f"sample_ids holds {low}; expected no negative id")
+    # Along the outermost dimension any id is a row of its own; further in, one beyond the size would run into
+    # another sample's elements and silently share their mask.
+    outer = math.prod(size for d, size in enumerate(logical[:dim]) if d not in shared_dims)
+    if outer > 1 and high >= logical[dim]:
+        raise ValueError(
+            f"sample_ids holds {high}, dimension {dim} has logical size {logical[dim]}; expected ids below it: "
+            f"give a window whose shape[{dim}] exceeds every id"
+        )
+    inner = math.prod(size for d, size in enumerate(logical) if d > dim and d not in shared_dims)
+    if (high + 1) * inner > 2**63:
+        raise ValueError(f"sample_ids holds {high}, {inner} elements per sample; expected indices below 2^63")
+
+
+def _check_size(logical: Sequence[int], shared_dims: tuple[int, ...]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    size = math.prod(size for d, size in enumerate(logical) if d not in shared_dims)
+    if size >= 2**63:
+        raise ValueError(f"window.shape is {tuple(logical)}; expected a logical size below 2^63, got {size}")
+
+
+def check_input(input: Tensor) -> None:
+    """Refuse what a mask cannot scale.
+
+    Raises:
+        TypeError: if the input is no tensor.
+        RuntimeError: if its dtype is not float16, bfloat16, float32 or float64 (the class torch raises).
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input is {type(input).__name__}; expected a torch.Tensor")
+    if input.dtype in _FLOATS:
+        return
+    if input.dtype.is_complex:
+        fix = "drop its parts together: view_as_complex(dropout(view_as_real(input), ..., shared_dims=(-1,)))"
+    else:
+        fix = "try input.float()"
+    raise RuntimeError(
+        f"dropout: input has dtype {input.dtype}; expected float16, bfloat16, float32 or float64 ({fix})"
+    )

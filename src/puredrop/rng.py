@@ -1,0 +1,203 @@
+"""Keys: the generator behind every mask, keys folded from names and numbers, and where a call's key comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["DRAWS", "FOLD_IN", "Key", "as_key_tensor", "draw_key", "fold_in", "philox"]
+
+# Values of the counter's last word, so that no two uses of one key ever meet (contract.md, "Generator").
+DRAWS, FOLD_IN = 0, 1
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+Word = TypeVar("Word", int, Tensor)
+
+
+def philox(key: Word, counter: tuple[Word, Word, Word, Word]) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32-10: four random 32-bit words for a 64-bit key and a 128-bit counter.
+
+    Args:
+        key: the key, as an int below 2^64 or an int64 tensor (two's complement).
+        counter: four 32-bit words, each in 0 .. 2^32 - 1, of the key's kind and of shapes that broadcast.
+
+    Returns:
+        Four 32-bit words, each in 0 .. 2^32 - 1.
+
+    Reference: Salmon, Moraes, Dror, Shaw: Parallel random numbers, as easy as 1, 2, 3 (SC 2011).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key & _LOW, (key >> 32) & _LOW
+    for _ in range(_ROUNDS):
+        # An int64 product wraps modulo 2^64 and its shift drags the sign along; the mask after the shift removes it.
+        # So one text serves Python's integers and tensors.
+        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((second >> 32) & _LOW) ^ c1 ^ k0,
+            second & _LOW,
+            ((first >> 32) & _LOW) ^ c3 ^ k1,
+            first & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Key:
+    """An immutable 64-bit key; a mask is a pure function of it.
+
+    Args:
+        value: the seed, any integer, taken modulo 2^64.
+
+    Raises:
+        TypeError: if the seed is not an integer.
+
+    >>> Key(0)
+    Key(0)
+    >>> Key(0).fold_in("encoder.0") == Key(0).fold_in("encoder.0") != Key(0).fold_in("encoder.1")
+    True
+    """
+
+    value: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            value = operator.index(self.value)
+        except TypeError:
+            raise TypeError(
+                f"Key: seed is {self.value!r}; expected an integer (for text use Key(0).fold_in('...'))"
+            ) from None
+        object.__setattr__(self, "value", value % 2**64)
+
+    def __int__(self) -> int:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"Key({self.value})"
+
+    def fold_in(self, data: int | str) -> Key:
+        """Derive another key from this one and a number or a text.
+
+        Not injective: among 10^9 keys folded from one, the odds that any two are equal are 2.7 %.
+
+        Args:
+            data: an integer, taken modulo 2^64, or a text, folded by its 8-byte BLAKE2b digest.
+
+        Returns:
+            The new key; this one is unchanged.
+
+        Raises:
+            TypeError: if data is neither an integer nor a text.
+
+        >>> int(Key(8696911656944052979).fold_in(2**64 - 1))
+        15070913094112436058
+        """
+        if isinstance(data, str):
+            number = int.from_bytes(hashlib.blake2b(data.encode(), digest_size=8).digest(), "little")
+        else:
+            try:
+                number = operator.index(data)
+            except TypeError:
+                raise TypeError(f"fold_in: data is {data!r}; expected an integer or a str") from None
+        word0, word1, _, _ = philox(self.value, (number & _LOW, (number >> 32) & _LOW, 0, FOLD_IN))
+        return Key(word0 | word1 << 32)
+
+    def tensor(self, device: torch.device | str | None = None) -> Tensor:
+        """The key as the operators take it.
+
+        Args:
+            device: where to put it; torch's default device if not given.
+
+        Returns:
+            A 0-d int64 tensor, two's complement.
+
+        >>> Key(2**64 - 1).tensor()
+        tensor(-1)
+        """
+        signed = self.value - 2**64 if self.value >= 2**63 else self.value
+        return torch.tensor(signed, dtype=torch.int64, device=device)
+
+
+def fold_in(key: Tensor, data: Tensor | int) -> Tensor:
+    """`Key.fold_in` on tensors, so that key and data (a step, say) stay data under compile and CUDA graphs.
+
+    Args:
+        key: int64 tensor of keys.
+        data: int64 tensor whose shape broadcasts with the keys', or an integer.
+
+    Returns:
+        int64 tensor of new keys, of the broadcast shape.
+
+    >>> fold_in(Key(0).tensor(), 7).item() % 2**64 == int(Key(0).fold_in(7))
+    True
+    """
+    if isinstance(data, int):
+        data = Key(data).tensor(key.device)
+    folded: Tensor = torch.ops.puredrop.fold_in.default(key, data)
+    return folded
+
+
+def _fold_in_kernel(key: Tensor, data: Tensor) -> Tensor:
+    for name, value in (("key", key), ("data", data)):
+        if value.dtype != torch.int64:
+            raise TypeError(f"fold_in: {name} has dtype {value.dtype}; expected torch.int64")
+    zero = torch.zeros_like(data)
+    word0, word1, _, _ = philox(key, (data & _LOW, (data >> 32) & _LOW, zero, zero + FOLD_IN))
+    return word0 | word1 << 32
+
+
+# An opaque operator, not traced: generated C++ would turn the wrapping int64 product above into signed overflow,
+# which is undefined there.
+torch.library.define("puredrop::fold_in", "(Tensor key, Tensor data) -> Tensor")
+torch.library.impl("puredrop::fold_in", "CompositeExplicitAutograd", _fold_in_kernel)
+torch.library.register_fake("puredrop::fold_in", lambda key, data: torch.empty_like(key ^ data))
+
+
+def draw_key(device: torch.device) -> Tensor:
+    """One fresh key from torch's default generator of a device, as every drop-in call draws it.
+
+    So `manual_seed`, `fork_rng`, `get_rng_state` and activation checkpointing act on masks as on torch's own.
+
+    Args:
+        device: the device whose generator is advanced, once.
+
+    Returns:
+        A 0-d int64 tensor on that device.
+    """
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def as_key_tensor(key: Key | Tensor | None, device: torch.device) -> Tensor:
+    """The key of a call: a given one as a tensor, else a fresh one.
+
+    Args:
+        key: a `Key`, a 0-d int64 tensor, or None to draw one from torch's generator.
+        device: the input's device.
+
+    Returns:
+        A 0-d int64 tensor.
+
+    Raises:
+        TypeError: if the key is anything else.
+    """
+    if key is None:
+        return draw_key(device)
+    if isinstance(key, Key):
+        return key.tensor(device)
+    if isinstance(key, Tensor):
+        if key.dtype != torch.int64 or key.dim() != 0:
+            raise TypeError(
+                f"key is a tensor of dtype {key.dtype} and shape {tuple(key.shape)}; "
+                "expected a 0-d torch.int64 tensor, such as puredrop.Key(0).tensor()"
+            )
+        return key
+    raise TypeError(f"key is {key!r}; expected puredrop.Key, a 0-d int64 tensor or None (a number goes in as Key(7))")
