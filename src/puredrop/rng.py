@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -160,6 +160,21 @@ def _fold_in_kernel(key: Tensor, data: Tensor) -> Tensor:
 torch.library.define("puredrop::fold_in", "(Tensor key, Tensor data) -> Tensor")
 torch.library.impl("puredrop::fold_in", "CompositeExplicitAutograd", _fold_in_kernel)
 torch.library.register_fake("puredrop::fold_in", lambda key, data: torch.empty_like(key ^ data))
+
+
+def _fold_in_vmap(info: Any, in_dims: tuple[int | None, int | None], *arguments: Tensor) -> tuple[Tensor, int]:
+    """Elementwise, so mapping is broadcasting, once the mapped dimension stands first and the others line up."""
+    rank = max(a.dim() - (dim is not None) for a, dim in zip(arguments, in_dims, strict=True))
+    aligned = []
+    for a, dim in zip(arguments, in_dims, strict=True):
+        if dim is not None:
+            a = a.movedim(dim, 0)
+            a = a.reshape(a.shape[0], *[1] * (rank - a.dim() + 1), *a.shape[1:])
+        aligned.append(a)
+    return fold_in(*aligned), 0
+
+
+torch.library.register_vmap("puredrop::fold_in", _fold_in_vmap)
 
 
 def draw_key(device: torch.device) -> Tensor:

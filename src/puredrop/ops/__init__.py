@@ -73,6 +73,30 @@ class _Dropout(torch.autograd.Function):
 torch.library.impl("puredrop::dropout", "Autograd", lambda *arguments: _Dropout.apply(*arguments))
 
 
+def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    """Every slice is a tensor of its own with the key it is given: one key, one mask for all of them."""
+    pairs = [(a, dim if isinstance(a, Tensor) else None) for a, dim in zip(arguments, in_dims, strict=True)]
+    if any(dim is not None for _, dim in pairs[1:]):  # a key, rate or ids per slice
+        slices = ([a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(info.batch_size))
+        return torch.stack([_operator(*one) for one in slices]), 0
+    input, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = arguments
+    # One key for all slices: the mapped dimension is one more that shares its decisions.
+    output = _operator(
+        input.movedim(in_dims[0], 0),
+        key,
+        p,
+        [0, *(dim + 1 for dim in shared_dims)],
+        window_shape and [1, *window_shape],
+        window_offset and [0, *window_offset],
+        sample_ids,
+        sample_dim + 1,
+    )
+    return output, 0
+
+
+torch.library.register_vmap("puredrop::dropout", _vmap)
+
+
 def _apply(*arguments: Any) -> Tensor:
     # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
     output: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Dropout.apply(*arguments)

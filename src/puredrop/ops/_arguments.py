@@ -170,7 +170,9 @@ def _dim(name: str, dim: int, rank: int) -> int:
     except TypeError:
         raise TypeError(f"{name} is {dim!r}; expected an integer") from None
     if not -rank <= index < rank:
-        raise ValueError(f"{name} is {dim}; expected a dimension of the {rank}-dimensional input, {-rank} to {rank - 1}")
+        raise ValueError(
+            f"{name} is {dim}; expected a dimension of the {rank}-dimensional input, {-rank} to {rank - 1}"
+        )
     return index % rank
 
 
