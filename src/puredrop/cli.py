@@ -1,0 +1,102 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors take one line, like every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _numbers(kind: Callable[[str], float], example: str) -> Callable[[str], tuple[float, ...]]:
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}; expected numbers with commas between, such as {example}"
+            ) from None
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="puredrop", description="Dropout done right for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"puredrop {version('puredrop')}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    compare = commands.add_parser(
+        "compare",
+        help="train with and without dropout on real data and write a page that shows what it did",
+        description="Train the same network with and without dropout, from the same weights on the same batches, "
+        "several seeds together, and write a page that shows what dropout did.",
+    )
+    compare.add_argument("data", nargs="?", default="digits", choices=("digits", "mnist"), help="default: digits")
+    compare.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four IDX files (.gz); without it they are downloaded once")  # fmt: skip
+    compare.add_argument("--hidden", type=_numbers(int, "512,256"), default=(512, 256), metavar="N,N", help="widths of the hidden layers (default: 512,256)")  # fmt: skip
+    compare.add_argument("--rates", type=_numbers(float, "0.5,0.3"), default=(0.5, 0.3), metavar="P,P", help="drop probability after each hidden layer (default: 0.5,0.3)")  # fmt: skip
+    compare.add_argument("--input-rate", type=float, default=0.0, metavar="P", help="drop probability of the features (default: 0)")  # fmt: skip
+    compare.add_argument("--epochs", type=int, metavar="N", help="at most so many epochs (default: 60 for digits, 20 for mnist)")  # fmt: skip
+    compare.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
+    compare.add_argument("--rows", type=int, metavar="N", help="use only so many rows for training and validation")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/DATA)")
+    compare.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
+    compare.set_defaults(run=_compare)
+    return parser
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    try:
+        run_module = importlib.import_module("puredrop.compare.run")
+        terminal = importlib.import_module("puredrop.compare.terminal")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("puredrop"):
+            raise
+        return _fail(f"compare needs the package {error.name}; install it with: pip install 'puredrop[study]'")
+    from rich.console import Console
+
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "line")}
+    try:
+        run = run_module.prepare(run_module.Options(**options))
+    except (ValueError, OSError) as error:
+        return _fail(" ".join(str(error).split()))
+    try:
+        found = terminal.execute(run, Console(stderr=True))
+    except KeyboardInterrupt:
+        again = [word for word in arguments.line if word != "--resume"]
+        print(f"stopped; go on with: puredrop {shlex.join([*again, '--resume'])}", file=sys.stderr)
+        return 130
+    terminal.summary(found, run.folder / "report.html", Console())
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"puredrop compare: error: {message}", file=sys.stderr)
+    return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; sys.argv's if not given.
+
+    Returns:
+        The exit code: 0, 2 for bad input (one line on stderr, nothing written), 130 after Ctrl-C.
+    """
+    line = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(line, argparse.Namespace(line=line))
+    code: int = arguments.run(arguments)
+    return code

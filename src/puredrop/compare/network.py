@@ -1,0 +1,90 @@
+"""Linear-ReLU-Dropout-...-Linear, one copy per seed, run together as batched matrix products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puredrop import functional
+from puredrop.rng import Key
+
+__all__ = ["Network", "Parameters"]
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The shape of a multilayer perceptron and where it drops.
+
+    Parameters are named as in the equivalent `nn.Sequential(Linear, ReLU, Dropout, Linear, ...)`, with one leading
+    dimension for the seeds, so that `{name: value[seed] for ...}` is that model's state dict.
+
+    Args:
+        sizes: features, hidden widths, classes.
+        rates: drop probability after each hidden layer.
+        input_rate: drop probability of the features.
+    """
+
+    sizes: tuple[int, ...]
+    rates: tuple[float, ...]
+    input_rate: float = 0.0
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the Linear layers."""
+        return tuple(str(3 * i) for i in range(len(self.sizes) - 1))
+
+    def initial(self, seeds: Sequence[int]) -> Parameters:
+        """torch.nn.Linear's initial values, a pure function of each seed.
+
+        Args:
+            seeds: one number per copy.
+
+        Returns:
+            Weights (seeds, out, in) and biases (seeds, out), float32.
+        """
+        parameters = {}
+        for name, fan_in, fan_out in zip(self.layers, self.sizes, self.sizes[1:], strict=False):
+            bound = 1 / math.sqrt(fan_in)
+            for kind, shape in (("weight", (fan_out, fan_in)), ("bias", (fan_out,))):
+                draws = [_uniform(Key(seed).fold_in("init").fold_in(f"{name}.{kind}"), shape) for seed in seeds]
+                parameters[f"{name}.{kind}"] = (2 * torch.stack(draws) - 1) * bound
+        return parameters
+
+    def logits(self, parameters: Parameters, x: Tensor, key: Key | None = None, *, one_mask: bool = False) -> Tensor:
+        """Run every copy on its own rows.
+
+        Args:
+            parameters: as `initial` gives them.
+            x: float32 (seeds, rows, features).
+            key: draw masks from it, the seed being the outermost dimension of each mask; None for the one
+                deterministic pass by weight scaling.
+            one_mask: share each copy's mask over its rows: one member of the ensemble instead of one per row.
+
+        Returns:
+            float32 (seeds, rows, classes).
+        """
+        shared_dims = (1,) if one_mask else ()
+
+        def drop(h: Tensor, rate: float, site: str) -> Tensor:
+            if key is None:
+                return h
+            return functional.dropout(h, rate, key=key.fold_in(site), shared_dims=shared_dims)
+
+        h = drop(x, self.input_rate, "input")
+        for i, name in enumerate(self.layers):
+            weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
+            if i < len(self.rates):
+                h = drop(F.relu(h), self.rates[i], f"{3 * i + 2}")
+        return h
+
+
+def _uniform(key: Key, shape: tuple[int, ...]) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(int(key)))

@@ -1,0 +1,176 @@
+"""The page: one self-contained HTML file made from the results alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from puredrop.compare.measure import MEMBERS
+from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
+from puredrop.compare.wording import QUANTITIES, Quantity, verdict
+
+__all__ = ["render"]
+
+_NAMES = {"none": "without dropout", "dropout": "with dropout"}
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure, its text alternative, and its JSON, in which "@name" stands for the page's colour of that name."""
+
+    id: str
+    alt: str
+    json: Markup
+
+
+def render(results: dict[str, Any]) -> str:
+    """Make the page.
+
+    Args:
+        results: as in results.json.
+
+    Returns:
+        HTML that needs no network.
+    """
+    page = files("puredrop.compare") / "page"
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((page / "report.html.j2").read_text("utf-8"))
+    return template.render(
+        results=results,
+        verdict=verdict(results),
+        quantities=[_row(q, results) for q in QUANTITIES.values()],
+        arms=_arms_table(results),
+        figures=_figures(results),
+        members=MEMBERS,
+        protocol={"learning_rate": LEARNING_RATE, "batch": BATCH, "patience": PATIENCE},
+        command=_command(results["identity"]),
+        style=Markup((page / "style.css").read_text("utf-8")),
+        script=Markup((page / "page.js").read_text("utf-8")),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
+    d = results["differences"][q.key]
+    reach = max(abs(d["low"]), abs(d["high"]), 1e-12) * 1.15
+    before, after = q.means(results)
+    return {
+        "title": q.title,
+        "before": before,
+        "after": after,
+        "interval": q.interval(results),
+        "unit": " points" if q.unit else "",
+        "claim": q.claim(results),
+        "found": d["found"],
+        # Positions in a drawing 200 wide with 0 in the middle.
+        "marks": {end: round(100 + 100 * d[end] / reach, 1) for end in ("low", "estimate", "high")},
+    }
+
+
+def _figures(results: dict[str, Any]) -> dict[str, _Figure]:
+    pairs = {key: _pairs(QUANTITIES[key], results) for key in ("nll", "error", "gap", "mc_nll")}
+    return {**pairs, "curves": _curves(results)}
+
+
+def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) -> _Figure:
+    # Plain dictionaries: plotly's own classes refuse a colour that only the page knows.
+    text = json.dumps({"data": [{"type": "scatter", **trace} for trace in traces], "layout": layout})
+    # "<" may not appear in a script element; JSON has an escape for it.
+    return _Figure(name, alt, Markup(text.replace("<", "\\u003c")))
+
+
+def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
+    """One line per seed from its value before to its value after, and the means beside them."""
+    before, after = (q.value(results, path) for path in (q.before, q.after))
+    members = q.key.startswith("mc_")
+    labels = ["one pass", f"{MEMBERS} members"] if members else list(_NAMES.values())
+    colors = ["@dropout", "@members"] if members else ["@none", "@dropout"]
+    traces: list[dict[str, Any]] = []
+    for seed, pair in enumerate(zip(before["per_seed"], after["per_seed"], strict=True)):
+        y = [value * q.scale for value in pair]
+        text = [f"seed {seed}: {q.show(value)}{q.unit}" for value in pair]
+        traces.append(
+            {"x": [0, 1], "y": y, "mode": "lines+markers", "line": {"color": "@line", "width": 1.25}, "text": text,
+             "marker": {"color": colors, "size": 9}, "hovertemplate": "%{text}<extra></extra>"}
+        )  # fmt: skip
+    for x, record, color in ((-0.22, before, colors[0]), (1.22, after, colors[1])):
+        mean = q.show(record["mean"]) + q.unit
+        traces.append(
+            {"x": [x], "y": [record["mean"] * q.scale], "mode": "markers", "hovertemplate": f"mean {mean}<extra></extra>",
+             "marker": {"color": color, "size": 18, "symbol": "line-ew-open", "line": {"width": 3, "color": color}}}
+        )  # fmt: skip
+    alt = f"{q.title}, per seed: {labels[0]} {q.means(results)[0]}, {labels[1]} {q.means(results)[1]} on average"
+    unit = " (%)" if q.unit else " (nats)"
+    xaxis = {"tickvals": [0, 1], "ticktext": labels, "range": [-0.5, 1.5], "showgrid": False, "zeroline": False}
+    title = q.title.split(",")[0] + unit
+    return _figure(
+        q.key, alt, traces, xaxis=xaxis, yaxis={"title": {"text": title}, "zeroline": False}, showlegend=False
+    )
+
+
+def _curves(results: dict[str, Any]) -> _Figure:
+    """Validation NLL by epoch: mean over seeds, and the band from the best seed to the worst."""
+    traces: list[dict[str, Any]] = []
+    for name, record in results["arms"].items():
+        history = record["history"]["validation_nll"]
+        epochs = list(range(1, len(history) + 1))
+        low, high = [min(e) for e in history], [max(e) for e in history]
+        mean = [statistics.fmean(e) for e in history]
+        band = {"x": epochs, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+        traces += [
+            {"y": low, **band},
+            {"y": high, "fill": "tonexty", "fillcolor": f"@{name}-soft", **band},
+            {"x": epochs, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5}, "name": _NAMES[name],
+             "hovertemplate": "epoch %{x}: %{y:.4f}<extra></extra>"},
+        ]  # fmt: skip
+    alt = "validation NLL by epoch, " + "; ".join(
+        f"{_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
+        for name, record in results["arms"].items()
+    )
+    yaxis: dict[str, Any] = {"title": {"text": "validation NLL (nats, log scale)"}, "type": "log", "zeroline": False}
+    yaxis["tickvals"] = [base * 10**power for power in range(-4, 2) for base in (1, 2, 5)]
+    legend = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
+    return _figure(
+        "curves", alt, traces, xaxis={"title": {"text": "epoch"}, "zeroline": False}, yaxis=yaxis, legend=legend
+    )
+
+
+def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Rows of the table of both arms: a label and one text per arm."""
+    arms = list(results["arms"].values())
+
+    def spread(record: dict[str, Any], scale: float, digits: int, unit: str = "") -> str:
+        return f"{record['mean'] * scale:.{digits}f} ± {statistics.stdev(record['per_seed']) * scale:.{digits}f}{unit}"
+
+    rows = [
+        ("test error", [spread(a["error"], 100, 2, " %") for a in arms]),
+        ("test NLL (nats)", [spread(a["nll"], 1, 4) for a in arms]),
+        ("training NLL (nats)", [spread(a["training_nll"], 1, 4) for a in arms]),
+        ("gap, test minus training NLL", [spread(a["gap"], 1, 4) for a in arms]),
+        ("expected calibration error", [spread(a["calibration_error"], 100, 2, " %") for a in arms]),
+    ]
+    for i, layer in enumerate(arms[0]["weight_norms"]):
+        rows.append((f"weight norm, Linear {i + 1}", [spread(a["weight_norms"][layer], 1, 2) for a in arms]))
+    rows.append(
+        ("best epoch, median (of)", [f"{statistics.median(a['best_epoch']):.0f} ({a['epochs']})" for a in arms])
+    )
+    rows.append(("seconds per epoch, all seeds", [f"{a['seconds_per_epoch']:.2f}" for a in arms]))
+    return rows
+
+
+def _command(identity: dict[str, Any]) -> str:
+    numbers = {name: ",".join(map(str, identity[name])) for name in ("hidden", "rates")}
+    rows = "" if identity["rows"] is None else f" --rows {identity['rows']}"
+    return (
+        f"puredrop compare {identity['data']} --hidden {numbers['hidden']} --rates {numbers['rates']} "
+        f"--input-rate {identity['input_rate']} --epochs {identity['epochs']} --seeds {identity['seeds']}{rows}"
+    )

@@ -1,0 +1,266 @@
+"""One run of `compare`: checked first, then trained, measured and written; resumable at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from puredrop.compare import files, report, results
+from puredrop.compare.data import Data, load
+from puredrop.compare.measure import ensemble, measure
+from puredrop.compare.network import Network
+from puredrop.compare.training import Arm, train
+
+__all__ = ["ARMS", "Options", "Run", "prepare"]
+
+ARMS = ("none", "dropout")
+EPOCHS = {"digits": 60, "mnist": 20}
+_SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; the fields are the command's options.
+
+    Args:
+        data: "digits" or "mnist".
+        data_dir: folder of MNIST's files.
+        hidden: widths of the hidden layers.
+        rates: drop probability after each of them.
+        input_rate: drop probability of the features.
+        epochs: at most so many; None for the data set's default.
+        seeds: how many seeds are trained together.
+        rows: how many rows train and validate; None for all.
+        out: output folder; None for runs/<data>.
+        resume: go on with the unfinished run in the output folder.
+    """
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    hidden: tuple[int, ...] = (512, 256)
+    rates: tuple[float, ...] = (0.5, 0.3)
+    input_rate: float = 0.0
+    epochs: int | None = None
+    seeds: int = 10
+    rows: int | None = None
+    out: Path | None = None
+    resume: bool = False
+
+    def check(self) -> None:
+        """Raise ValueError, naming the option, for values that cannot be run."""
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"--hidden is {_list(self.hidden)}; expected widths of at least 1, such as 512,256")
+        if len(self.rates) != len(self.hidden):
+            raise ValueError(
+                f"--rates has {len(self.rates)} entries ({_list(self.rates)}), --hidden has {len(self.hidden)} "
+                f"({_list(self.hidden)}); give one rate per hidden layer"
+            )
+        for name, rate in [*(("--rates", rate) for rate in self.rates), ("--input-rate", self.input_rate)]:
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} holds {rate}; expected rates in [0, 1), the share of units dropped")
+        if not any((*self.rates, self.input_rate)):
+            raise ValueError(
+                "--rates and --input-rate are all 0; expected at least one above 0, or there is no dropout"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"--epochs is {self.epochs}; expected at least 1")
+        if self.seeds < 2:
+            raise ValueError(
+                f"--seeds is {self.seeds}; expected at least 2, since one seed shows no spread (10 is good)"
+            )
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+@dataclass
+class Run:
+    """A run that has passed every check and written nothing yet.
+
+    Args:
+        folder: where its files go.
+        data: the rows.
+        network: its shape.
+        identity: what must be equal for two runs to give the same numbers.
+        arms: by name, those begun.
+        finished: the results, where the folder already holds them.
+    """
+
+    folder: Path
+    data: Data
+    network: Network
+    identity: dict[str, Any]
+    arms: dict[str, Arm] = field(default_factory=dict)
+    finished: dict[str, Any] | None = None
+    _saved_at: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """At most so many for each arm."""
+        epochs: int = self.identity["epochs"]
+        return epochs
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that makes an unfinished run resumable."""
+        return self.folder / "checkpoint.safetensors"
+
+    def execute(self, on_epoch: Callable[[str, Arm], None] = lambda name, arm: None) -> dict[str, Any]:
+        """Train what is left, measure, and write results, page and weights.
+
+        Args:
+            on_epoch: called with the arm's name after each epoch.
+
+        Returns:
+            The results, as in results.json.
+        """
+        if self.finished is not None:
+            return self.finished
+        self.folder.mkdir(parents=True, exist_ok=True)
+        seeds = range(self.identity["seeds"])
+        for name in ARMS:
+            if name not in self.arms:
+                self.arms[name] = Arm.start(self.network, seeds, dropout=name == "dropout")
+                self._save()
+
+            def after(arm: Arm, name: str = name) -> None:
+                on_epoch(name, arm)
+                if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
+                    self._save()
+
+            train(self.arms[name], self.network, self.data, seeds, self.epochs, after)
+            self._save()
+        found = self._measured()
+        self._write(found)
+        return found
+
+    def _save(self) -> None:
+        tensors = {f"{name}/{key}": v for name, arm in self.arms.items() for key, v in arm.tensors().items()}
+        state = {
+            "identity": self.identity,
+            "threads": torch.get_num_threads(),
+            "arms": {name: arm.state() for name, arm in self.arms.items()},
+        }
+        files.save_checkpoint(self.checkpoint, tensors, state)
+        self._saved_at = time.monotonic()
+
+    def _measured(self) -> dict[str, Any]:
+        one_pass = {name: measure(arm.best, self.network, self.data) for name, arm in self.arms.items()}
+        members = ensemble(self.arms["dropout"].best, self.network, self.data)
+        return {
+            "schema": results.SCHEMA,
+            "identity": self.identity,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "environment": _environment(),
+            "rows": {name: len(getattr(self.data, name).y) for name in ("train", "validation", "test")},
+            "arms": {
+                name: results.arm_record(arm, one_pass[name], members if arm.dropout else None)
+                for name, arm in self.arms.items()
+            },
+            "differences": results.differences(one_pass["none"], one_pass["dropout"], members),
+        }
+
+    def _write(self, found: dict[str, Any]) -> None:
+        for name, arm in self.arms.items():
+            weights = {key: value.detach().contiguous() for key, value in arm.best.items()}
+            files.write(self.folder / f"weights-{name}.safetensors", safetensors.torch.save(weights))
+        files.write(self.folder / "report.html", report.render(found).encode())
+        files.write(self.folder / "results.json", json.dumps(found, indent=1).encode())
+        self.checkpoint.unlink()  # last: until here a kill leaves a run that resumes
+
+
+def prepare(options: Options) -> Run:
+    """Check everything that can be wrong before the first byte is written.
+
+    Args:
+        options: what the user asked for.
+
+    Returns:
+        The run, resumed from its checkpoint where that was asked for and there is one.
+
+    Raises:
+        ValueError, OSError: with one line that names the option or file, its value, and what was expected.
+    """
+    options.check()
+    data = load(options.data, options.data_dir, options.rows)
+    network = Network((data.train.x.shape[1], *options.hidden, data.classes), options.rates, options.input_rate)
+    identity = {
+        "data": options.data,
+        "data_digest": data.digest(),
+        "hidden": list(options.hidden),
+        "rates": list(options.rates),
+        "input_rate": options.input_rate,
+        "epochs": options.epochs or EPOCHS[options.data],
+        "seeds": options.seeds,
+        "rows": options.rows,
+        "torch": torch.__version__,
+    }
+    run = Run(options.out or Path("runs") / options.data, data, network, identity)
+    _check_folder(run.folder)
+    if not run.checkpoint.exists():
+        run.finished = _finished(run) if options.resume else None
+        return run
+    if not options.resume:
+        raise ValueError(
+            f"{run.folder} holds an unfinished run; add --resume to go on with it, or choose another --out"
+        )
+    _load(run)
+    return run
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--out is {str(folder)!r}, which is a file; expected a folder or a new name")
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"--out is {str(folder)!r}, but {parent} is not writable")
+
+
+def _load(run: Run) -> None:
+    tensors, state = files.load_checkpoint(run.checkpoint)
+    for name, value in run.identity.items():
+        if state["identity"].get(name) != value:
+            raise ValueError(
+                f"--resume: {name} is {value}, but the unfinished run in {run.folder} has "
+                f"{state['identity'].get(name)}; make them equal, or choose another --out"
+            )
+    # Sums over other numbers of threads round differently, and a resumed run ends with the same bits.
+    torch.set_num_threads(state["threads"])
+    for name, arm in state["arms"].items():
+        own = {key.removeprefix(f"{name}/"): v for key, v in tensors.items() if key.startswith(f"{name}/")}
+        run.arms[name] = Arm.restore(own, arm)
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    path = run.folder / "results.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is corrupt ({error}); delete it to start again") from error
+    return found if found.get("identity") == run.identity else None
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "puredrop": version("puredrop"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,183 @@
+"""Train one arm: all seeds as one batched model, each stopped early on its own validation rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puredrop.compare.data import Data, Split
+from puredrop.compare.network import Network, Parameters
+from puredrop.rng import Key
+
+__all__ = ["Arm", "negative_log_likelihood", "train"]
+
+LEARNING_RATE = 2e-3
+BATCH = 128
+PATIENCE = 12
+
+
+@dataclass
+class Arm:
+    """One arm in training, at the end of an epoch: all that its future depends on.
+
+    Args:
+        dropout: whether masks are drawn.
+        current: parameters.
+        best: the parameters of each seed's best epoch so far.
+        moments: Adam's running means.
+        epoch: epochs trained.
+        best_epoch: of each seed.
+        training_loss, validation_nll: for each epoch, a value per seed; the loss is the one trained on, masks and all.
+        seconds: training time of each epoch, for all seeds together.
+    """
+
+    dropout: bool
+    current: Parameters
+    best: Parameters
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int = 0
+    best_epoch: list[int] = field(default_factory=list)
+    training_loss: list[list[float]] = field(default_factory=list)
+    validation_nll: list[list[float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @staticmethod
+    def start(network: Network, seeds: Sequence[int], *, dropout: bool) -> Arm:
+        """An arm before its first step; arms of one network and seeds start from the same weights."""
+        initial = network.initial(seeds)
+        best = {name: value.clone() for name, value in initial.items()}
+        return Arm(dropout, initial, best, best_epoch=[0] * len(seeds))
+
+    def finished(self, epochs: int) -> bool:
+        """Whether every seed has gone without improvement for too long, or the epochs are used up."""
+        return self.epoch >= epochs or (self.epoch > 0 and self.epoch - max(self.best_epoch) >= PATIENCE)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by a flat name, for a checkpoint."""
+        groups = {"current": self.current, "best": self.best, "moments": self.moments}
+        return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All else, as JSON can hold it."""
+        names = ("dropout", "epoch", "best_epoch", "training_loss", "validation_nll", "seconds")
+        return {name: getattr(self, name) for name in names}
+
+    @staticmethod
+    def restore(tensors: dict[str, Tensor], state: dict[str, Any]) -> Arm:
+        """The inverse of `tensors` and `state`."""
+        groups: dict[str, dict[str, Tensor]] = {"current": {}, "best": {}, "moments": {}}
+        for name, value in tensors.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = value
+        return Arm(**groups, **state)
+
+
+def negative_log_likelihood(logits: Tensor, y: Tensor) -> Tensor:
+    """Per seed and row.
+
+    Args:
+        logits: (seeds, rows, classes).
+        y: (seeds, rows) or (rows,), class numbers.
+
+    Returns:
+        (seeds, rows), in nats.
+    """
+    return F.cross_entropy(logits.transpose(1, 2), y.expand(logits.shape[:2]), reduction="none")
+
+
+def train(
+    arm: Arm,
+    network: Network,
+    data: Data,
+    seeds: Sequence[int],
+    epochs: int,
+    on_epoch: Callable[[Arm], None] = lambda arm: None,
+) -> None:
+    """Train an arm to its end, from wherever it stands.
+
+    Rows, order and masks of a step are functions of seed and step alone, so where it was interrupted does not show.
+
+    Args:
+        arm: changed in place.
+        network: its shape.
+        data: training and validation rows; the test rows are not looked at.
+        seeds: one number per copy.
+        epochs: at most so many.
+        on_epoch: called after each epoch.
+    """
+    if not arm.finished(epochs):
+        _train(arm, network, data, seeds, epochs, on_epoch)
+    arm.current, arm.moments = {}, {}  # only the best epoch counts from here on
+
+
+def _train(
+    arm: Arm, network: Network, data: Data, seeds: Sequence[int], epochs: int, on_epoch: Callable[[Arm], None]
+) -> None:
+    parameters = [value.requires_grad_() for value in arm.current.values()]
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    _restore_moments(optimizer, arm)
+    while not arm.finished(epochs):
+        started = time.perf_counter()
+        loss = _one_epoch(arm, network, data.train, seeds, optimizer)
+        arm.seconds.append(time.perf_counter() - started)
+        arm.training_loss.append(loss)
+        arm.epoch += 1
+        _keep_the_best(arm, network, data.validation)
+        arm.moments = _moments(optimizer, arm)
+        on_epoch(arm)
+
+
+def _one_epoch(
+    arm: Arm, network: Network, rows: Split, seeds: Sequence[int], optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """One pass over the training rows, every seed in its own order; the mean loss of each seed."""
+    order = torch.stack([_shuffled(Key(seed).fold_in("order").fold_in(arm.epoch), len(rows.y)) for seed in seeds])
+    total = torch.zeros(len(seeds))
+    batches = order.split(BATCH, dim=1)
+    for i, batch in enumerate(batches):
+        step = arm.epoch * len(batches) + i
+        key = Key(0).fold_in("compare").fold_in(step) if arm.dropout else None
+        losses = negative_log_likelihood(network.logits(arm.current, rows.x[batch], key), rows.y[batch])
+        optimizer.zero_grad()
+        losses.mean(1).sum().backward()  # a sum over seeds: each has the gradient it would have alone
+        optimizer.step()
+        total += losses.detach().sum(1)
+    return (total / len(rows.y)).tolist()
+
+
+def _shuffled(key: Key, rows: int) -> Tensor:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(int(key)))
+
+
+@torch.no_grad()
+def _keep_the_best(arm: Arm, network: Network, rows: Split) -> None:
+    x = rows.x.expand(len(arm.best_epoch), -1, -1)
+    nll = negative_log_likelihood(network.logits(arm.current, x), rows.y).mean(1).tolist()
+    for seed, value in enumerate(nll):
+        if value < min((past[seed] for past in arm.validation_nll), default=float("inf")):
+            arm.best_epoch[seed] = arm.epoch
+            for name, best in arm.best.items():
+                best[seed] = arm.current[name][seed]
+    arm.validation_nll.append(nll)
+
+
+def _moments(optimizer: torch.optim.Optimizer, arm: Arm) -> dict[str, Tensor]:
+    """Adam's state by flat names."""
+    state = optimizer.state_dict()["state"]
+    return {f"{name}/{kind}": v for i, name in enumerate(arm.current) for kind, v in state[i].items()}
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, arm: Arm) -> None:
+    if not arm.moments:
+        return
+    state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(arm.current))}
+    for i, name in enumerate(arm.current):
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            state[i][kind] = arm.moments[f"{name}/{kind}"]
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
