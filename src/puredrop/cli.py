@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 __all__ = ["main"]
+
+# What the extra `study` installs, by import name.
+_STUDY = ("jinja2", "plotly", "pooch", "rich", "safetensors", "scipy", "sklearn", "torchmetrics")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,18 +61,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    try:
-        run_module = importlib.import_module("puredrop.compare.run")
-        terminal = importlib.import_module("puredrop.compare.terminal")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("puredrop"):
-            raise
-        return _fail(f"compare needs the package {error.name}; install it with: pip install 'puredrop[study]'")
+    missing = [name for name in _STUDY if importlib.util.find_spec(name) is None]
+    if missing:
+        return _fail(f"compare needs {', '.join(missing)}; install what it needs with: pip install 'puredrop[study]'")
     from rich.console import Console
+
+    from puredrop.compare import terminal
+    from puredrop.compare.run import Options, prepare
 
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "line")}
     try:
-        run = run_module.prepare(run_module.Options(**options))
+        run = prepare(Options(**options))
     except (ValueError, OSError) as error:
         return _fail(" ".join(str(error).split()))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -120,9 +121,11 @@ def _train(
     arm: Arm, network: Network, data: Data, seeds: Sequence[int], epochs: int, on_epoch: Callable[[Arm], None]
 ) -> None:
     parameters = [value.requires_grad_() for value in arm.current.values()]
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    optimizer = torch.optim.Adam(parameters, fused=True)
     _restore_moments(optimizer, arm)
     while not arm.finished(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * arm.epoch / epochs)) / 2
         started = time.perf_counter()
         loss = _one_epoch(arm, network, data.train, seeds, optimizer)
         arm.seconds.append(time.perf_counter() - started)

@@ -1,0 +1,247 @@
+"""The whole command on small runs: what it writes, what it refuses, and that a kill does not show."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from puredrop.cli import main
+from puredrop.compare import run as run_module
+
+SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", "3", "--epochs", "4"]
+
+
+def compare(out, *options):
+    return main(["compare", "digits", "--out", str(out), *SMALL, *options])
+
+
+def without_time(results):
+    """The numbers, less those that say how long it took and when."""
+    results = json.loads(json.dumps(results))
+    results.pop("created")
+    for arm in results["arms"].values():
+        arm.pop("seconds_per_epoch")
+    return results
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert compare(out) == 0
+    return out
+
+
+def read(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_it_writes_results_page_and_weights_and_no_more(finished):
+    names = sorted(path.name for path in finished.iterdir())
+    assert names == ["report.html", "results.json", "weights-dropout.safetensors", "weights-none.safetensors"]
+
+
+def test_the_results_say_what_was_measured(finished):
+    results = read(finished)
+    assert results["schema"] == 1
+    assert results["rows"] == {"train": 167, "validation": 33, "test": 599}
+    for name, arm in results["arms"].items():
+        for key in ("error", "nll", "calibration_error", "training_nll", "gap"):
+            assert len(arm[key]["per_seed"]) == 3
+            assert arm[key]["mean"] == pytest.approx(sum(arm[key]["per_seed"]) / 3)
+        assert arm["gap"]["mean"] == pytest.approx(arm["nll"]["mean"] - arm["training_nll"]["mean"])
+        assert set(arm["weight_norms"]) == {"0", "3", "6"}
+        assert (arm["mc"] is None) == (name == "none")
+        assert len(arm["history"]["validation_nll"]) == arm["epochs"] == 4
+    means = {name: arm["nll"]["mean"] for name, arm in results["arms"].items()}
+    assert results["differences"]["nll"]["estimate"] == pytest.approx(means["dropout"] - means["none"])
+    mc = results["arms"]["dropout"]["mc"]["nll"]["mean"]
+    assert results["differences"]["mc_nll"]["estimate"] == pytest.approx(mc - means["dropout"])
+
+
+def test_the_weights_load_into_the_plain_model_and_give_the_error_in_the_results(finished):
+    from puredrop.compare.data import load
+
+    weights = safetensors.torch.load_file(finished / "weights-dropout.safetensors")
+    model = nn.Sequential(
+        nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 10)
+    ).eval()
+    test = load("digits").test
+    for seed in range(3):
+        model.load_state_dict({name: value[seed] for name, value in weights.items()})
+        error = (model(test.x).argmax(1) != test.y).double().mean().item()
+        assert error == pytest.approx(read(finished)["arms"]["dropout"]["error"]["per_seed"][seed], abs=1.5 / 599)
+
+
+def test_five_lines_and_silence_where_there_is_no_terminal(tmp_path, capsys):
+    assert compare(tmp_path / "run") == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["NLL", "error", "gap", "MC", "page"]
+    assert lines[-1].endswith("run/report.html")
+    assert err == ""
+
+
+def test_resume_without_an_unfinished_run_starts_and_with_a_finished_one_repeats_it(finished, tmp_path, capsys):
+    assert compare(tmp_path / "new", "--resume") == 0
+    first = capsys.readouterr().out
+    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
+    assert compare(finished, "--resume") == 0
+    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+    again = capsys.readouterr().out
+    assert again.splitlines()[:4] == first.splitlines()[:4]
+    assert without_time(read(tmp_path / "new")) == without_time(read(finished))
+
+
+def command(out, *options):
+    return [sys.executable, "-m", "puredrop", "compare", "digits", "--out", str(out), *SMALL, *options]
+
+
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_path, seed):
+    out, chance, kills = tmp_path / "run", random.Random(seed), 0
+    options = ["--epochs", "40"]
+    assert compare(tmp_path / "whole", *options) == 0
+    for _ in range(30):
+        process = subprocess.Popen(command(out, *options, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not any(out.glob("*checkpoint*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0 or kills == 4:
+            break
+    assert kills >= 2
+    assert subprocess.run(command(out, *options, "--resume"), capture_output=True, check=False).returncode == 0
+    assert without_time(read(out)) == without_time(read(tmp_path / "whole"))
+    for name in ("none", "dropout"):
+        file = f"weights-{name}.safetensors"
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(out, "--epochs", "100000"), stderr=subprocess.PIPE, text=True)
+    while not (out / "checkpoint.safetensors").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == f"stopped; go on with: puredrop {' '.join(command(out, '--epochs', '100000')[3:])} --resume"
+    assert "Traceback" not in err
+    assert (out / "checkpoint.safetensors").exists()
+
+
+@pytest.fixture
+def unfinished(tmp_path, monkeypatch):
+    """A run stopped after its first epoch."""
+    out = tmp_path / "run"
+
+    def stop(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train", stop)
+        assert compare(out) == 130
+    return out
+
+
+def refused(capsys, code, message):
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert re.search(message, err), err
+
+
+def test_an_unfinished_run_is_not_overwritten(unfinished, capsys):
+    capsys.readouterr()
+    before = (unfinished / "checkpoint.safetensors").read_bytes()
+    refused(capsys, compare(unfinished), r"holds an unfinished run; add --resume")
+    assert (unfinished / "checkpoint.safetensors").read_bytes() == before
+    assert compare(unfinished, "--resume") == 0
+
+
+def test_resuming_with_other_options_is_refused_by_name(unfinished, capsys):
+    capsys.readouterr()
+    refused(capsys, compare(unfinished, "--resume", "--epochs", "9"), r"epochs is 9, but the unfinished run .* has 4")
+    refused(capsys, compare(unfinished, "--resume", "--rows", "210"), r"data_digest is .*make them equal")
+
+
+def test_a_corrupt_checkpoint_is_named_and_refused(unfinished, capsys):
+    capsys.readouterr()
+    path = unfinished / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+    refused(capsys, compare(unfinished, "--resume"), r"checkpoint.safetensors is corrupt .*delete it to start again")
+    assert path.read_bytes() == bytes(data)
+
+
+def test_a_resumed_run_uses_the_threads_it_began_with(unfinished, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert compare(unfinished, "--resume") == 0
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+BAD = [
+    (["--rates", "0.5"], r"--rates has 1 entries \(0.5\), --hidden has 2 \(512,256\); give one rate per hidden layer"),
+    (["--rates", "0.5,1.5"], r"--rates holds 1.5; expected rates in \[0, 1\)"),
+    (["--rates", "0.5,nan"], r"--rates holds nan"),
+    (["--rates", "0,0"], r"all 0; expected at least one above 0"),
+    (["--rates", "a,b"], r"argument --rates: 'a,b'; expected numbers with commas between, such as 0.5,0.3"),
+    (["--input-rate", "-1"], r"--input-rate holds -1.0"),
+    (["--hidden", "0,256"], r"--hidden is 0,256; expected widths of at least 1"),
+    (["--hidden", "8.5"], r"argument --hidden: '8.5'"),
+    (["--rows", "5000"], r"--rows is 5000; expected 60 to 1198"),
+    (["--epochs", "0"], r"--epochs is 0; expected at least 1"),
+    (["--seeds", "1"], r"--seeds is 1; expected at least 2"),
+    (["--data-dir", "/no/such"], r"digits come with scikit-learn"),
+    (["--frobnicate"], r"unrecognized arguments: --frobnicate \(see puredrop --help\)"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["compare", "digits", *options])
+    except SystemExit as error:
+        code = error.code
+    refused(capsys, code, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_data_folder_or_name_or_output_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, main(["compare", "mnist", "--data-dir", "nowhere"]), r"--data-dir is 'nowhere', which is no folder")
+    with pytest.raises(SystemExit) as info:
+        main(["compare", "cifar"])
+    refused(capsys, info.value.code, r"argument data: invalid choice: 'cifar' \(choose from .*digits.*mnist")
+    (tmp_path / "file").write_text("")
+    refused(capsys, main(["compare", "--out", "file"]), r"--out is 'file', which is a file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    # Root may write anywhere, so the answer to "may I" is given here.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused(capsys, compare(tmp_path / "run"), r"--out is '.*run', but .* is not writable")
+    assert list(tmp_path.iterdir()) == []
