@@ -13,7 +13,17 @@ def test_help_names_every_option_and_default(capsys):
         main(["compare", "--help"])
     assert info.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--data-dir", "--hidden", "--rates", "--input-rate", "--epochs", "--seeds", "--rows", "--out", "--resume"):
+    for option in (
+        "--data-dir",
+        "--hidden",
+        "--rates",
+        "--input-rate",
+        "--epochs",
+        "--seeds",
+        "--rows",
+        "--out",
+        "--resume",
+    ):
         assert option in text
 
 
@@ -38,7 +48,9 @@ def test_without_the_study_extra_it_says_what_to_install(package, tmp_path):
         "from puredrop.cli import main\n"
         "sys.exit(main(['compare']))\n"
     )
-    found = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, cwd=tmp_path, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code, package], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert found.returncode == 2
     expected = f"compare needs {package}; install what it needs with: pip install 'puredrop[study]'"
     assert found.stderr == f"puredrop compare: error: {expected}\n"

@@ -1,5 +1,6 @@
 """What a mask depends on, and what a caller is told."""
 
+import itertools
 import math
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import FLOATS, keeps, logical, same_bits
 
+from oracles import FLOATS, keeps, logical, same_bits
 from puredrop import Key, Window, keep_mask
 from puredrop.functional import dropout
 
@@ -51,7 +52,7 @@ def test_every_way_of_cutting_a_tensor_into_windows_gives_the_same_mask(key, p, 
     pieces = [()]
     for size in shape:
         cuts = sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=2))})
-        pieces = [(*piece, ends) for piece in pieces for ends in zip(cuts, cuts[1:], strict=False)]
+        pieces = [(*piece, ends) for piece in pieces for ends in itertools.pairwise(cuts)]
     joined = torch.zeros(shape, dtype=torch.int8)
     for piece in pieces:
         at = tuple(slice(*ends) for ends in piece)
@@ -242,7 +243,7 @@ def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         dropout(ONES, **{"key": KEY, **arguments})
     with pytest.raises(error, match=message):  # checked in eval mode too, as torch checks p
-        dropout(ONES, **{**arguments}, training=False) if "key" not in arguments else dropout(ONES, **arguments)
+        dropout(ONES, **arguments, training=False) if "key" not in arguments else dropout(ONES, **arguments)
 
 
 def test_bad_inputs_are_named():

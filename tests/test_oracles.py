@@ -1,6 +1,7 @@
 """The oracles can say no: each of them is seen to fail."""
 
 import torch
+
 from oracles import VECTORS, keeps, logical, philox, same_bits
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import VECTORS
 
+from oracles import VECTORS
 from puredrop import Key
 from puredrop.rng import as_key_tensor, draw_key, fold_in, philox
 
@@ -109,13 +109,13 @@ def test_a_key_is_immutable_copyable_and_takes_numpy_integers():
 
 @pytest.mark.parametrize("seed", [1.0, "a", None, torch.tensor(1.5)], ids=repr)
 def test_a_seed_must_be_an_integer(seed):
-    with pytest.raises(TypeError, match="seed is .*expected an integer"):
+    with pytest.raises(TypeError, match=r"seed is .*expected an integer"):
         Key(seed)
 
 
 def test_fold_in_takes_integers_and_text_only():
     assert Key(1).fold_in("7") != Key(1).fold_in(7)
-    with pytest.raises(TypeError, match="data is 1.5; expected an integer or a str"):
+    with pytest.raises(TypeError, match=r"data is 1.5; expected an integer or a str"):
         Key(1).fold_in(1.5)
 
 

@@ -7,7 +7,8 @@ import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from dataclasses import fields
+from importlib.metadata import files, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """What a bug report should begin with; looked up only when asked for, since torch takes a second to load."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from puredrop.ops import backend
+
+        compiled = any("_lib" in file.parts for file in files("puredrop") or ())
+        library = "present, not used yet" if compiled else "none (no working C compiler at installation)"
+        versions = f"puredrop {version('puredrop')}, torch {version('torch')}"
+        print(f"{versions}, backend: {backend()}, compiled library: {library}")
+        parser.exit(0)
+
+
 def _numbers(kind: Callable[[str], float], example: str) -> Callable[[str], tuple[float, ...]]:
     def parse(text: str) -> tuple[float, ...]:
         try:
@@ -38,7 +52,7 @@ def _numbers(kind: Callable[[str], float], example: str) -> Callable[[str], tupl
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="puredrop", description="Dropout done right for PyTorch.")
-    parser.add_argument("--version", action="version", version=f"puredrop {version('puredrop')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions and the backend, and exit")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
     compare = commands.add_parser(
         "compare",
@@ -47,11 +61,32 @@ def _parser() -> argparse.ArgumentParser:
         "several seeds together, and write a page that shows what dropout did.",
     )
     compare.add_argument("data", nargs="?", default="digits", choices=("digits", "mnist"), help="default: digits")
-    compare.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four IDX files (.gz); without it they are downloaded once")  # fmt: skip
-    compare.add_argument("--hidden", type=_numbers(int, "512,256"), default=(512, 256), metavar="N,N", help="widths of the hidden layers (default: 512,256)")  # fmt: skip
-    compare.add_argument("--rates", type=_numbers(float, "0.5,0.3"), default=(0.5, 0.3), metavar="P,P", help="drop probability after each hidden layer (default: 0.5,0.3)")  # fmt: skip
-    compare.add_argument("--input-rate", type=float, default=0.0, metavar="P", help="drop probability of the features (default: 0)")  # fmt: skip
-    compare.add_argument("--epochs", type=int, metavar="N", help="at most so many epochs (default: 60 for digits, 20 for mnist)")  # fmt: skip
+    compare.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of MNIST's four IDX files (.gz); without it they are downloaded once",
+    )
+    compare.add_argument(
+        "--hidden",
+        type=_numbers(int, "512,256"),
+        default=(512, 256),
+        metavar="N,N",
+        help="widths of the hidden layers (default: 512,256)",
+    )
+    compare.add_argument(
+        "--rates",
+        type=_numbers(float, "0.5,0.3"),
+        default=(0.5, 0.3),
+        metavar="P,P",
+        help="drop probability after each hidden layer (default: 0.5,0.3)",
+    )
+    compare.add_argument(
+        "--input-rate", type=float, default=0.0, metavar="P", help="drop probability of the features (default: 0)"
+    )
+    compare.add_argument(
+        "--epochs", type=int, metavar="N", help="at most so many epochs (default: 60 for digits, 20 for mnist)"
+    )
     compare.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
     compare.add_argument("--rows", type=int, metavar="N", help="use only so many rows for training and validation")
     compare.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/DATA)")
@@ -69,7 +104,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from puredrop.compare import terminal
     from puredrop.compare.run import Options, prepare
 
-    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "line")}
+    options = {field.name: getattr(arguments, field.name) for field in fields(Options)}
     try:
         run = prepare(Options(**options))
     except (ValueError, OSError) as error:

@@ -53,16 +53,14 @@ def dropout(
 
     >>> x = torch.ones(8)
     >>> dropout(x, p=0.5, key=Key(3))
-    tensor([0., 0., 2., 2., 0., 0., 2., 2.])
+    tensor([0., 0., 0., 2., 2., 0., 2., 0.])
     >>> dropout(x[4:], p=0.5, key=Key(3), window=Window((8,), (4,)))  # the same mask, seen through a window
-    tensor([0., 0., 2., 2.])
+    tensor([2., 0., 2., 0.])
     """
-    if isinstance(p, Tensor):
-        rate, constant = ops.as_rate_tensor(p), None
-    else:
-        rate, constant = None, ops.as_rate(p)
+    rate = ops.as_rate_tensor(p) if isinstance(p, Tensor) else ops.as_rate(p)
+    constant = None if isinstance(rate, Tensor) else rate
     if not isinstance(input, Tensor):
-        ops.check_input(input)
+        raise TypeError(f"input is {type(input).__name__}; expected a torch.Tensor")
     place = ops.place_of(
         input.shape, shared_dims=shared_dims, window=window, sample_ids=sample_ids, sample_dim=sample_dim
     )
@@ -70,9 +68,9 @@ def dropout(
         return input
     if constant == 1 and not input.is_floating_point():
         return input.zero_() if inplace else torch.zeros_like(input)  # as torch; other rates raise just below
-    ops.check_input(input)
-    if rate is None:
-        rate = torch.scalar_tensor(constant, dtype=torch.float64)
+    ops.check_dtype(input)
+    if not isinstance(rate, Tensor):
+        rate = torch.scalar_tensor(rate, dtype=torch.float64)
     output = ops.dropout(input, as_key_tensor(key, input.device), rate, place)
     return input.copy_(output) if inplace else output
 
@@ -104,8 +102,8 @@ def keep_mask(
         TypeError, ValueError: for an argument outside what is said above; the message names it.
 
     >>> keep_mask((2, 4), 0.5, Key(3))
-    tensor([[False, False,  True,  True],
-            [False, False,  True,  True]])
+    tensor([[False, False, False,  True],
+            [ True, False,  True, False]])
     """
     if key is None:
         raise TypeError("key is None; expected puredrop.Key or a 0-d int64 tensor: a mask is a function of its key")

@@ -23,7 +23,7 @@ _ROUNDS = 10
 Word = TypeVar("Word", int, Tensor)
 
 
-def philox(key: Word, counter: tuple[Word, Word, Word, Word]) -> tuple[Word, Word, Word, Word]:
+def philox(key: int | Word, counter: tuple[Word, Word, Word, Word]) -> tuple[Word, Word, Word, Word]:
     """Philox4x32-10: four random 32-bit words for a 64-bit key and a 128-bit counter.
 
     Args:
@@ -157,9 +157,10 @@ def _fold_in_kernel(key: Tensor, data: Tensor) -> Tensor:
 
 # An opaque operator, not traced: generated C++ would turn the wrapping int64 product above into signed overflow,
 # which is undefined there.
-torch.library.define("puredrop::fold_in", "(Tensor key, Tensor data) -> Tensor")
-torch.library.impl("puredrop::fold_in", "CompositeExplicitAutograd", _fold_in_kernel)
-torch.library.register_fake("puredrop::fold_in", lambda key, data: torch.empty_like(key ^ data))
+_library = torch.library.Library("puredrop", "FRAGMENT")
+_library.define("fold_in(Tensor key, Tensor data) -> Tensor")
+_library.impl("fold_in", _fold_in_kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("puredrop::fold_in", lambda key, data: torch.empty_like(key ^ data), lib=_library)
 
 
 def _fold_in_vmap(info: Any, in_dims: tuple[int | None, int | None], *arguments: Tensor) -> tuple[Tensor, int]:
@@ -174,7 +175,7 @@ def _fold_in_vmap(info: Any, in_dims: tuple[int | None, int | None], *arguments:
     return fold_in(*aligned), 0
 
 
-torch.library.register_vmap("puredrop::fold_in", _fold_in_vmap)
+torch.library.register_vmap("puredrop::fold_in", _fold_in_vmap, lib=_library)
 
 
 def draw_key(device: torch.device) -> Tensor:

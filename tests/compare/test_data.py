@@ -3,6 +3,7 @@ import gzip
 import http.server
 import struct
 import threading
+import typing
 import warnings
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def server(folder, tmp_path, monkeypatch):
     """The folder on a local web server, and an empty cache."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        requests: list[str] = []
+        requests: typing.ClassVar[list[str]] = []
 
         def __init__(self, *arguments):
             super().__init__(*arguments, directory=str(folder))
@@ -143,7 +144,9 @@ def test_a_download_is_verified_and_kept(server, folder, monkeypatch):
 
 def test_a_failed_download_says_what_to_do_in_one_line(server):
     url, _ = server
-    with pytest.raises(OSError, match=r"cannot download MNIST from http://127.*; give its files with --data-dir") as info:
+    with pytest.raises(
+        OSError, match=r"cannot download MNIST from http://127.*; give its files with --data-dir"
+    ) as info:
         data.load("mnist", url=url + "nowhere/")
     assert "\n" not in str(info.value)
 

@@ -105,8 +105,6 @@ def command(out, *options):
     return [sys.executable, "-m", "puredrop", "compare", "digits", "--out", str(out), *SMALL, *options]
 
 
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_path, seed):
     out, chance, kills = tmp_path / "run", random.Random(seed), 0
@@ -140,7 +138,10 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == f"stopped; go on with: puredrop {' '.join(command(out, '--epochs', '100000')[3:])} --resume"
+    assert (
+        err.splitlines()[-1]
+        == f"stopped; go on with: puredrop {' '.join(command(out, '--epochs', '100000')[3:])} --resume"
+    )
     assert "Traceback" not in err
     assert (out / "checkpoint.safetensors").exists()
 
@@ -218,7 +219,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("options", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     try:

@@ -3,9 +3,9 @@ import pickle
 
 import pytest
 import torch
-from oracles import same_bits
 
 import puredrop
+from oracles import same_bits
 from puredrop import Key
 
 LAYERS = pytest.mark.parametrize("library", [puredrop.nn, torch.nn], ids=["puredrop", "torch"])

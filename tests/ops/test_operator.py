@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch._inductor.config
-from oracles import FLOATS, same_bits
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import puredrop
+from oracles import FLOATS, same_bits
 from puredrop import Key, Window
 from puredrop.functional import dropout, keep_mask
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import VECTORS, keeps
 
+from oracles import VECTORS, keeps
 from puredrop import Key
 from puredrop.ops import _reference as reference
 

@@ -174,7 +174,8 @@ def _mnist(contents: dict[str, bytes]) -> _Arrays:
     for part, images, labels in (("train", x, y), ("t10k", test_x, test_y)):
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(labels) == 0:
             raise ValueError(
-                f"{part} files: expected images (n, rows, columns) and labels (n,), got {images.shape} and {labels.shape}"
+                f"{part} files: expected images (n, rows, columns) and labels (n,), "
+                f"got {images.shape} and {labels.shape}"
             )
     if x.shape[1:] != test_x.shape[1:]:
         raise ValueError(f"train images are {x.shape[1:]}, t10k images {test_x.shape[1:]}; expected one size")

@@ -105,7 +105,8 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
     for x, record, color in ((-0.22, before, colors[0]), (1.22, after, colors[1])):
         mean = q.show(record["mean"]) + q.unit
         traces.append(
-            {"x": [x], "y": [record["mean"] * q.scale], "mode": "markers", "hovertemplate": f"mean {mean}<extra></extra>",
+            {"x": [x], "y": [record["mean"] * q.scale], "mode": "markers",
+             "hovertemplate": f"mean {mean}<extra></extra>",
              "marker": {"color": color, "size": 18, "symbol": "line-ew-open", "line": {"width": 3, "color": color}}}
         )  # fmt: skip
     alt = f"{q.title}, per seed: {labels[0]} {q.means(results)[0]}, {labels[1]} {q.means(results)[1]} on average"

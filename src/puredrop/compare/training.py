@@ -72,7 +72,7 @@ class Arm:
     @staticmethod
     def restore(tensors: dict[str, Tensor], state: dict[str, Any]) -> Arm:
         """The inverse of `tensors` and `state`."""
-        groups: dict[str, dict[str, Tensor]] = {"current": {}, "best": {}, "moments": {}}
+        groups: dict[str, Any] = {"current": {}, "best": {}, "moments": {}}
         for name, value in tensors.items():
             group, _, rest = name.partition("/")
             groups[group][rest] = value

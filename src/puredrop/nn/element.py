@@ -32,7 +32,7 @@ class Dropout(torch.nn.Dropout):
 
     >>> layer = Dropout(0.5, key=Key(3))
     >>> layer(torch.ones(8))
-    tensor([0., 0., 2., 2., 0., 0., 2., 2.])
+    tensor([0., 0., 0., 2., 2., 0., 2., 0.])
     >>> layer.eval()(torch.ones(8))
     tensor([1., 1., 1., 1., 1., 1., 1., 1.])
     """

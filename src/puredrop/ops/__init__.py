@@ -1,4 +1,4 @@
-"""One operator, `puredrop::dropout`: its schema, its fake, its derivative, and the way eager and compiled code reach it."""
+"""One operator, `puredrop::dropout`: its schema, fake and derivative, and how eager and compiled code reach it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from puredrop.ops import _reference
-from puredrop.ops._arguments import Place, Window, as_rate, as_rate_tensor, check_input, place_of
+from puredrop.ops._arguments import Place, Window, as_rate, as_rate_tensor, check_dtype, place_of
 from puredrop.ops._backend import backend
 
-__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "backend", "check_input", "dropout", "place_of"]
+__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "backend", "check_dtype", "dropout", "place_of"]
 
-torch.library.define(
-    "puredrop::dropout",
+_library = torch.library.Library("puredrop", "FRAGMENT")
+_library.define(
     # No defaults: the dispatcher would leave out trailing arguments that equal them.
-    "(Tensor input, Tensor key, Tensor p, int[] shared_dims, SymInt[]? window_shape, SymInt[]? window_offset,"
+    "dropout(Tensor input, Tensor key, Tensor p, int[] shared_dims, SymInt[]? window_shape, SymInt[]? window_offset,"
     " Tensor? sample_ids, int sample_dim) -> Tensor",
 )
 
@@ -26,8 +26,8 @@ def _kernel(input: Tensor, *arguments: Any) -> Tensor:
     return _reference.dropout(input, *arguments)
 
 
-torch.library.impl("puredrop::dropout", "CompositeExplicitAutograd", _kernel)
-torch.library.register_fake("puredrop::dropout", lambda input, *arguments: torch.empty_like(input))
+_library.impl("dropout", _kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("puredrop::dropout", lambda input, *arguments: torch.empty_like(input), lib=_library)
 
 _operator = torch.ops.puredrop.dropout.default
 
@@ -44,7 +44,8 @@ class _Dropout(torch.autograd.Function):
     def forward(input: Tensor, *arguments: Any) -> Tensor:
         # This class is the operator's autograd kernel too; without the guard it would call itself.
         with torch._C._AutoDispatchBelowAutograd():
-            return _operator(input, *arguments)
+            output: Tensor = _operator(input, *arguments)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -70,7 +71,7 @@ class _Dropout(torch.autograd.Function):
 
 
 # `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
-torch.library.impl("puredrop::dropout", "Autograd", lambda *arguments: _Dropout.apply(*arguments))
+_library.impl("dropout", _Dropout.apply, "Autograd")
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
@@ -94,7 +95,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor,
     return output, 0
 
 
-torch.library.register_vmap("puredrop::dropout", _vmap)
+torch.library.register_vmap("puredrop::dropout", _vmap, lib=_library)
 
 
 def _apply(*arguments: Any) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "place_of"]
+__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "check_dtype", "place_of"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -54,7 +54,8 @@ class Window:
         object.__setattr__(self, "offset", _sizes("offset", self.offset))
         if len(self.shape) != len(self.offset):
             raise ValueError(
-                f"Window: offset is {self.offset}, shape is {self.shape}; expected as many entries in one as in the other"
+                f"Window: offset is {self.offset}, shape is {self.shape}; "
+                "expected as many entries in one as in the other"
             )
 
 
@@ -189,7 +190,8 @@ def _check_window(shape: Sequence[int], window: Window, shared_dims: tuple[int, 
     rank = len(shape)
     if len(window.shape) != rank:
         raise ValueError(
-            f"window has {len(window.shape)} dimensions, the input {rank}; expected one entry for each of its dimensions"
+            f"window has {len(window.shape)} dimensions, the input {rank}; "
+            "expected one entry for each of its dimensions"
         )
     named = None if sample_dim is None else _dim("sample_dim", sample_dim, rank)
     for dim, size in enumerate(shape):
@@ -223,7 +225,8 @@ def _check_ids(
         raise ValueError(f"sample_ids names dimension {dim}, which shared_dims shares; drop it from one of the two")
     if offset is not None and offset[dim] != 0:
         raise ValueError(
-            f"window.offset[{dim}] is {offset[dim]}; expected 0 along sample_dim, because the ids already say which samples"
+            f"window.offset[{dim}] is {offset[dim]}; expected 0 along sample_dim, "
+            "because the ids already say which samples"
         )
     if ids.numel() and _readable(ids):
         _check_id_values(ids, logical, shared_dims, dim)
@@ -254,15 +257,12 @@ def _check_size(logical: Sequence[int], shared_dims: tuple[int, ...]) -> None:
         raise ValueError(f"window.shape is {tuple(logical)}; expected a logical size below 2^63, got {size}")
 
 
-def check_input(input: Tensor) -> None:
+def check_dtype(input: Tensor) -> None:
     """Refuse what a mask cannot scale.
 
     Raises:
-        TypeError: if the input is no tensor.
         RuntimeError: if its dtype is not float16, bfloat16, float32 or float64 (the class torch raises).
     """
-    if not isinstance(input, Tensor):
-        raise TypeError(f"input is {type(input).__name__}; expected a torch.Tensor")
     if input.dtype in _FLOATS:
         return
     if input.dtype.is_complex:

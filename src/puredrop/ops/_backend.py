@@ -23,7 +23,5 @@ def backend() -> str:
     """
     forced = os.environ.get("PUREDROP_BACKEND")
     if forced is not None and forced not in _PRESENT:
-        raise ValueError(
-            f"PUREDROP_BACKEND is {forced!r}; this installation has: {', '.join(_PRESENT)} (unset the variable to choose)"
-        )
+        raise ValueError(f"PUREDROP_BACKEND is {forced!r}; this installation has: {', '.join(_PRESENT)} (or unset it)")
     return forced or _PRESENT[0]

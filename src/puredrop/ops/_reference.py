@@ -78,7 +78,7 @@ def digit(key: Tensor | int, index: Tensor, plane: int) -> Tensor:
 def _digit_of_run(key: Tensor | int, count: int, plane: int, device: torch.device) -> Tensor:
     """`digit` for the logical indices 0 ... count - 1: there one Philox call serves 16 elements, not one.
 
-    Measured: 9 times faster than `digit` (docs/masks.md).
+    Measured: 9 times faster than `digit` (docs/masks.md, 'What it costs').
     """
     blocks = torch.arange(-(-count // 16), device=device)
     return _bytes(key, blocks, plane).flatten()[:count]
@@ -165,10 +165,9 @@ def _dropped(
         index = logical_index(shape, *place, device=device).flatten()
 
     def draw(plane: int, where: Tensor | None) -> Tensor:
-        if index is None:
-            whole = where is None
-            return _digit_of_run(key, math.prod(drawn), plane, device) if whole else digit(key, where, plane)
-        return digit(key, index if where is None else index[where], plane)
+        if where is not None:
+            return digit(key, where if index is None else index[where], plane)
+        return _digit_of_run(key, math.prod(drawn), plane, device) if index is None else digit(key, index, plane)
 
     return _below(draw, digits).view(drawn)
 
@@ -183,7 +182,7 @@ def dropout(
     sample_ids: Tensor | None,
     sample_dim: int,
 ) -> Tensor:
-    """y = dropped ? +0 : x * s with s = 1 / (1 - rate), by selection, so that a dropped NaN or Inf gives 0.
+    """Y = dropped ? +0 : x * s with s = 1 / (1 - rate), by selection, so that a dropped NaN or Inf gives 0.
 
     Args:
         input: float16, bfloat16, float32 or float64 tensor of any shape and strides.
@@ -198,7 +197,7 @@ def dropout(
     """
     rate, digits = rate_and_digits(p)
     place = (shared_dims, window_shape, window_offset, sample_ids, sample_dim)
-    number = key.item() if key.device.type == "cpu" else key
+    number = int(key.item()) if key.device.type == "cpu" else key
     dropped = _dropped(number, digits, input.shape, *place, device=input.device)
 
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32

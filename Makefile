@@ -1,0 +1,30 @@
+# Two commands set everything up on a fresh machine, each alone: `make compare` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: compare test bench clean
+
+compare: .venv/study
+	$(BIN)/puredrop compare digits
+
+test: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses 2
+
+bench: .venv/study
+	$(BIN)/python benchmarks/mask_cost.py
+
+# The C sources and the build files are prerequisites, so that a change of them builds the library again.
+.venv/study .venv/dev: .venv/%: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) | $(BIN)/python
+	$(INSTALL) --editable ".[$*]"
+	$(BIN)/puredrop --version
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv build dist

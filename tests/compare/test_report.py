@@ -1,0 +1,159 @@
+"""The page and the sentences on it: no claim without an interval that allows it, nothing from outside, nothing unescaped."""
+
+import copy
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from plotly.offline import get_plotlyjs
+from rich.console import Console
+
+from puredrop.compare import report, terminal
+from puredrop.compare.wording import QUANTITIES, verdict
+
+
+def difference(estimate, low, high, detectable=0.02):
+    return {
+        "estimate": estimate, "low": low, "high": high, "detectable": detectable,
+        "standard_error": 0.01, "degrees_of_freedom": 9.0, "found": low > 0 or high < 0,
+    }  # fmt: skip
+
+
+def figure(*values):
+    return {"mean": sum(values) / len(values), "per_seed": list(values)}
+
+
+def arm(nll, **more):
+    record = {
+        "error": figure(0.02, 0.03), "nll": figure(nll, nll + 0.01), "calibration_error": figure(0.01, 0.02),
+        "training_nll": figure(0.01, 0.01), "gap": figure(nll - 0.01, nll), "weight_norms": {"0": figure(3.0, 4.0)},
+        "mc": None, "epochs": 2, "best_epoch": [1, 2], "seconds_per_epoch": 0.5,
+        "history": {"training_loss": [[1.0, 1.0]] * 2, "validation_nll": [[0.5, 0.6], [0.4, 0.55]]},
+    }  # fmt: skip
+    return {**record, **more}
+
+
+@pytest.fixture
+def results():
+    mc = {key: figure(0.1, 0.2) for key in ("error", "nll", "calibration_error")}
+    return {
+        "schema": 1,
+        "identity": {"data": "digits", "data_digest": "0", "hidden": [8, 4], "rates": [0.5, 0.3], "input_rate": 0.0,
+                     "epochs": 2, "seeds": 2, "rows": None, "torch": "2"},
+        "created": "2026-01-01T00:00:00+00:00",
+        "environment": {"puredrop": "0", "torch": "2", "numpy": "2", "python": "3", "machine": "m", "threads": 2},
+        "rows": {"train": 10, "validation": 2, "test": 5},
+        "arms": {"none": arm(0.10), "dropout": arm(0.08, mc=mc)},
+        "differences": {
+            "nll": difference(-0.02, -0.03, -0.01), "error": difference(-0.001, -0.004, 0.002, 0.005),
+            "gap": difference(0.02, 0.01, 0.03), "mc_nll": difference(0.01, 0.005, 0.015), "mc_error": difference(0, -1, 1),
+        },
+    }  # fmt: skip
+
+
+def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(results):
+    claims = {key: q.claim(results) for key, q in QUANTITIES.items()}
+    assert claims == {
+        "nll": "dropout is better",
+        "error": "no difference found; this run could have detected ≥ 0.50",
+        "gap": "dropout widens it",
+        "mc_nll": "one pass is better",
+        "mc_error": "no difference found; this run could have detected ≥ 2.00",
+    }
+    results["differences"]["nll"] = difference(-0.02, -0.05, 0.01)
+    results["differences"]["mc_nll"] = difference(-0.01, -0.02, -0.005)
+    assert QUANTITIES["nll"].claim(results) == "no difference found; this run could have detected ≥ 0.0200"
+    assert QUANTITIES["mc_nll"].claim(results) == "50 members are better"
+
+
+@pytest.mark.parametrize(
+    ("nll", "error", "expected"),
+    [
+        (-1, 0, "dropout lowered the test NLL from 0.1050 to 0.0850, but made no difference we could find to the test error "
+                "(2.50 % and 2.50 %; it could have shown 2.00 points)."),
+        (1, 1, "dropout raised the test NLL from 0.1050 to 0.0850, and raised the test error from 2.50 % to 2.50 %."),
+        (0, -1, "dropout made no difference we could find to the test NLL (0.1050 and 0.0850; it could have shown 0.0200), "
+                "but lowered the test error from 2.50 % to 2.50 %."),
+        (0, 0, "dropout made no difference we could find to the test NLL (0.1050 and 0.0850; it could have shown 0.0200), "
+               "and made no difference"),
+    ],
+)  # fmt: skip
+def test_the_verdict(results, nll, error, expected):
+    for key, sign in (("nll", nll), ("error", error)):
+        results["differences"][key] = difference(0.1 * sign, 0.1 * sign - 0.05, 0.1 * sign + 0.05)
+    assert verdict(results).startswith("On digits, over 2 seeds, " + expected)
+
+
+def test_the_page_is_self_contained_and_shows_the_numbers(results):
+    page = report.render(results)
+    own = page.replace(get_plotlyjs(), "")
+    assert len(own) < len(page)
+    assert not re.search(r"https?://|<link|src=|@import|url\(", own)
+    assert verdict(results) in own
+    for text in ("0.1050 → 0.0850", "−0.0200 [−0.0300, −0.0100]", "dropout is better", "2.50 ± 0.71 %"):
+        assert text in own
+    assert own.count("<details>") >= 5
+    assert own.count('role="img"') == 5 + len(QUANTITIES)
+
+
+def test_every_figure_is_json_with_titles_units_and_the_values_measured(results):
+    page = report.render(results)
+    found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
+    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves"}
+    figures = {name: json.loads(text) for name, text in found.items()}
+    for name, drawn in figures.items():
+        assert re.search(r"\((nats|%|nats, log scale)\)", drawn["layout"]["yaxis"]["title"]["text"]), name
+    assert [trace["y"] for trace in figures["error"]["data"][:2]] == [[2, 2], [3, 3]]
+    assert [trace["y"] for trace in figures["nll"]["data"][:2]] == [
+        pytest.approx([0.10, 0.08]),
+        pytest.approx([0.11, 0.09]),
+    ]
+    means = [trace["y"] for trace in figures["curves"]["data"] if "name" in trace]
+    assert means == [pytest.approx([0.55, 0.475])] * 2
+    style = (Path(report.__file__).parent / "page/style.css").read_text()
+    for color in set(re.findall(r'"@([\w-]+)"', "".join(found.values()))):
+        assert style.count(f"--{color}:") == 2, f"{color} must have a light and a dark value"
+
+
+def test_text_from_the_results_is_escaped(results):
+    results["identity"]["data"] = "</script><script>alert(1)</script>"
+    page = report.render(results)
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_five_lines_that_fit_the_terminal(results, width):
+    stream = io.StringIO()
+    terminal.summary(
+        results,
+        Path("runs/digits/report.html"),
+        Console(file=stream, width=width, force_terminal=True, color_system=None),
+    )
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= width
+    assert lines[1].endswith("≥ 0.50")
+    assert lines[4].split() == ["page", "runs/digits/report.html"]
+
+
+def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(results):
+    class Finished:
+        epochs, arms = 5, {}
+
+        def execute(self, on_epoch):
+            from puredrop.compare.training import Arm
+
+            state = Arm(True, {}, {}, epoch=2, best_epoch=[1, 2], validation_nll=[[0.5, 0.6], [0.4, 0.7]])
+            on_epoch("none", copy.copy(state))
+            return results
+
+    for is_terminal in (True, False):
+        stream = io.StringIO()
+        console = Console(file=stream, width=120, force_terminal=is_terminal)
+        assert terminal.execute(Finished(), console) is results
+        assert ("2/5" in stream.getvalue()) == is_terminal
+        assert ("validation NLL 0.5000" in stream.getvalue()) == is_terminal
+        assert bool(stream.getvalue()) == is_terminal
