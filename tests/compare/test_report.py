@@ -102,6 +102,7 @@ def test_every_figure_is_json_with_titles_units_and_the_values_measured(results)
     page = report.render(results)
     found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
     assert set(found) == {"nll", "error", "gap", "mc_nll", "curves"}
+    assert "<" not in "".join(found.values())  # nothing in a figure can end the script element it stands in
     figures = {name: json.loads(text) for name, text in found.items()}
     for name, drawn in figures.items():
         assert re.search(r"\((nats|%|nats, log scale)\)", drawn["layout"]["yaxis"]["title"]["text"]), name

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -65,6 +66,21 @@ def test_the_results_say_what_was_measured(finished):
     assert results["differences"]["nll"]["estimate"] == pytest.approx(means["dropout"] - means["none"])
     mc = results["arms"]["dropout"]["mc"]["nll"]["mean"]
     assert results["differences"]["mc_nll"]["estimate"] == pytest.approx(mc - means["dropout"])
+
+
+def keys_of(record, path=()):
+    for key, value in record.items():
+        yield key, (*path, key)
+        if isinstance(value, dict):
+            yield from keys_of(value, (*path, key))
+
+
+def test_every_key_of_the_results_is_documented(finished):
+    text = (Path(__file__).parents[2] / "docs/compare.md").read_text()
+    names = {key for key, path in keys_of(read(finished)) if "weight_norms" not in path[:-1]}
+    assert len(names) > 40
+    documented = set(re.findall(r"`(?:[\w…]+\.)*([\w.]+)`", text)) | {"none", "dropout", "arms"}
+    assert names - documented == set()
 
 
 def test_the_weights_load_into_the_plain_model_and_give_the_error_in_the_results(finished):

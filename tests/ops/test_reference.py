@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import VECTORS, keeps
+from oracles import VECTORS, keeps, philox
 from puredrop import Key
 from puredrop.ops import _reference as reference
 
@@ -98,6 +98,13 @@ def test_a_tensor_on_an_accelerator_gives_the_same_digits_and_rate(p):
 def test_masks_equal_the_oracle_at_any_index(key, start, p):
     index = start + torch.arange(20)
     assert keep_at(key, index, p).tolist() == [keeps(key, start + i, p) for i in range(20)]
+
+
+def test_indices_beyond_2_63_count_modulo_2_64():
+    for j in (2**63, 2**64 - 1, 2**63 + 12345):
+        words = philox(7, (j // 16 % 2**32, j // 16 // 2**32, 3, 0))
+        expected = b"".join(word.to_bytes(4, "little") for word in words)[j % 16]
+        assert reference.digit(7, torch.tensor([j - 2**64]), 3).item() == expected
 
 
 @pytest.mark.parametrize("digits", [[37, 201], [0, 1], [255, 255], [128, 0], [26, 154]])

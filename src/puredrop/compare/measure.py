@@ -12,7 +12,6 @@ from torch import Tensor
 
 from puredrop.compare.data import Data, Split
 from puredrop.compare.network import Network, Parameters
-from puredrop.compare.training import negative_log_likelihood
 from puredrop.rng import Key
 
 __all__ = ["MEMBERS", "Measured", "Table", "ensemble", "measure"]
@@ -88,7 +87,8 @@ def _log_probabilities(parameters: Parameters, network: Network, x: Tensor, key:
 
 
 def _nll(log_probabilities: Tensor, y: Tensor) -> Table:
-    nll: Table = negative_log_likelihood(log_probabilities, y).numpy()
+    index = y.expand(log_probabilities.shape[:2]).unsqueeze(-1)
+    nll: Table = -log_probabilities.gather(-1, index).squeeze(-1).numpy()
     return nll
 
 

@@ -42,7 +42,8 @@ def _progress(run: Run, console: Console) -> Iterator[Any]:
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TextColumn("epochs"),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("{task.fields[nll]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
