@@ -46,7 +46,7 @@ def render(results: dict[str, Any]) -> str:
     template = environment.from_string((page / "report.html.j2").read_text("utf-8"))
     return template.render(
         results=results,
-        verdict=verdict(results),
+        verdict=verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),
         quantities=[_row(q, results) for q in QUANTITIES.values()],
         arms=_arms_table(results),
         figures=_figures(results),
