@@ -138,7 +138,7 @@ def _curves(results: dict[str, Any]) -> _Figure:
         for name, record in results["arms"].items()
     )
     yaxis: dict[str, Any] = {"title": {"text": "validation NLL (nats, log scale)"}, "type": "log", "zeroline": False}
-    yaxis["tickvals"] = [base * 10**power for power in range(-4, 2) for base in (1, 2, 5)]
+    yaxis["tickvals"] = [base * 10**power for power in range(-4, 2) for base in (1, 1.5, 2, 3, 5, 7)]
     legend = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
     return _figure(
         "curves", alt, traces, xaxis={"title": {"text": "epoch"}, "zeroline": False}, yaxis=yaxis, legend=legend
