@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracles import FLOATS, keeps, logical, same_bits
 from puredrop import Key, Window, keep_mask
 from puredrop.functional import dropout
+from puredrop.ops import _reference
 
 KEY = Key(2**63 + 5)
 keys = st.integers(0, 2**64 - 1).map(Key)
@@ -97,11 +98,15 @@ def test_the_expectation_is_the_input(p):
     assert ((y - x).abs() < 5 * x.abs() * math.sqrt(p / (1 - p) / runs)).all()
 
 
-def test_the_expectation_is_exact_by_enumeration_of_first_digits():
-    # At p = 1/4 exactly 64 of 256 first digits drop, so the mean over all of them is x itself.
+@pytest.mark.parametrize("k", [1, 64, 77, 128, 255])
+def test_the_expectation_is_exact_by_enumeration_of_first_digits(k, monkeypatch):
+    # Every first digit once: the mean over all of them is the expectation, and it is x itself.
+    every = torch.arange(256).to(torch.uint8)
+    monkeypatch.setattr(_reference, "_digit_of_run", lambda key, count, plane, device: every)
     x = torch.randn((), dtype=torch.float64)
-    kept = 256 - 64
-    assert kept * (x * (1 / (1 - 0.25))) / 256 == pytest.approx(x.item(), rel=2**-52)
+    y = dropout(x.expand(256), k / 256, key=KEY)
+    assert (y == 0).sum() == k
+    assert y.mean().item() == pytest.approx(x.item(), rel=1e-14)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

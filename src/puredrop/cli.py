@@ -135,5 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     line = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser().parse_args(line, argparse.Namespace(line=line))
-    code: int = arguments.run(arguments)
+    try:
+        code: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
     return code

@@ -57,7 +57,7 @@ def dropout(
     >>> dropout(x[4:], p=0.5, key=Key(3), window=Window((8,), (4,)))  # the same mask, seen through a window
     tensor([2., 0., 2., 0.])
     """
-    rate = ops.as_rate_tensor(p) if isinstance(p, Tensor) else ops.as_rate(p)
+    rate = ops.as_rate(p)
     constant = None if isinstance(rate, Tensor) else rate
     if not isinstance(input, Tensor):
         raise TypeError(f"input is {type(input).__name__}; expected a torch.Tensor")
@@ -109,9 +109,10 @@ def keep_mask(
         raise TypeError("key is None; expected puredrop.Key or a 0-d int64 tensor: a mask is a function of its key")
     # The operator drops elements of a tensor of ones: what is not 0 was kept, at any rate.
     ones = torch.ones((), device=device).expand(tuple(shape))
+    rate = ops.as_rate(p)
     return dropout(
         ones,
-        p if isinstance(p, Tensor) else torch.scalar_tensor(ops.as_rate(p), dtype=torch.float64),
+        rate if isinstance(rate, Tensor) else torch.scalar_tensor(rate, dtype=torch.float64),
         key=key,
         shared_dims=shared_dims,
         window=window,

@@ -77,8 +77,12 @@ def test_a_layer_with_a_key_drops_the_same_units_each_time():
 
 
 def test_a_scheduled_rate_given_as_tensor_is_data():
-    layer = puredrop.nn.Dropout(0.5, key=Key(3))
+    layer = puredrop.nn.Dropout(torch.tensor(0.5), key=Key(3))
     x = torch.ones(1000)
+    assert repr(layer) == "Dropout(p=0.5, inplace=False, key=Key(3))"
+    assert same_bits(layer(x), puredrop.functional.dropout(x, 0.5, key=Key(3)))
+    layer.p.fill_(0.1)
+    assert same_bits(layer(x), puredrop.functional.dropout(x, torch.tensor(0.1), key=Key(3)))
     layer.p = torch.tensor(0.1, dtype=torch.float64)
     assert same_bits(layer(x), puredrop.functional.dropout(x, 0.1, key=Key(3)))
     layer.p = torch.tensor(0.0)
@@ -102,6 +106,7 @@ def test_a_compiled_network_equals_the_eager_one():
     [
         ({"p": 2}, ValueError, "between 0 and 1, but got 2"),
         ({"p": float("nan")}, ValueError, "but got nan"),
+        ({"p": torch.tensor(2.0)}, ValueError, "but got 2.0"),
         ({"p": "a"}, TypeError, "p is 'a'; expected a number"),
         ({"key": 7}, TypeError, "key is 7; expected puredrop.Key"),
     ],

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from oracles import VECTORS, keeps, philox
 from puredrop import Key
+from puredrop.ops import Place
 from puredrop.ops import _reference as reference
 
 rates = st.floats(0, 1) | st.sampled_from([0.0, 1.0, 0.5, 2.0**-64, 2.0**-65, 1 - 2.0**-53, 1e-300])
@@ -49,15 +50,8 @@ def test_masks(case):
 @pytest.mark.parametrize("case", VECTORS["index"], ids=lambda case: str(case["shape"]))
 def test_logical_indices(case):
     ids = case["sample_ids"] and torch.tensor([int(i) for i in case["sample_ids"]])
-    index = reference.logical_index(
-        case["shape"],
-        case["shared_dims"],
-        case["window_shape"],
-        case["window_offset"],
-        ids,
-        case["sample_dim"],
-        torch.device("cpu"),
-    )
+    place = Place(case["shared_dims"], case["window_shape"], case["window_offset"], ids, case["sample_dim"])
+    index = reference.logical_index(case["shape"], place, torch.device("cpu"))
     assert index.expand(case["shape"]).flatten().tolist() == [int(j) for j in case["logical"]]
 
 
@@ -66,7 +60,7 @@ def test_values(case):
     dtype = getattr(torch, case["dtype"])
     p = torch.tensor(case["p"], dtype=torch.float64)
     x = torch.full((64,), case["x"], dtype=dtype)
-    y = reference.dropout(x, torch.tensor(1), p, [], None, None, None, 0)
+    y = reference.dropout(x, torch.tensor(1), p, Place())
     kept = y[y != 0]
     assert 0 < kept.numel() < 64
     width = torch.int16 if x.element_size() == 2 else torch.int32 if x.element_size() == 4 else torch.int64
@@ -133,7 +127,7 @@ def test_ties_deeper_than_one_digit_by_enumeration():
 def test_the_rate_over_ten_million_draws(p):
     n = 2**24
     rate = torch.tensor(p, dtype=torch.float64)
-    y = reference.dropout(torch.ones(n), Key(11).tensor(), rate, [], None, None, None, 0)
+    y = reference.dropout(torch.ones(n), Key(11).tensor(), rate, Place())
     dropped = n - y.count_nonzero().item()
     assert abs(dropped - n * p) < 5 * math.sqrt(n * p * (1 - p))
 

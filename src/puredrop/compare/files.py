@@ -54,7 +54,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         intact = metadata["digest"] == _digest(tensors, metadata["state"])
     except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is corrupt ({error}); delete it to start again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ class Dropout(torch.nn.Dropout):
     """`torch.nn.Dropout` whose mask is a pure function of a key, is never stored, and is drawn again in backward.
 
     Args:
-        p: probability of a drop, in [0, 1]; a 0-d tensor may be set later (`layer.p = rate`) and is then data.
+        p: probability of a drop, in [0, 1]; a 0-d tensor is data, so that a scheduled rate costs no recompilation (it
+            is no part of the state_dict and stays on its device, as torch's p does).
         inplace: write the result into the input.
         key: draw every mask from this key, so that the layer drops the same units in each forward; None draws one
             key per forward from torch's default generator of the input's device.
@@ -26,7 +28,7 @@ class Dropout(torch.nn.Dropout):
     Shape: input and output are of any, equal, shape.
 
     Raises:
-        TypeError, ValueError: if p is not a number in [0, 1], or the key is no `Key`.
+        TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
 
     Reference: Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting (JMLR 2014).
 
@@ -39,13 +41,14 @@ class Dropout(torch.nn.Dropout):
 
     def __init__(
         self,
-        p: float = 0.5,
+        p: float | Tensor = 0.5,
         inplace: bool = False,
         *,
         key: Key | None = None,
         shared_dims: Iterable[int] = (),
     ) -> None:
-        super().__init__(ops.as_rate(p), inplace)
+        rate: Any = ops.as_rate(p)  # torch declares its p a float
+        super().__init__(rate, inplace)
         if key is not None and not isinstance(key, Key):
             raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
         self.key = key

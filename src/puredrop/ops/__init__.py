@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from puredrop.ops import _reference
-from puredrop.ops._arguments import Place, Window, as_rate, as_rate_tensor, check_dtype, place_of
+from puredrop.ops._arguments import Place, Window, as_rate, check_dtype, place_of
 from puredrop.ops._backend import backend
 
-__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "backend", "check_dtype", "dropout", "place_of"]
+__all__ = ["Place", "Window", "as_rate", "backend", "check_dtype", "dropout", "place_of"]
 
 _library = torch.library.Library("puredrop", "FRAGMENT")
 _library.define(
@@ -21,9 +21,9 @@ _library.define(
 )
 
 
-def _kernel(input: Tensor, *arguments: Any) -> Tensor:
+def _kernel(input: Tensor, key: Tensor, p: Tensor, *place: Any) -> Tensor:
     backend()  # a forced, missing backend is an error, never silently the reference
-    return _reference.dropout(input, *arguments)
+    return _reference.dropout(input, key, p, Place(*place))
 
 
 _library.impl("dropout", _kernel, "CompositeExplicitAutograd")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Window", "as_rate", "as_rate_tensor", "check_dtype", "place_of"]
+__all__ = ["Place", "Window", "as_rate", "check_dtype", "place_of"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -81,40 +81,43 @@ class Place:
 _WHOLE = Place()
 
 
-def as_rate(p: float) -> float:
-    """A drop probability given as a number, checked.
+def as_rate(p: float | Tensor) -> float | Tensor:
+    """A drop probability, checked as far as that needs no synchronisation.
+
+    Args:
+        p: a number, or a 0-d float tensor.
+
+    Returns:
+        The same.
 
     Raises:
-        TypeError: if p is not a number.
-        ValueError: if p is NaN or outside [0, 1].
+        TypeError: if p is neither a number nor a floating-point tensor.
+        ValueError: if p is NaN or outside [0, 1] (a tensor's value is looked at in eager mode on the CPU); if it is a
+            tensor that is not 0-d or requires a gradient.
     """
-    if not isinstance(p, (numbers.Real, torch.SymFloat, torch.SymInt)):
+    if isinstance(p, Tensor):
+        _check_rate_tensor(p)
+        if not _readable(p):
+            return p
+    elif not isinstance(p, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"p is {p!r}; expected a number in [0, 1] or a 0-d float tensor, the probability of a drop")
-    if not 0.0 <= p <= 1.0:
+    value = p.item() if isinstance(p, Tensor) else p
+    if not 0.0 <= value <= 1.0:
         # The first words are torch's own, so that code which matches on them goes on working.
         raise ValueError(
-            f"dropout probability has to be between 0 and 1, but got {p}: "
+            f"dropout probability has to be between 0 and 1, but got {value}: "
             "p is the share of elements dropped (for 30 % pass p=0.3)"
         )
     return p
 
 
-def as_rate_tensor(p: Tensor) -> Tensor:
-    """A drop probability given as a tensor, checked as far as that needs no synchronisation.
-
-    Raises:
-        TypeError: if p is not floating point.
-        ValueError: if p is not 0-d, requires a gradient, or (eager, on the CPU) is NaN or outside [0, 1].
-    """
+def _check_rate_tensor(p: Tensor) -> None:
     if not p.is_floating_point():
         raise TypeError(f"p is a tensor of dtype {p.dtype}; expected a floating-point tensor (try p.double())")
     if p.dim() != 0:
         raise ValueError(f"p is a tensor of shape {tuple(p.shape)}; expected a 0-d tensor, one rate per call")
     if p.requires_grad:
         raise ValueError("p requires a gradient, but a mask has none with respect to its rate; pass p.detach()")
-    if _readable(p):
-        as_rate(p.item())
-    return p
 
 
 def _readable(tensor: Tensor) -> bool:

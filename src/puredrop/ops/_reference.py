@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from puredrop.ops._arguments import Place
 from puredrop.rng import DRAWS, philox
 
 __all__ = ["digit", "dropout", "logical_index", "rate_and_digits", "threshold"]
@@ -91,16 +92,19 @@ def _below(draw: Callable[[int, Tensor | None], Tensor], digits: Digits) -> Tens
         draw: (plane, where) -> that digit of the elements at the flat positions `where`, or of all for None.
         digits: the threshold's.
     """
+    # Nothing is below a rest of zeros, so a tie with the digits before it keeps (p = 0.5, 0.25, ...).
+    known = not isinstance(digits[0], Tensor)
+    planes = max((d + 1 for d in range(_PLANES) if digits[d]), default=1) if known else _PLANES
     leading = draw(0, None)
     below, tied = leading < digits[0], leading == digits[0]
     if leading.device.type != "cpu":
-        for plane in range(1, _PLANES):  # looks at every digit of every element, since to look for ties synchronises
+        for plane in range(1, planes):  # looks at every digit of every element, since to look for ties synchronises
             u = draw(plane, None)
             below, tied = below | (tied & (u < digits[plane])), tied & (u == digits[plane])
         return below
     where = tied.nonzero().flatten()  # 1 in 256, then 1 in 65 536, ...
-    for plane in range(1, _PLANES):
-        if where.numel() == 0 or not any(digits[plane:]):
+    for plane in range(1, planes):
+        if where.numel() == 0:
             break
         u = draw(plane, where)
         below[where] = u < digits[plane]
@@ -108,20 +112,12 @@ def _below(draw: Callable[[int, Tensor | None], Tensor], digits: Digits) -> Tens
     return below
 
 
-def logical_index(
-    shape: Sequence[int],
-    shared_dims: Sequence[int],
-    window_shape: Sequence[int] | None,
-    window_offset: Sequence[int] | None,
-    sample_ids: Tensor | None,
-    sample_dim: int,
-    device: torch.device,
-) -> Tensor:
+def logical_index(shape: Sequence[int], place: Place, device: torch.device) -> Tensor:
     """The logical index of every element: row-major over the logical sizes, blind to strides and memory format.
 
     Args:
         shape: the tensor's sizes.
-        shared_dims, window_shape, window_offset, sample_ids, sample_dim: its place, as in `Place`.
+        place: where it lies in its logical tensor.
         device: where to put the result.
 
     Returns:
@@ -130,39 +126,27 @@ def logical_index(
     index = torch.zeros((), dtype=torch.int64, device=device)
     stride = 1
     for d in reversed(range(len(shape))):
-        if d in shared_dims:
+        if d in place.shared_dims:
             position, size = torch.zeros(1, dtype=torch.int64, device=device), 1
         else:
             position = torch.arange(shape[d], device=device)
-            size = shape[d] if window_shape is None else window_shape[d]
-            if sample_ids is not None and d == sample_dim:
-                position = sample_ids.to(device)
-            elif window_offset is not None:
-                position = position + window_offset[d]
+            size = shape[d] if place.window_shape is None else place.window_shape[d]
+            if place.sample_ids is not None and d == place.sample_dim:
+                position = place.sample_ids.to(device)
+            elif place.window_offset is not None:
+                position = position + place.window_offset[d]
         index = index + (position * stride).view(-1, *[1] * (len(shape) - 1 - d))
         stride *= size
     return index
 
 
-def _dropped(
-    key: Tensor | int,
-    digits: Digits,
-    shape: Sequence[int],
-    shared_dims: Sequence[int],
-    window_shape: Sequence[int] | None,
-    window_offset: Sequence[int] | None,
-    sample_ids: Tensor | None,
-    sample_dim: int,
-    device: torch.device,
-) -> Tensor:
+def _dropped(key: Tensor | int, digits: Digits, shape: Sequence[int], place: Place, device: torch.device) -> Tensor:
     """Which elements are dropped: bool, of the shape with 1 in place of every shared dimension."""
-    drawn = [1 if d in shared_dims else size for d, size in enumerate(shape)]
+    drawn = [1 if d in place.shared_dims else size for d, size in enumerate(shape)]
     if isinstance(digits[0], int) and digits[0] == _ABOVE_EVERY_BYTE:
         return torch.ones(drawn, dtype=torch.bool, device=device)
-    index = None
-    if window_shape is not None or sample_ids is not None:
-        place = (shared_dims, window_shape, window_offset, sample_ids, sample_dim)
-        index = logical_index(shape, *place, device=device).flatten()
+    is_run = place.window_shape is None and place.sample_ids is None
+    index = None if is_run else logical_index(shape, place, device).flatten()
 
     def draw(plane: int, where: Tensor | None) -> Tensor:
         if where is not None:
@@ -172,23 +156,14 @@ def _dropped(
     return _below(draw, digits).view(drawn)
 
 
-def dropout(
-    input: Tensor,
-    key: Tensor,
-    p: Tensor,
-    shared_dims: Sequence[int],
-    window_shape: Sequence[int] | None,
-    window_offset: Sequence[int] | None,
-    sample_ids: Tensor | None,
-    sample_dim: int,
-) -> Tensor:
-    """Y = dropped ? +0 : x * s with s = 1 / (1 - rate), by selection, so that a dropped NaN or Inf gives 0.
+def dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+    """Dropout by selection, y = dropped ? +0 : x * s with s = 1 / (1 - rate), so that a dropped NaN or Inf gives 0.
 
     Args:
         input: float16, bfloat16, float32 or float64 tensor of any shape and strides.
         key: 0-d int64 tensor.
         p: 0-d float tensor in [0, 1].
-        shared_dims, window_shape, window_offset, sample_ids, sample_dim: the input's place, as in `Place`.
+        place: where the input lies in its logical tensor.
 
     Returns:
         A new tensor with the input's shape, dtype and memory format.
@@ -196,9 +171,8 @@ def dropout(
     Reference: Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting (JMLR 2014).
     """
     rate, digits = rate_and_digits(p)
-    place = (shared_dims, window_shape, window_offset, sample_ids, sample_dim)
     number = int(key.item()) if key.device.type == "cpu" else key
-    dropped = _dropped(number, digits, input.shape, *place, device=input.device)
+    dropped = _dropped(number, digits, input.shape, place, input.device)
 
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     scale = (1 / (1 - rate)).to(wide)
