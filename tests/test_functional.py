@@ -256,6 +256,10 @@ def test_bad_inputs_are_named():
         dropout([1.0], 0.5)
     with pytest.raises(TypeError, match=r"key is None; expected puredrop.Key"):
         keep_mask((3,), 0.5, None)
+    with pytest.raises(TypeError, match=r"^shape is 5; expected a sequence of integers"):
+        keep_mask(5, 0.5, KEY)
+    with pytest.raises(ValueError, match=r"^shape is \(-1,\); expected no negative entry"):
+        keep_mask((-1,), 0.5, KEY)
     with pytest.raises(TypeError, match=r"Window: shape is 8; expected a sequence of integers"):
         Window(8, 0)
     with pytest.raises(ValueError, match=r"Window: offset is \(-1,\); expected no negative entry"):

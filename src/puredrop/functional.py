@@ -108,7 +108,7 @@ def keep_mask(
     if key is None:
         raise TypeError("key is None; expected puredrop.Key or a 0-d int64 tensor: a mask is a function of its key")
     # The operator drops elements of a tensor of ones: what is not 0 was kept, at any rate.
-    ones = torch.ones((), device=device).expand(tuple(shape))
+    ones = torch.ones((), device=device).expand(ops.as_sizes("shape", shape))
     rate = ops.as_rate(p)
     return dropout(
         ones,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from puredrop.ops import _reference
-from puredrop.ops._arguments import Place, Window, as_rate, check_dtype, place_of
+from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtype, place_of
 from puredrop.ops._backend import backend
 
-__all__ = ["Place", "Window", "as_rate", "backend", "check_dtype", "dropout", "place_of"]
+__all__ = ["Place", "Window", "as_rate", "as_sizes", "backend", "check_dtype", "dropout", "place_of"]
 
 _library = torch.library.Library("puredrop", "FRAGMENT")
 _library.define(

@@ -11,22 +11,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Window", "as_rate", "check_dtype", "place_of"]
+__all__ = ["Place", "Window", "as_rate", "as_sizes", "check_dtype", "place_of"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
+def as_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """Sizes or offsets, one per dimension, checked.
+
+    Raises:
+        TypeError: if they are no sequence of integers.
+        ValueError: if one is negative.
+    """
     try:
         sizes = tuple(values)
     except TypeError:
-        raise TypeError(f"Window: {name} is {values!r}; expected a sequence of integers, one per dimension") from None
+        raise TypeError(f"{name} is {values!r}; expected a sequence of integers, one per dimension") from None
     for size in sizes:
         # A SymInt has no __index__ under a compiler's tracing but is an integer all the same.
         if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool):
-            raise TypeError(f"Window: {name} is {sizes!r}; expected integers, got {size!r}")
+            raise TypeError(f"{name} is {sizes!r}; expected integers, got {size!r}")
         if size < 0:
-            raise ValueError(f"Window: {name} is {sizes!r}; expected no negative entry")
+            raise ValueError(f"{name} is {sizes!r}; expected no negative entry")
     return sizes
 
 
@@ -50,8 +56,8 @@ class Window:
     offset: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", _sizes("shape", self.shape))
-        object.__setattr__(self, "offset", _sizes("offset", self.offset))
+        object.__setattr__(self, "shape", as_sizes("Window: shape", self.shape))
+        object.__setattr__(self, "offset", as_sizes("Window: offset", self.offset))
         if len(self.shape) != len(self.offset):
             raise ValueError(
                 f"Window: offset is {self.offset}, shape is {self.shape}; "
