@@ -3,10 +3,11 @@
 from importlib.metadata import version
 
 from puredrop import functional, nn
+from puredrop.convert import convert, revert
 from puredrop.functional import keep_mask
 from puredrop.ops import Window, backend
 from puredrop.rng import Key
 
 __version__ = version("puredrop")
 
-__all__ = ["Key", "Window", "__version__", "backend", "functional", "keep_mask", "nn"]
+__all__ = ["Key", "Window", "__version__", "backend", "convert", "functional", "keep_mask", "nn", "revert"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from puredrop import ops
 from puredrop.ops import Window
 from puredrop.rng import Key, as_key_tensor
 
-__all__ = ["dropout", "keep_mask"]
+__all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d", "keep_mask"]
 
 
 def dropout(
@@ -59,8 +60,7 @@ def dropout(
     """
     rate = ops.as_rate(p)
     constant = None if isinstance(rate, Tensor) else rate
-    if not isinstance(input, Tensor):
-        raise TypeError(f"input is {type(input).__name__}; expected a torch.Tensor")
+    _rank(input)
     place = ops.place_of(
         input.shape, shared_dims=shared_dims, window=window, sample_ids=sample_ids, sample_dim=sample_dim
     )
@@ -73,6 +73,164 @@ def dropout(
         rate = torch.scalar_tensor(rate, dtype=torch.float64)
     output = ops.dropout(input, as_key_tensor(key, input.device), rate, place)
     return input.copy_(output) if inplace else output
+
+
+def dropout1d(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """Zero whole channels of sequences: one decision per (sample, channel), shared over the length.
+
+    Args:
+        input: float tensor (N, C, L) or (C, L).
+        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+
+    Returns:
+        As `dropout`.
+
+    Raises:
+        RuntimeError: for an input of another rank, as torch does.
+        TypeError, ValueError, RuntimeError: as `dropout`.
+
+    Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
+
+    >>> dropout1d(torch.ones(1, 3, 4), p=0.5, key=Key(0))
+    tensor([[[2., 2., 2., 2.],
+             [2., 2., 2., 2.],
+             [0., 0., 0., 0.]]])
+    """
+    ops.as_rate(p)
+    rank = _rank(input)
+    if rank not in (2, 3):
+        raise RuntimeError(
+            f"dropout1d: Expected 2D or 3D input, but received a {rank}D input. Expected (N, C, L) or, without a "
+            "batch, (C, L); to drop single elements of any shape use dropout"
+        )
+    return _drop_channels(input, p, training, inplace, rank - 2, key, window, sample_ids, sample_dim)
+
+
+def dropout2d(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """Zero whole channels of maps: one decision per (sample, channel), shared over all further dimensions.
+
+    Args:
+        input: float tensor (N, C, H, W); a 3-D one is (N, C, L) as in torch, with torch's warning.
+        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+
+    Returns:
+        As `dropout`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `dropout`; RuntimeError for an input without channels.
+
+    Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
+    """
+    ops.as_rate(p)
+    rank = _rank(input)
+    if rank not in (3, 4):
+        _warn_of_rank("dropout2d", rank, "(N, C, H, W) or (N, C, L)")
+    if rank == 3:
+        warnings.warn(
+            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout behavior is "
+            "desired - input is interpreted as shape (N, C, L). To say so, use dropout1d; for one sample of shape "
+            "(C, H, W) pass input.unsqueeze(0)",
+            stacklevel=2,
+        )
+    return _drop_channels(input, p, training, inplace, 1, key, window, sample_ids, sample_dim)
+
+
+def dropout3d(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """Zero whole channels of volumes: one decision per (sample, channel), shared over the volume.
+
+    Args:
+        input: float tensor (N, C, D, H, W) or (C, D, H, W).
+        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+
+    Returns:
+        As `dropout`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `dropout`; RuntimeError for an input without channels.
+
+    Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
+    """
+    ops.as_rate(p)
+    rank = _rank(input)
+    if rank not in (4, 5):
+        _warn_of_rank("dropout3d", rank, "(N, C, D, H, W) or (C, D, H, W)")
+    return _drop_channels(input, p, training, inplace, 1 if rank == 5 else 0, key, window, sample_ids, sample_dim)
+
+
+def _drop_channels(
+    input: Tensor,
+    p: float | Tensor,
+    training: bool,
+    inplace: bool,
+    channel: int,
+    key: Key | Tensor | None,
+    window: Window | None,
+    sample_ids: Tensor | None,
+    sample_dim: int,
+) -> Tensor:
+    """`dropout` with one decision for all that lies beyond the channel dimension."""
+    if input.dim() <= channel and training and (isinstance(p, Tensor) or 0 < p < 1):
+        raise RuntimeError(
+            f"Feature dropout requires at least 2 dimensions in the input, got shape {tuple(input.shape)}; "
+            "to drop single elements use dropout"
+        )
+    beyond = range(channel + 1, input.dim())
+    return dropout(
+        input,
+        p,
+        training,
+        inplace,
+        key=key,
+        shared_dims=beyond,
+        window=window,
+        sample_ids=sample_ids,
+        sample_dim=sample_dim,
+    )
+
+
+def _rank(input: Tensor) -> int:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input is {type(input).__name__}; expected a torch.Tensor")
+    return input.dim()
+
+
+def _warn_of_rank(name: str, rank: int, expected: str) -> None:
+    # torch's own first words, so that filters written for them go on working; the caller's caller is the user's line.
+    warnings.warn(
+        f"{name}: Received a {rank}-D input to {name}, which is deprecated and will result in an error in a future "
+        f"release. Expected {expected}; to drop single elements of any shape use dropout",
+        stacklevel=3,
+    )
 
 
 def keep_mask(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from puredrop import functional, ops
+from puredrop import functional
+from puredrop.nn._keyed import Keyed
 from puredrop.rng import Key
 
 __all__ = ["Dropout"]
 
 
-class Dropout(torch.nn.Dropout):
+class Dropout(Keyed, torch.nn.Dropout):
     """`torch.nn.Dropout` whose mask is a pure function of a key, is never stored, and is drawn again in backward.
 
     Args:
@@ -39,6 +39,8 @@ class Dropout(torch.nn.Dropout):
     tensor([1., 1., 1., 1., 1., 1., 1., 1.])
     """
 
+    shared_dims: tuple[int, ...] = ()
+
     def __init__(
         self,
         p: float | Tensor = 0.5,
@@ -47,11 +49,7 @@ class Dropout(torch.nn.Dropout):
         key: Key | None = None,
         shared_dims: Iterable[int] = (),
     ) -> None:
-        rate: Any = ops.as_rate(p)  # torch declares its p a float
-        super().__init__(rate, inplace)
-        if key is not None and not isinstance(key, Key):
-            raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
-        self.key = key
+        super().__init__(p, inplace, key=key)
         self.shared_dims = tuple(shared_dims)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -62,9 +60,4 @@ class Dropout(torch.nn.Dropout):
 
     def extra_repr(self) -> str:
         """Torch's text, then what differs from the defaults."""
-        text = super().extra_repr()
-        if self.key is not None:
-            text += f", key={self.key}"
-        if self.shared_dims:
-            text += f", shared_dims={self.shared_dims}"
-        return text
+        return super().extra_repr() + (f", shared_dims={self.shared_dims}" if self.shared_dims else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +39,6 @@ class _Dropout(torch.autograd.Function):
     Nothing of the input's size is saved: key, rate and ids are all it needs.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(input: Tensor, *arguments: Any) -> Tensor:
         # This class is the operator's autograd kernel too; without the guard it would call itself.
@@ -69,20 +68,37 @@ class _Dropout(torch.autograd.Function):
         assert tangents[0] is not None  # no other argument can carry one
         return _Dropout._apply_to(ctx, tangents[0])
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+        return _mapped(_Dropout.apply, info.batch_size, in_dims, *arguments)
+
 
 # `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
-_library.impl("dropout", _Dropout.apply, "Autograd")
+def _autograd_kernel(*arguments: Any) -> Tensor:
+    if torch._C._are_functorch_transforms_active():
+        # Only a compiler, or a call of the operator by hand, gets here with a transform open.
+        raise NotImplementedError(
+            "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function and "
+            "transform it outside, or use autograd (by hand call puredrop.functional.dropout, not torch.ops.puredrop)"
+        )
+    output: Tensor = _Dropout.apply(*arguments)
+    return output
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-    """Every slice is a tensor of its own with the key it is given: one key, one mask for all of them."""
+_library.impl("dropout", _autograd_kernel, "Autograd")
+
+
+def _mapped(
+    call: Callable[..., Tensor], batch_size: int, in_dims: tuple[Any, ...], *arguments: Any
+) -> tuple[Tensor, int]:
+    """Under vmap every slice is a tensor of its own with the key it is given: one key, one mask for all of them."""
     pairs = [(a, dim if isinstance(a, Tensor) else None) for a, dim in zip(arguments, in_dims, strict=True)]
     if any(dim is not None for _, dim in pairs[1:]):  # a key, rate or ids per slice
-        slices = ([a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(info.batch_size))
-        return torch.stack([_operator(*one) for one in slices]), 0
+        slices = ([a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(batch_size))
+        return torch.stack([call(*one) for one in slices]), 0
     input, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = arguments
     # One key for all slices: the mapped dimension is one more that shares its decisions.
-    output = _operator(
+    output = call(
         input.movedim(in_dims[0], 0),
         key,
         p,
@@ -95,7 +111,11 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor,
     return output, 0
 
 
-torch.library.register_vmap("puredrop::dropout", _vmap, lib=_library)
+torch.library.register_vmap(
+    "puredrop::dropout",
+    lambda info, in_dims, *arguments: _mapped(_operator, info.batch_size, in_dims, *arguments),
+    lib=_library,
+)
 
 
 def _apply(*arguments: Any) -> Tensor:
