@@ -106,6 +106,7 @@ def test_anomaly_mode_and_saved_tensor_hooks():
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'>:DeprecationWarning")
 @pytest.mark.parametrize("name", list(TRANSFORMS))
 def test_a_compiled_function_inside_torch_func(name):
     x = torch.randn(12, dtype=torch.float64)
