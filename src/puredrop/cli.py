@@ -15,7 +15,7 @@ from typing import NoReturn
 __all__ = ["main"]
 
 # What the extra `study` installs, by import name.
-_STUDY = ("jinja2", "plotly", "pooch", "rich", "safetensors", "scipy", "sklearn", "torchmetrics")
+_STUDY = ("jinja2", "pandas", "plotly", "pooch", "pyarrow", "rich", "safetensors", "scipy", "sklearn", "torchmetrics")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,39 +60,46 @@ def _parser() -> argparse.ArgumentParser:
         description="Train the same network with and without dropout, from the same weights on the same batches, "
         "several seeds together, and write a page that shows what dropout did.",
     )
-    compare.add_argument("data", nargs="?", default="digits", choices=("digits", "mnist"), help="default: digits")
-    compare.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder of MNIST's four IDX files (.gz); without it they are downloaded once",
+    _add_data(compare.add_argument_group("data"))
+    _add_training(compare.add_argument_group("network and training"))
+    compare.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/NAME)")
+    compare.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
+    compare.set_defaults(run=_compare)
+    return parser
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "data",
+        nargs="?",
+        default="digits",
+        metavar="DATA",
+        help="digits (default), mnist, or a .csv, .parquet or .npz file",
     )
-    compare.add_argument(
+    add("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four IDX files (.gz), else they are downloaded")
+    add("--target", metavar="COLUMN", help="of a file: the column to predict")
+    add("--task", choices=("classification", "regression"), help="of a file: the task, else inferred and printed")
+    add("--group", metavar="COLUMN", help="of a file: keep rows with one value of this column in one part of the split")
+    add("--time", metavar="COLUMN", help="of a file: order the rows by this column; the last fifth is the test")
+    add("--split-seed", type=int, default=0, metavar="N", help="of a file: which random split (default: 0)")
+    add("--rows", type=int, metavar="N", help="use only so many rows for training and validation")
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    widths, rates = _numbers(int, "512,256"), _numbers(float, "0.5,0.3")
+    add(
         "--hidden",
-        type=_numbers(int, "512,256"),
+        type=widths,
         default=(512, 256),
         metavar="N,N",
         help="widths of the hidden layers (default: 512,256)",
     )
-    compare.add_argument(
-        "--rates",
-        type=_numbers(float, "0.5,0.3"),
-        default=(0.5, 0.3),
-        metavar="P,P",
-        help="drop probability after each hidden layer (default: 0.5,0.3)",
-    )
-    compare.add_argument(
-        "--input-rate", type=float, default=0.0, metavar="P", help="drop probability of the features (default: 0)"
-    )
-    compare.add_argument(
-        "--epochs", type=int, metavar="N", help="at most so many epochs (default: 60 for digits, 20 for mnist)"
-    )
-    compare.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
-    compare.add_argument("--rows", type=int, metavar="N", help="use only so many rows for training and validation")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/DATA)")
-    compare.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
-    compare.set_defaults(run=_compare)
-    return parser
+    add("--rates", type=rates, default=(0.5, 0.3), metavar="P,P", help="drop probability after each (default: 0.5,0.3)")
+    add("--input-rate", type=float, default=0.0, metavar="P", help="drop probability of the features (default: 0)")
+    add("--epochs", type=int, metavar="N", help="at most so many (default: 60 for digits, 20 for mnist, 40 for a file)")
+    add("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -109,6 +116,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         run = prepare(Options(**options))
     except (ValueError, OSError) as error:
         return _fail(" ".join(str(error).split()))
+    for note in run.data.notes:
+        print(note, file=sys.stderr)
     try:
         found = terminal.execute(run, Console(stderr=True))
     except KeyboardInterrupt:

@@ -37,7 +37,7 @@ def test_digits_are_split_once_and_for_all():
     digits = data.load("digits")
     sizes = [len(part.y) for part in (digits.train, digits.validation, digits.test)]
     assert sizes == [999, 199, 599]
-    assert digits.classes == 10
+    assert digits.task.outputs == 10
     assert digits.train.x.dtype == torch.float32
     assert (digits.train.x.min(), digits.train.x.max()) == (0, 1)
     assert digits.digest() == data.load("digits").digest()
@@ -60,7 +60,7 @@ def test_idx_files_are_read_whatever_their_size(folder):
     found = data.load("mnist", folder)
     assert [len(part.y) for part in (found.train, found.validation, found.test)] == [75, 15, 30]
     assert found.train.x.shape[1] == 20
-    assert found.classes == 3
+    assert found.task.outputs == 3
     assert found.test.y.tolist() == [i % 3 for i in range(30)]
     raw = gzip.decompress((folder / f"{NAMES[2]}.gz").read_bytes())[16:]
     assert np.allclose(found.test.x.numpy().ravel() * 255, np.frombuffer(raw, np.uint8))
@@ -100,7 +100,7 @@ def test_a_missing_folder_or_file_is_named(folder):
         data.load("mnist", folder)
     with pytest.raises(ValueError, match=r"digits come with scikit-learn; drop the option"):
         data.load("digits", folder)
-    with pytest.raises(ValueError, match=r"data is 'cifar'; expected digits or mnist"):
+    with pytest.raises(ValueError, match=r"data is 'cifar'; expected digits, mnist, or a file named .csv"):
         data.load("cifar")
 
 

@@ -25,14 +25,14 @@ def test_one_pass_by_hand(digits, parameters, monkeypatch):
     found = m.measure(parameters, NETWORK, digits)
     for seed in range(2):
         one = {name: value[seed : seed + 1] for name, value in parameters.items()}
-        p = NETWORK.logits(one, digits.test.x[None])[0].double().softmax(-1).numpy()
+        p = NETWORK.outputs(one, digits.test.x[None])[0].double().softmax(-1).numpy()
         y = digits.test.y.numpy()
-        np.testing.assert_allclose(found.nll[seed], -np.log(p[np.arange(len(y)), y]), rtol=1e-5)
-        assert (found.error[seed] == (p.argmax(1) != y)).all()
+        np.testing.assert_allclose(found.test.nll[seed], -np.log(p[np.arange(len(y)), y]), rtol=1e-5)
+        assert (found.test.error[seed] == (p.argmax(1) != y)).all()
         confidence, right = p.max(1), p.argmax(1) == y
         bins = np.minimum((confidence * 15).astype(int), 14)
         gaps = [abs(confidence[bins == b].sum() - right[bins == b].sum()) for b in range(15)]
-        assert found.calibration[seed] == pytest.approx(sum(gaps) / len(y), abs=1e-4)
+        assert found.test.calibration[seed] == pytest.approx(sum(gaps) / len(y), abs=1e-4)
     assert found.training_nll.shape == (2, 100)
 
 
@@ -42,8 +42,8 @@ def test_the_ensemble_is_the_mean_of_members_that_are_one_network_each(digits, p
     found = m.ensemble(parameters, NETWORK, digits)
     root = Key(0).fold_in("compare").fold_in("ensemble")
     x = digits.test.x.expand(2, -1, -1)
-    members = [NETWORK.logits(parameters, x, root.fold_in(i), one_mask=True).double().softmax(-1) for i in range(5)]
+    members = [NETWORK.outputs(parameters, x, root.fold_in(i), one_mask=True).double().softmax(-1) for i in range(5)]
     p = torch.stack(members).mean(0)
     expected = -p[:, torch.arange(len(digits.test.y)), digits.test.y].log()
-    np.testing.assert_allclose(found.nll, expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found.test.nll, expected.numpy(), rtol=1e-5)
     assert found.training_nll is None

@@ -19,7 +19,7 @@ def sequential(parameters, seed):
 def test_every_seed_is_the_sequential_model_of_its_slice():
     parameters = NETWORK.initial(range(4))
     x = torch.randn(4, 7, 6)
-    logits = NETWORK.logits(parameters, x)
+    logits = NETWORK.outputs(parameters, x)
     for seed in range(4):
         torch.testing.assert_close(logits[seed], sequential(parameters, seed).eval()(x[seed]))
 
@@ -39,7 +39,7 @@ def test_initial_weights_depend_on_the_seed_alone_and_are_those_of_linear():
 def test_masks_are_those_of_the_contract_seed_by_seed(one_mask):
     parameters, key = NETWORK.initial(range(3)), Key(9)
     x = torch.randn(3, 7, 6)
-    logits = NETWORK.logits(parameters, x, key, one_mask=one_mask)
+    logits = NETWORK.outputs(parameters, x, key, one_mask=one_mask)
     for seed in range(3):
 
         def drop(h, rate, site, seed=seed):
@@ -57,7 +57,7 @@ def test_masks_are_those_of_the_contract_seed_by_seed(one_mask):
 def test_one_mask_is_one_network_for_all_rows():
     parameters = NETWORK.initial(range(2))
     x = torch.randn(2, 1, 6).expand(2, 9, 6)
-    same = NETWORK.logits(parameters, x, Key(1), one_mask=True)
+    same = NETWORK.outputs(parameters, x, Key(1), one_mask=True)
     torch.testing.assert_close(same, same[:, :1].expand_as(same))
-    own = NETWORK.logits(parameters, x, Key(1))
+    own = NETWORK.outputs(parameters, x, Key(1))
     assert (own[0, 0] - own[0, 1]).abs().max() > 0.01

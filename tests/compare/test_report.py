@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from puredrop.compare import report, terminal
-from puredrop.compare.wording import QUANTITIES, verdict
+from puredrop.compare.wording import quantities, verdict
 
 
 def difference(estimate, low, high, detectable=0.02):
@@ -30,7 +30,7 @@ def arm(nll, **more):
         "error": figure(0.02, 0.03), "nll": figure(nll, nll + 0.01), "calibration_error": figure(0.01, 0.02),
         "training_nll": figure(0.01, 0.01), "gap": figure(nll - 0.01, nll), "weight_norms": {"0": figure(3.0, 4.0)},
         "mc": None, "epochs": 2, "best_epoch": [1, 2], "seconds_per_epoch": 0.5,
-        "history": {"training_loss": [[1.0, 1.0]] * 2, "validation_nll": [[0.5, 0.6], [0.4, 0.55]]},
+        "history": {"training_loss": [[1.0, 1.0]] * 2, "validation_loss": [[0.5, 0.6], [0.4, 0.55]]},
     }  # fmt: skip
     return {**record, **more}
 
@@ -40,8 +40,15 @@ def results():
     mc = {key: figure(0.1, 0.2) for key in ("error", "nll", "calibration_error")}
     return {
         "schema": 1,
+        "name": "digits",
+        "notes": [],
         "identity": {"data": "digits", "data_digest": "0", "hidden": [8, 4], "rates": [0.5, 0.3], "input_rate": 0.0,
-                     "epochs": 2, "seeds": 2, "rows": None, "torch": "2"},
+                     "epochs": 2, "seeds": 2,
+            "task": "classification",
+            "target": None,
+            "group": None,
+            "time": None,
+            "split_seed": 0, "rows": None, "torch": "2"},
         "created": "2026-01-01T00:00:00+00:00",
         "environment": {"puredrop": "0", "torch": "2", "numpy": "2", "python": "3", "machine": "m", "threads": 2},
         "rows": {"train": 10, "validation": 2, "test": 5},
@@ -54,7 +61,7 @@ def results():
 
 
 def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(results):
-    claims = {key: q.claim(results) for key, q in QUANTITIES.items()}
+    claims = {key: q.claim(results) for key, q in quantities(results).items()}
     assert claims == {
         "nll": "dropout is better",
         "error": "no difference found; this run could have detected ≥ 0.50",
@@ -64,8 +71,8 @@ def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(results):
     }
     results["differences"]["nll"] = difference(-0.02, -0.05, 0.01)
     results["differences"]["mc_nll"] = difference(-0.01, -0.02, -0.005)
-    assert QUANTITIES["nll"].claim(results) == "no difference found; this run could have detected ≥ 0.0200"
-    assert QUANTITIES["mc_nll"].claim(results) == "50 members are better"
+    assert quantities(results)["nll"].claim(results) == "no difference found; this run could have detected ≥ 0.0200"
+    assert quantities(results)["mc_nll"].claim(results) == "50 members are better"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,7 @@ def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(results):
         (0, -1, "dropout made no difference we could find to the test NLL (0.1050 and 0.0850; it could have shown 0.0200), "
                 "but lowered the test error from 2.50 % to 2.50 %."),
         (0, 0, "dropout made no difference we could find to the test NLL (0.1050 and 0.0850; it could have shown 0.0200), "
-               "and made no difference"),
+               "nor to the test error (2.50 %"),
     ],
 )  # fmt: skip
 def test_the_verdict(results, nll, error, expected):
@@ -95,7 +102,7 @@ def test_the_page_is_self_contained_and_shows_the_numbers(results):
     for text in ("0.1050 → 0.0850", "−0.0200 [−0.0300, −0.0100]", "dropout is better", "2.50 ± 0.71 %"):
         assert text in own
     assert own.count("<details>") >= 5
-    assert own.count('role="img"') == 5 + len(QUANTITIES)
+    assert own.count('role="img"') == 5 + 5
 
 
 def test_every_figure_is_json_with_titles_units_and_the_values_measured(results):
@@ -105,7 +112,7 @@ def test_every_figure_is_json_with_titles_units_and_the_values_measured(results)
     assert "<" not in "".join(found.values())  # nothing in a figure can end the script element it stands in
     figures = {name: json.loads(text) for name, text in found.items()}
     for name, drawn in figures.items():
-        assert re.search(r"\((nats|%|nats, log scale)\)", drawn["layout"]["yaxis"]["title"]["text"]), name
+        assert re.search(r"\((nats|%|log scale)\)", drawn["layout"]["yaxis"]["title"]["text"]), name
     assert [trace["y"] for trace in figures["error"]["data"][:2]] == [[2, 2], [3, 3]]
     assert [trace["y"] for trace in figures["nll"]["data"][:2]] == [
         pytest.approx([0.10, 0.08]),
@@ -119,7 +126,7 @@ def test_every_figure_is_json_with_titles_units_and_the_values_measured(results)
 
 
 def test_text_from_the_results_is_escaped(results):
-    results["identity"]["data"] = "</script><script>alert(1)</script>"
+    results["name"] = "</script><script>alert(1)</script>"
     page = report.render(results)
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
@@ -147,7 +154,7 @@ def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(result
         def execute(self, on_epoch):
             from puredrop.compare.training import Arm
 
-            state = Arm(True, {}, {}, epoch=2, best_epoch=[1, 2], validation_nll=[[0.5, 0.6], [0.4, 0.7]])
+            state = Arm(True, {}, {}, epoch=2, best_epoch=[1, 2], validation_loss=[[0.5, 0.6], [0.4, 0.7]])
             on_epoch("none", copy.copy(state))
             return results
 
@@ -156,5 +163,5 @@ def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(result
         console = Console(file=stream, width=120, force_terminal=is_terminal)
         assert terminal.execute(Finished(), console) is results
         assert ("2/5" in stream.getvalue()) == is_terminal
-        assert ("validation NLL 0.5000" in stream.getvalue()) == is_terminal
+        assert ("validation loss 0.5000" in stream.getvalue()) == is_terminal
         assert bool(stream.getvalue()) == is_terminal

@@ -5,7 +5,7 @@ import torch
 
 from puredrop.compare.data import load
 from puredrop.compare.network import Network
-from puredrop.compare.training import Arm, negative_log_likelihood, train
+from puredrop.compare.training import Arm, train
 
 NETWORK = Network((64, 24, 12, 10), (0.5, 0.3))
 
@@ -32,7 +32,7 @@ def test_seeds_trained_together_are_seeds_trained_alone(digits, dropout):
 def test_it_learns_and_both_arms_start_alike(digits):
     arms = [trained(digits, range(2), dropout, epochs=80) for dropout in (False, True)]
     for arm in arms:
-        first, last = sum(arm.validation_nll[0]) / 2, sum(arm.validation_nll[-1]) / 2
+        first, last = sum(arm.validation_loss[0]) / 2, sum(arm.validation_loss[-1]) / 2
         assert last < 0.9 * first
     assert arms[0].training_loss[0] != arms[1].training_loss[0]
     starts = [Arm.start(NETWORK, range(2), dropout=dropout) for dropout in (False, True)]
@@ -56,16 +56,16 @@ def test_an_arm_restored_at_any_epoch_ends_with_the_same_bits(digits, stop):
     train(resumed, NETWORK, digits, range(2), 4)
     for name, value in whole.best.items():
         assert torch.equal(resumed.best[name], value)
-    assert resumed.validation_nll == whole.validation_nll
+    assert resumed.validation_loss == whole.validation_loss
     assert resumed.training_loss == whole.training_loss
 
 
 def test_the_weights_kept_are_those_of_each_seeds_best_epoch(digits):
     arm = trained(digits, range(3), False, epochs=6)
     x = digits.validation.x.expand(3, -1, -1)
-    nll = negative_log_likelihood(NETWORK.logits(arm.best, x), digits.validation.y).mean(1)
+    nll = digits.task.loss(NETWORK.outputs(arm.best, x), digits.validation.y).mean(1)
     for seed in range(3):
-        past = [epoch[seed] for epoch in arm.validation_nll]
+        past = [epoch[seed] for epoch in arm.validation_loss]
         assert min(past) == past[arm.best_epoch[seed] - 1] == pytest.approx(nll[seed].item(), rel=1e-5)
 
 

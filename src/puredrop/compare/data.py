@@ -1,4 +1,4 @@
-"""The data sets of `compare`: read, checked, split into training, validation and test rows."""
+"""The data of `compare`, split into training, validation and test rows; digits and MNIST."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MNIST_URL", "Data", "Split", "load"]
+from puredrop.compare.tasks import Classification, Task
+
+__all__ = ["MNIST_URL", "SUFFIXES", "VALIDATION_SHARE", "Data", "Split", "load"]
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -26,8 +28,11 @@ _MNIST = {
     "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
+# The files that `tables` reads.
+SUFFIXES = (".csv", ".parquet", ".npz")
+
 # One sixth of the rows that are not test rows choose the epoch.
-_VALIDATION_SHARE = 6
+VALIDATION_SHARE = 6
 _DIGITS_TEST_ROWS = 599
 _SPLIT_SEED = 0
 
@@ -37,8 +42,8 @@ class Split:
     """Rows of one part of the data.
 
     Args:
-        x: float32 (rows, features), in [0, 1].
-        y: int64 (rows,), class numbers.
+        x: float32 (rows, features).
+        y: (rows,), class numbers (int64) or the standardised target (float32).
     """
 
     x: Tensor
@@ -47,19 +52,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A classification data set, split.
+    """A data set, split.
 
     Args:
         name: what the user called it.
-        classes: number of classes.
+        task: what is predicted.
         train, validation, test: its parts; validation chooses the epoch, test is for the last measurement only.
+        notes: what was inferred and done, a line each.
     """
 
     name: str
-    classes: int
+    task: Task
     train: Split
     validation: Split
     test: Split
+    notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """A hash of every value, so that a resumed run can tell that its data are the same."""
@@ -93,12 +100,13 @@ def load(name: str, data_dir: Path | None = None, rows: int | None = None, *, ur
     elif name == "mnist":
         x, y, test_x, test_y = _mnist(_mnist_files(data_dir, url))
     else:
-        raise ValueError(f"data is {name!r}; expected digits or mnist")
+        raise ValueError(f"data is {name!r}; expected digits, mnist, or a file named {', '.join(SUFFIXES)}")
     x, y = _choose(x, y, rows)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(y))
-    cut = len(y) // _VALIDATION_SHARE
-    parts = [_split(x[order[cut:]], y[order[cut:]]), _split(x[order[:cut]], y[order[:cut]]), _split(test_x, test_y)]
-    return Data(name, int(max(y.max(), test_y.max())) + 1, *parts)
+    cut = len(y) // VALIDATION_SHARE
+    train, validation = _split(x[order[cut:]], y[order[cut:]]), _split(x[order[:cut]], y[order[:cut]])
+    classes = int(max(y.max(), test_y.max())) + 1
+    return Data(name, Classification(classes), train, validation, _split(test_x, test_y))
 
 
 def _split(x: NDArray[np.float32], y: NDArray[np.int64]) -> Split:
@@ -110,7 +118,7 @@ def _choose(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if rows is None:
         return x, y
-    least = 10 * _VALIDATION_SHARE
+    least = 10 * VALIDATION_SHARE
     if not least <= rows <= len(y):
         raise ValueError(f"--rows is {rows}; expected {least} to {len(y)}, the rows that are not kept for the test")
     chosen = np.random.default_rng(_SPLIT_SEED + 1).permutation(len(y))[:rows]

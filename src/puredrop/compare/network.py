@@ -26,7 +26,7 @@ class Network:
     dimension for the seeds, so that `{name: value[seed] for ...}` is that model's state dict.
 
     Args:
-        sizes: features, hidden widths, classes.
+        sizes: features, hidden widths, outputs.
         rates: drop probability after each hidden layer.
         input_rate: drop probability of the features.
     """
@@ -57,7 +57,7 @@ class Network:
                 parameters[f"{name}.{kind}"] = (2 * torch.stack(draws) - 1) * bound
         return parameters
 
-    def logits(self, parameters: Parameters, x: Tensor, key: Key | None = None, *, one_mask: bool = False) -> Tensor:
+    def outputs(self, parameters: Parameters, x: Tensor, key: Key | None = None, *, one_mask: bool = False) -> Tensor:
         """Run every copy on its own rows.
 
         Args:
@@ -68,7 +68,7 @@ class Network:
             one_mask: share each copy's mask over its rows: one member of the ensemble instead of one per row.
 
         Returns:
-            float32 (seeds, rows, classes).
+            float32 (seeds, rows, outputs).
         """
         shared_dims = (1,) if one_mask else ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
-from puredrop.compare.wording import QUANTITIES, Quantity, verdict
+from puredrop.compare.wording import Quantity, quantities, verdict
 
 __all__ = ["render"]
 
@@ -47,7 +48,8 @@ def render(results: dict[str, Any]) -> str:
     return template.render(
         results=results,
         verdict=verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),
-        quantities=[_row(q, results) for q in QUANTITIES.values()],
+        quantities=[_row(q, results) for q in quantities(results).values()],
+        classification=results["identity"]["task"] == "classification",
         arms=_arms_table(results),
         figures=_figures(results),
         members=MEMBERS,
@@ -77,7 +79,8 @@ def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _figures(results: dict[str, Any]) -> dict[str, _Figure]:
-    pairs = {key: _pairs(QUANTITIES[key], results) for key in ("nll", "error", "gap", "mc_nll")}
+    measured = quantities(results)
+    pairs = {key: _pairs(measured[key], results) for key in ("nll", "error", "gap", "mc_nll")}
     return {**pairs, "curves": _curves(results)}
 
 
@@ -110,7 +113,7 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
              "marker": {"color": color, "size": 18, "symbol": "line-ew-open", "line": {"width": 3, "color": color}}}
         )  # fmt: skip
     alt = f"{q.title}, per seed: {labels[0]} {q.means(results)[0]}, {labels[1]} {q.means(results)[1]} on average"
-    unit = " (%)" if q.unit else " (nats)"
+    unit = " (%)" if q.unit else "" if q.title.startswith("RMSE") else " (nats)"
     xaxis = {"tickvals": [0, 1], "ticktext": labels, "range": [-0.5, 1.5], "showgrid": False, "zeroline": False}
     title = q.title.split(",")[0] + unit
     return _figure(
@@ -119,10 +122,10 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
 
 
 def _curves(results: dict[str, Any]) -> _Figure:
-    """Validation NLL by epoch: mean over seeds, and the band from the best seed to the worst."""
+    """Validation loss by epoch: mean over seeds, and the band from the best seed to the worst."""
     traces: list[dict[str, Any]] = []
     for name, record in results["arms"].items():
-        history = record["history"]["validation_nll"]
+        history = record["history"]["validation_loss"]
         epochs = list(range(1, len(history) + 1))
         low, high = [min(e) for e in history], [max(e) for e in history]
         mean = [statistics.fmean(e) for e in history]
@@ -133,11 +136,11 @@ def _curves(results: dict[str, Any]) -> _Figure:
             {"x": epochs, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5}, "name": _NAMES[name],
              "hovertemplate": "epoch %{x}: %{y:.4f}<extra></extra>"},
         ]  # fmt: skip
-    alt = "validation NLL by epoch, " + "; ".join(
+    alt = "validation loss by epoch, " + "; ".join(
         f"{_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
         for name, record in results["arms"].items()
     )
-    yaxis: dict[str, Any] = {"title": {"text": "validation NLL (nats, log scale)"}, "type": "log", "zeroline": False}
+    yaxis: dict[str, Any] = {"title": {"text": "validation loss (log scale)"}, "type": "log", "zeroline": False}
     yaxis["tickvals"] = [base * 10**power for power in range(-4, 2) for base in (1, 1.5, 2, 3, 5, 7)]
     legend = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
     return _figure(
@@ -148,17 +151,22 @@ def _curves(results: dict[str, Any]) -> _Figure:
 def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Rows of the table of both arms: a label and one text per arm."""
     arms = list(results["arms"].values())
+    classification = results["identity"]["task"] == "classification"
+    digits = quantities(results)["error"].digits
 
     def spread(record: dict[str, Any], scale: float, digits: int, unit: str = "") -> str:
         return f"{record['mean'] * scale:.{digits}f} ± {statistics.stdev(record['per_seed']) * scale:.{digits}f}{unit}"
 
     rows = [
-        ("test error", [spread(a["error"], 100, 2, " %") for a in arms]),
+        ("test error", [spread(a["error"], 100, 2, " %") for a in arms])
+        if classification
+        else ("test RMSE", [spread(a["error"], 1, digits) for a in arms]),
         ("test NLL (nats)", [spread(a["nll"], 1, 4) for a in arms]),
         ("training NLL (nats)", [spread(a["training_nll"], 1, 4) for a in arms]),
         ("gap, test minus training NLL", [spread(a["gap"], 1, 4) for a in arms]),
-        ("expected calibration error", [spread(a["calibration_error"], 100, 2, " %") for a in arms]),
     ]
+    if classification:
+        rows.append(("expected calibration error", [spread(a["calibration_error"], 100, 2, " %") for a in arms]))
     for i, layer in enumerate(arms[0]["weight_norms"]):
         rows.append((f"weight norm, Linear {i + 1}", [spread(a["weight_norms"][layer], 1, 2) for a in arms]))
     rows.append(
@@ -170,8 +178,11 @@ def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _command(identity: dict[str, Any]) -> str:
     numbers = {name: ",".join(map(str, identity[name])) for name in ("hidden", "rates")}
-    rows = "" if identity["rows"] is None else f" --rows {identity['rows']}"
+    more = {name: identity[name] for name in ("rows", "target", "group", "time") if identity[name] is not None}
+    rows = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in more.items())
+    if identity["target"] is not None:
+        rows += f" --task {identity['task']} --split-seed {identity['split_seed']}"
     return (
-        f"puredrop compare {identity['data']} --hidden {numbers['hidden']} --rates {numbers['rates']} "
+        f"puredrop compare {shlex.quote(identity['data'])} --hidden {numbers['hidden']} --rates {numbers['rates']} "
         f"--input-rate {identity['input_rate']} --epochs {identity['epochs']} --seeds {identity['seeds']}{rows}"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from puredrop.compare.intervals import paired_difference
-from puredrop.compare.measure import Measured, Table
+from puredrop.compare.measure import Measured
+from puredrop.compare.tasks import Table, Task
 from puredrop.compare.training import Arm
 
 __all__ = ["SCHEMA", "arm_record", "differences"]
@@ -17,21 +18,23 @@ def _figure(per_seed: Table) -> dict[str, Any]:
     return {"mean": float(per_seed.mean()), "per_seed": per_seed.tolist()}
 
 
-def _prediction(measured: Measured) -> dict[str, Any]:
+def _prediction(measured: Measured, task: Task) -> dict[str, Any]:
+    calibration = measured.test.calibration
     return {
-        "error": _figure(measured.error.mean(axis=1)),
-        "nll": _figure(measured.nll.mean(axis=1)),
-        "calibration_error": _figure(measured.calibration),
+        "error": _figure(task.error(measured.test.error)),
+        "nll": _figure(measured.test.nll.mean(axis=1)),
+        "calibration_error": None if calibration is None else _figure(calibration),
     }
 
 
-def arm_record(arm: Arm, one_pass: Measured, members: Measured | None) -> dict[str, Any]:
+def arm_record(arm: Arm, one_pass: Measured, members: Measured | None, task: Task) -> dict[str, Any]:
     """Everything about one arm.
 
     Args:
         arm: after training.
         one_pass: its deterministic pass.
         members: the mean of its members, for the arm with dropout.
+        task: what was predicted.
 
     Returns:
         What JSON can hold; the keys are described in docs/compare.md.
@@ -44,37 +47,38 @@ def arm_record(arm: Arm, one_pass: Measured, members: Measured | None) -> dict[s
         if name.endswith(".weight")
     }
     return {
-        **_prediction(one_pass),
+        **_prediction(one_pass, task),
         "training_nll": _figure(training_nll),
-        "gap": _figure(one_pass.nll.mean(axis=1) - training_nll),
+        "gap": _figure(one_pass.test.nll.mean(axis=1) - training_nll),
         "weight_norms": norms,
-        "mc": None if members is None else _prediction(members),
+        "mc": None if members is None else _prediction(members, task),
         "epochs": arm.epoch,
         "best_epoch": arm.best_epoch,
-        "history": {"training_loss": arm.training_loss, "validation_nll": arm.validation_nll},
+        "history": {"training_loss": arm.training_loss, "validation_loss": arm.validation_loss},
         "seconds_per_epoch": sum(arm.seconds) / len(arm.seconds),
     }
 
 
-def differences(none: Measured, dropout: Measured, members: Measured) -> dict[str, Any]:
+def differences(none: Measured, dropout: Measured, members: Measured, task: Task) -> dict[str, Any]:
     """The five differences the page claims or does not claim, each paired by seed and row.
 
     Args:
         none: the arm without dropout, one pass.
         dropout: the arm with dropout, one pass.
         members: the same arm, mean of 50 members.
+        task: what was predicted.
 
     Returns:
         By name; `nll`, `error` and `gap` are dropout minus none, `mc_nll` and `mc_error` members minus one pass.
     """
     assert dropout.training_nll is not None
     assert none.training_nll is not None
-    nll = dropout.nll - none.nll
+    nll = dropout.test.nll - none.test.nll
     tables = {
         "nll": (nll,),
-        "error": (dropout.error - none.error,),
+        "error": (task.error_difference(none.test.error, dropout.test.error),),
         "gap": (nll, none.training_nll - dropout.training_nll),
-        "mc_nll": (members.nll - dropout.nll,),
-        "mc_error": (members.error - dropout.error,),
+        "mc_nll": (members.test.nll - dropout.test.nll,),
+        "mc_error": (task.error_difference(dropout.test.error, members.test.error),),
     }
     return {name: paired_difference(*parts).as_dict() for name, parts in tables.items()}

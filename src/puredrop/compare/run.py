@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from puredrop.compare import files, report, results
-from puredrop.compare.data import Data, load
+from puredrop.compare.data import SUFFIXES, Data, load
 from puredrop.compare.measure import ensemble, measure
 from puredrop.compare.network import Network
 from puredrop.compare.training import Arm, train
@@ -26,7 +26,8 @@ from puredrop.compare.training import Arm, train
 __all__ = ["ARMS", "Options", "Run", "prepare"]
 
 ARMS = ("none", "dropout")
-EPOCHS = {"digits": 60, "mnist": 20}
+_EPOCHS = {"digits": 60, "mnist": 20}
+_EPOCHS_OF_A_TABLE = 40
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 
@@ -35,20 +36,26 @@ class Options:
     """What the user asked for; the fields are the command's options.
 
     Args:
-        data: "digits" or "mnist".
+        data: "digits", "mnist", or the path of a .csv, .parquet or .npz file.
         data_dir: folder of MNIST's files.
+        target, task, group, time, split_seed: of a table, as in `TableOptions`.
         hidden: widths of the hidden layers.
         rates: drop probability after each of them.
         input_rate: drop probability of the features.
         epochs: at most so many; None for the data set's default.
         seeds: how many seeds are trained together.
         rows: how many rows train and validate; None for all.
-        out: output folder; None for runs/<data>.
+        out: output folder; None for runs/<name of the data>.
         resume: go on with the unfinished run in the output folder.
     """
 
     data: str = "digits"
     data_dir: Path | None = None
+    target: str | None = None
+    task: str | None = None
+    group: str | None = None
+    time: str | None = None
+    split_seed: int = 0
     hidden: tuple[int, ...] = (512, 256)
     rates: tuple[float, ...] = (0.5, 0.3)
     input_rate: float = 0.0
@@ -58,8 +65,20 @@ class Options:
     out: Path | None = None
     resume: bool = False
 
+    @property
+    def is_table(self) -> bool:
+        """Whether the data are a file of the user's."""
+        return Path(self.data).suffix in SUFFIXES
+
     def check(self) -> None:
         """Raise ValueError, naming the option, for values that cannot be run."""
+        if self.is_table and self.target is None:
+            raise ValueError(f"--target is missing; expected the column of {self.data} to predict")
+        for name in () if self.is_table else ("target", "task", "group", "time"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for a table, but data is {self.data!r}; drop the option")
+        if self.group is not None and self.time is not None:
+            raise ValueError("--group and --time are given; expected one way to split the rows")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"--hidden is {_list(self.hidden)}; expected widths of at least 1, such as 512,256")
         if len(self.rates) != len(self.hidden):
@@ -162,15 +181,17 @@ class Run:
         members = ensemble(self.arms["dropout"].best, self.network, self.data)
         return {
             "schema": results.SCHEMA,
+            "name": self.data.name,
             "identity": self.identity,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "environment": _environment(),
+            "notes": list(self.data.notes),
             "rows": {name: len(getattr(self.data, name).y) for name in ("train", "validation", "test")},
             "arms": {
-                name: results.arm_record(arm, one_pass[name], members if arm.dropout else None)
+                name: results.arm_record(arm, one_pass[name], members if arm.dropout else None, self.data.task)
                 for name, arm in self.arms.items()
             },
-            "differences": results.differences(one_pass["none"], one_pass["dropout"], members),
+            "differences": results.differences(one_pass["none"], one_pass["dropout"], members, self.data.task),
         }
 
     def _write(self, found: dict[str, Any]) -> None:
@@ -195,20 +216,25 @@ def prepare(options: Options) -> Run:
         ValueError, OSError: with one line that names the option or file, its value, and what was expected.
     """
     options.check()
-    data = load(options.data, options.data_dir, options.rows)
-    network = Network((data.train.x.shape[1], *options.hidden, data.classes), options.rates, options.input_rate)
+    data = _data(options)
+    network = Network((data.train.x.shape[1], *options.hidden, data.task.outputs), options.rates, options.input_rate)
     identity = {
         "data": options.data,
         "data_digest": data.digest(),
+        "task": data.task.name,
+        "target": options.target,
+        "group": options.group,
+        "time": options.time,
+        "split_seed": options.split_seed,
         "hidden": list(options.hidden),
         "rates": list(options.rates),
         "input_rate": options.input_rate,
-        "epochs": options.epochs or EPOCHS[options.data],
+        "epochs": options.epochs or _EPOCHS.get(options.data, _EPOCHS_OF_A_TABLE),
         "seeds": options.seeds,
         "rows": options.rows,
         "torch": torch.__version__,
     }
-    run = Run(options.out or Path("runs") / options.data, data, network, identity)
+    run = Run(options.out or Path("runs") / data.name, data, network, identity)
     _check_folder(run.folder)
     if not run.checkpoint.exists():
         run.finished = _finished(run) if options.resume else None
@@ -219,6 +245,16 @@ def prepare(options: Options) -> Run:
         )
     _load(run)
     return run
+
+
+def _data(options: Options) -> Data:
+    if not options.is_table:
+        return load(options.data, options.data_dir, options.rows)
+    from puredrop.compare.tables import TableOptions, load_table
+
+    assert options.target is not None
+    table = TableOptions(options.target, options.task, options.group, options.time, options.split_seed, options.rows)
+    return load_table(Path(options.data), table)
 
 
 def _check_folder(folder: Path) -> None:

@@ -11,14 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from puredrop.compare.measure import MEMBERS
 from puredrop.compare.run import ARMS, Run
 from puredrop.compare.training import Arm
-from puredrop.compare.wording import QUANTITIES
+from puredrop.compare.wording import quantities
 
 __all__ = ["execute", "summary"]
 
 _LABELS = {"none": "without dropout", "dropout": "with dropout"}
-_ROWS = {"nll": "NLL", "error": "error", "gap": "gap", "mc_nll": "MC 50"}
+_ROWS = {"nll": "NLL", "error": "error", "gap": "gap", "mc_nll": f"MC {MEMBERS}"}
 
 
 def execute(run: Run, console: Console) -> dict[str, Any]:
@@ -53,14 +54,14 @@ def _progress(run: Run, console: Console) -> Iterator[Any]:
         }
 
         def on_epoch(name: str, arm: Arm) -> None:
-            best = sum(map(min, zip(*arm.validation_nll, strict=True))) / len(arm.best_epoch)
+            best = sum(map(min, zip(*arm.validation_loss, strict=True))) / len(arm.best_epoch)
             stopped = arm.finished(run.epochs)
             progress.start_task(tasks[name])
             progress.update(
                 tasks[name],
                 completed=arm.epoch,
                 total=arm.epoch if stopped else run.epochs,
-                nll=f"validation NLL {best:.4f}",
+                nll=f"validation loss {best:.4f}",
             )
 
         yield on_epoch
@@ -81,8 +82,10 @@ def summary(results: dict[str, Any], page: Path, console: Console) -> None:
     # A pipe has no width to keep to; a terminal gets one line each from 80 columns on.
     short = console.is_terminal and console.width < 112
     lines = []
-    for key, label in _ROWS.items():
-        q = QUANTITIES[key]
+    measured = quantities(results)
+    regression = results["identity"]["task"] == "regression"
+    for key, label in {**_ROWS, **({"error": "RMSE"} if regression else {})}.items():
+        q = measured[key]
         claim = Text(q.claim(results, short=short), style="bold" if results["differences"][key]["found"] else "")
         lines.append((label, " → ".join(q.means(results)), q.interval(results), claim))
     widths = [max(len(str(line[i])) for line in lines) for i in range(3)]

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from puredrop.compare.data import Data, Split
+from puredrop.compare.data import Data
 from puredrop.compare.network import Network, Parameters
 from puredrop.rng import Key
 
-__all__ = ["Arm", "negative_log_likelihood", "train"]
+__all__ = ["BATCH", "LEARNING_RATE", "PATIENCE", "Arm", "train"]
 
 LEARNING_RATE = 2e-3
 BATCH = 128
@@ -34,7 +33,7 @@ class Arm:
         moments: Adam's running means.
         epoch: epochs trained.
         best_epoch: of each seed.
-        training_loss, validation_nll: for each epoch, a value per seed; the loss is the one trained on, masks and all.
+        training_loss, validation_loss: for each epoch, a value per seed; the first as trained on, masks and all.
         seconds: training time of each epoch, for all seeds together.
     """
 
@@ -45,7 +44,7 @@ class Arm:
     epoch: int = 0
     best_epoch: list[int] = field(default_factory=list)
     training_loss: list[list[float]] = field(default_factory=list)
-    validation_nll: list[list[float]] = field(default_factory=list)
+    validation_loss: list[list[float]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     @staticmethod
@@ -66,7 +65,7 @@ class Arm:
 
     def state(self) -> dict[str, Any]:
         """All else, as JSON can hold it."""
-        names = ("dropout", "epoch", "best_epoch", "training_loss", "validation_nll", "seconds")
+        names = ("dropout", "epoch", "best_epoch", "training_loss", "validation_loss", "seconds")
         return {name: getattr(self, name) for name in names}
 
     @staticmethod
@@ -77,19 +76,6 @@ class Arm:
             group, _, rest = name.partition("/")
             groups[group][rest] = value
         return Arm(**groups, **state)
-
-
-def negative_log_likelihood(logits: Tensor, y: Tensor) -> Tensor:
-    """Per seed and row.
-
-    Args:
-        logits: (seeds, rows, classes).
-        y: (seeds, rows) or (rows,), class numbers.
-
-    Returns:
-        (seeds, rows), in nats.
-    """
-    return F.cross_entropy(logits.transpose(1, 2), y.expand(logits.shape[:2]), reduction="none")
 
 
 def train(
@@ -127,26 +113,27 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * arm.epoch / epochs)) / 2
         started = time.perf_counter()
-        loss = _one_epoch(arm, network, data.train, seeds, optimizer)
+        loss = _one_epoch(arm, network, data, seeds, optimizer)
         arm.seconds.append(time.perf_counter() - started)
         arm.training_loss.append(loss)
         arm.epoch += 1
-        _keep_the_best(arm, network, data.validation)
+        _keep_the_best(arm, network, data)
         arm.moments = _moments(optimizer, arm)
         on_epoch(arm)
 
 
 def _one_epoch(
-    arm: Arm, network: Network, rows: Split, seeds: Sequence[int], optimizer: torch.optim.Optimizer
+    arm: Arm, network: Network, data: Data, seeds: Sequence[int], optimizer: torch.optim.Optimizer
 ) -> list[float]:
     """One pass over the training rows, every seed in its own order; the mean loss of each seed."""
+    rows = data.train
     order = torch.stack([_shuffled(Key(seed).fold_in("order").fold_in(arm.epoch), len(rows.y)) for seed in seeds])
     total = torch.zeros(len(seeds))
     batches = order.split(BATCH, dim=1)
     for i, batch in enumerate(batches):
         step = arm.epoch * len(batches) + i
         key = Key(0).fold_in("compare").fold_in(step) if arm.dropout else None
-        losses = negative_log_likelihood(network.logits(arm.current, rows.x[batch], key), rows.y[batch])
+        losses = data.task.loss(network.outputs(arm.current, rows.x[batch], key), rows.y[batch])
         optimizer.zero_grad()
         losses.mean(1).sum().backward()  # a sum over seeds: each has the gradient it would have alone
         optimizer.step()
@@ -159,15 +146,16 @@ def _shuffled(key: Key, rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def _keep_the_best(arm: Arm, network: Network, rows: Split) -> None:
+def _keep_the_best(arm: Arm, network: Network, data: Data) -> None:
+    rows = data.validation
     x = rows.x.expand(len(arm.best_epoch), -1, -1)
-    nll = negative_log_likelihood(network.logits(arm.current, x), rows.y).mean(1).tolist()
-    for seed, value in enumerate(nll):
-        if value < min((past[seed] for past in arm.validation_nll), default=float("inf")):
+    losses = data.task.loss(network.outputs(arm.current, x), rows.y).mean(1).tolist()
+    for seed, value in enumerate(losses):
+        if value < min((past[seed] for past in arm.validation_loss), default=float("inf")):
             arm.best_epoch[seed] = arm.epoch
             for name, best in arm.best.items():
                 best[seed] = arm.current[name][seed]
-    arm.validation_nll.append(nll)
+    arm.validation_loss.append(losses)
 
 
 def _moments(optimizer: torch.optim.Optimizer, arm: Arm) -> dict[str, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["QUANTITIES", "Quantity", "verdict"]
+from puredrop.compare.measure import MEMBERS
+
+__all__ = ["Quantity", "quantities", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,48 @@ class Quantity:
         )
 
 
-def _arms(key: str, title: str, scale: float, digits: int, unit: str, better: str, worse: str) -> Quantity:
-    return Quantity(key, title, ("none", key), ("dropout", key), scale, digits, unit, better, worse)
+def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
+    """What this run measures, in the units of its task.
+
+    Args:
+        results: as in results.json.
+
+    Returns:
+        By the key of the difference.
+    """
+    if results["identity"]["task"] == "classification":
+        error = ("error", 100.0, 2, " %")
+    else:
+        size = results["arms"]["none"]["error"]["mean"]
+        error = ("RMSE", 1.0, max(0, 3 - math.floor(math.log10(size or 1.0))), "")
+    label, scale, digits, unit = error
+    arms, members = ("dropout is better", "dropout is worse"), (f"{MEMBERS} members are better", "one pass is better")
+    against = f"{MEMBERS} members against one pass"
+    found = [
+        Quantity("nll", "NLL on test rows", *_between_arms("nll"), 1.0, 4, "", *arms),
+        Quantity("error", f"{label} on test rows", *_between_arms("error"), scale, digits, unit, *arms),
+        Quantity(
+            "gap",
+            "gap, test minus training NLL",
+            *_between_arms("gap"),
+            1.0,
+            4,
+            "",
+            "dropout narrows it",
+            "dropout widens it",
+        ),
+        Quantity("mc_nll", f"NLL, {against}", *_of_members("nll"), 1.0, 4, "", *members),
+        Quantity("mc_error", f"{label}, {against}", *_of_members("error"), scale, digits, unit, *members),
+    ]
+    return {q.key: q for q in found}
 
 
-def _members(key: str, title: str, scale: float, digits: int, unit: str) -> Quantity:
-    paths = ("dropout", key), ("dropout", "mc", key)
-    return Quantity(f"mc_{key}", title, *paths, scale, digits, unit, "50 members are better", "one pass is better")
+def _between_arms(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return ("none", key), ("dropout", key)
 
 
-QUANTITIES = {
-    q.key: q
-    for q in (
-        _arms("nll", "NLL on test rows", 1, 4, "", "dropout is better", "dropout is worse"),
-        _arms("error", "error on test rows", 100, 2, " %", "dropout is better", "dropout is worse"),
-        _arms("gap", "gap, test minus training NLL", 1, 4, "", "dropout narrows it", "dropout widens it"),
-        _members("nll", "NLL, 50 members against one pass", 1, 4, ""),
-        _members("error", "error, 50 members against one pass", 100, 2, " %"),
-    )
-}
+def _of_members(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return ("dropout", key), ("dropout", "mc", key)
 
 
 def verdict(results: dict[str, Any]) -> str:
@@ -96,19 +122,22 @@ def verdict(results: dict[str, Any]) -> str:
     Returns:
         A sentence that claims no more than the intervals allow.
     """
-    name, seeds = results["identity"]["data"], results["identity"]["seeds"]
+    name, seeds = results["name"], results["identity"]["seeds"]
+    measured = quantities(results)
+    error = "the test error" if results["identity"]["task"] == "classification" else "the test RMSE"
     found = {key: results["differences"][key]["found"] for key in ("nll", "error")}
     parts = []
-    for key, label in (("nll", "the test NLL"), ("error", "the test error")):
-        q = QUANTITIES[key]
+    for key, label in (("nll", "the test NLL"), ("error", error)):
+        q = measured[key]
         before, after = q.means(results)
         if found[key]:
             verb = "lowered" if results["differences"][key]["estimate"] < 0 else "raised"
             parts.append(f"{verb} {label} from {before} to {after}")
         else:
             detectable = q.show(results["differences"][key]["detectable"]) + (" points" if q.unit else "")
+            could = f"{label} ({before} and {after}; it could have shown {detectable})"
             parts.append(
-                f"made no difference we could find to {label} ({before} and {after}; it could have shown {detectable})"
+                f"to {could}" if parts and not found["nll"] else f"made no difference we could find to {could}"
             )
-    joint = "and" if found["nll"] == found["error"] else "but"
+    joint = "and" if all(found.values()) else "but" if any(found.values()) else "nor"
     return f"On {name}, over {seeds} seeds, dropout {parts[0]}, {joint} {parts[1]}."
