@@ -88,6 +88,11 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="your own network: a function without arguments that makes an nn.Module",
+    )
     widths, rates = _numbers(int, "512,256"), _numbers(float, "0.5,0.3")
     add(
         "--hidden",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from puredrop.compare.data import Data
-from puredrop.compare.network import Network, Parameters
+from puredrop.compare.network import Model, Parameters
 from puredrop.compare.tasks import Judged, Table
 from puredrop.rng import Key
 
@@ -31,7 +31,7 @@ class Measured:
     training_nll: Table | None = None
 
 
-def measure(parameters: Parameters, network: Network, data: Data) -> Measured:
+def measure(parameters: Parameters, network: Model, data: Data) -> Measured:
     """One deterministic pass by weight scaling.
 
     Args:
@@ -50,7 +50,7 @@ def measure(parameters: Parameters, network: Network, data: Data) -> Measured:
     return Measured(data.task.judge(test, data.test.y, fitted), training.nll)
 
 
-def ensemble(parameters: Parameters, network: Network, data: Data) -> Measured:
+def ensemble(parameters: Parameters, network: Model, data: Data) -> Measured:
     """The mean of 50 members, each one thinned network for all rows.
 
     Args:
@@ -68,7 +68,7 @@ def ensemble(parameters: Parameters, network: Network, data: Data) -> Measured:
 
 
 @torch.no_grad()
-def _outputs(parameters: Parameters, network: Network, x: Tensor, keys: list[Key | None]) -> Tensor:
+def _outputs(parameters: Parameters, network: Model, x: Tensor, keys: list[Key | None]) -> Tensor:
     """(keys, seeds, rows, outputs): one pass per key."""
     seeds = next(iter(parameters.values())).shape[0]
     # One mask for all rows of a member, so cutting the rows does not change it.

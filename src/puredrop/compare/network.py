@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,30 @@ from torch import Tensor
 from puredrop import functional
 from puredrop.rng import Key
 
-__all__ = ["Network", "Parameters"]
+__all__ = ["Model", "Network", "Parameters"]
 
 Parameters = dict[str, Tensor]
+
+
+class Model(Protocol):
+    """What training and measuring need: one copy of a network per seed, parameters stacked along dimension 0."""
+
+    def initial(self, seeds: Sequence[int]) -> Parameters:
+        """Fresh parameters, a pure function of each seed."""
+
+    def trainable(self, parameters: Parameters) -> Parameters:
+        """Those of them that are trained."""
+
+    def outputs(
+        self,
+        parameters: Parameters,
+        x: Tensor,
+        key: Key | None = None,
+        *,
+        one_mask: bool = False,
+        training: bool = False,
+    ) -> Tensor:
+        """(seeds, rows, features) to (seeds, rows, outputs)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,19 @@ class Network:
                 parameters[f"{name}.{kind}"] = (2 * torch.stack(draws) - 1) * bound
         return parameters
 
-    def outputs(self, parameters: Parameters, x: Tensor, key: Key | None = None, *, one_mask: bool = False) -> Tensor:
+    def trainable(self, parameters: Parameters) -> Parameters:
+        """All of them."""
+        return parameters
+
+    def outputs(
+        self,
+        parameters: Parameters,
+        x: Tensor,
+        key: Key | None = None,
+        *,
+        one_mask: bool = False,
+        training: bool = False,
+    ) -> Tensor:
         """Run every copy on its own rows.
 
         Args:
@@ -66,6 +100,7 @@ class Network:
             key: draw masks from it, the seed being the outermost dimension of each mask; None for the one
                 deterministic pass by weight scaling.
             one_mask: share each copy's mask over its rows: one member of the ensemble instead of one per row.
+            training: without effect: nothing but dropout differs in training.
 
         Returns:
             float32 (seeds, rows, outputs).

@@ -168,7 +168,8 @@ def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
     if classification:
         rows.append(("expected calibration error", [spread(a["calibration_error"], 100, 2, " %") for a in arms]))
     for i, layer in enumerate(arms[0]["weight_norms"]):
-        rows.append((f"weight norm, Linear {i + 1}", [spread(a["weight_norms"][layer], 1, 2) for a in arms]))
+        name = f"Linear {i + 1}" if results["identity"]["model"] is None else layer
+        rows.append((f"weight norm, {name}", [spread(a["weight_norms"][layer], 1, 2) for a in arms]))
     rows.append(
         ("best epoch, median (of)", [f"{statistics.median(a['best_epoch']):.0f} ({a['epochs']})" for a in arms])
     )
@@ -177,12 +178,16 @@ def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _command(identity: dict[str, Any]) -> str:
-    numbers = {name: ",".join(map(str, identity[name])) for name in ("hidden", "rates")}
+    if identity["model"] is None:
+        numbers = {name: ",".join(map(str, identity[name])) for name in ("hidden", "rates")}
+        network = f"--hidden {numbers['hidden']} --rates {numbers['rates']} --input-rate {identity['input_rate']}"
+    else:
+        network = f"--model {shlex.quote(identity['model'])}"
     more = {name: identity[name] for name in ("rows", "target", "group", "time") if identity[name] is not None}
     rows = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in more.items())
     if identity["target"] is not None:
         rows += f" --task {identity['task']} --split-seed {identity['split_seed']}"
     return (
-        f"puredrop compare {shlex.quote(identity['data'])} --hidden {numbers['hidden']} --rates {numbers['rates']} "
-        f"--input-rate {identity['input_rate']} --epochs {identity['epochs']} --seeds {identity['seeds']}{rows}"
+        f"puredrop compare {shlex.quote(identity['data'])} {network} "
+        f"--epochs {identity['epochs']} --seeds {identity['seeds']}{rows}"
     )

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from puredrop.compare import files, report, results
 from puredrop.compare.data import SUFFIXES, Data, load
 from puredrop.compare.measure import ensemble, measure
-from puredrop.compare.network import Network
+from puredrop.compare.network import Model, Network
 from puredrop.compare.training import Arm, train
 
 __all__ = ["ARMS", "Options", "Run", "prepare"]
@@ -39,6 +39,7 @@ class Options:
         data: "digits", "mnist", or the path of a .csv, .parquet or .npz file.
         data_dir: folder of MNIST's files.
         target, task, group, time, split_seed: of a table, as in `TableOptions`.
+        model: "module:factory" of the user's own network; None for the built-in one.
         hidden: widths of the hidden layers.
         rates: drop probability after each of them.
         input_rate: drop probability of the features.
@@ -56,6 +57,7 @@ class Options:
     group: str | None = None
     time: str | None = None
     split_seed: int = 0
+    model: str | None = None
     hidden: tuple[int, ...] = (512, 256)
     rates: tuple[float, ...] = (0.5, 0.3)
     input_rate: float = 0.0
@@ -120,7 +122,7 @@ class Run:
 
     folder: Path
     data: Data
-    network: Network
+    network: Model
     identity: dict[str, Any]
     arms: dict[str, Arm] = field(default_factory=dict)
     finished: dict[str, Any] | None = None
@@ -217,7 +219,7 @@ def prepare(options: Options) -> Run:
     """
     options.check()
     data = _data(options)
-    network = Network((data.train.x.shape[1], *options.hidden, data.task.outputs), options.rates, options.input_rate)
+    data, network = _network(options, data)
     identity = {
         "data": options.data,
         "data_digest": data.digest(),
@@ -226,9 +228,10 @@ def prepare(options: Options) -> Run:
         "group": options.group,
         "time": options.time,
         "split_seed": options.split_seed,
-        "hidden": list(options.hidden),
-        "rates": list(options.rates),
-        "input_rate": options.input_rate,
+        "model": options.model,
+        "hidden": list(options.hidden) if options.model is None else None,
+        "rates": list(options.rates) if options.model is None else None,
+        "input_rate": options.input_rate if options.model is None else None,
         "epochs": options.epochs or _EPOCHS.get(options.data, _EPOCHS_OF_A_TABLE),
         "seeds": options.seeds,
         "rows": options.rows,
@@ -255,6 +258,16 @@ def _data(options: Options) -> Data:
     assert options.target is not None
     table = TableOptions(options.target, options.task, options.group, options.time, options.split_seed, options.rows)
     return load_table(Path(options.data), table)
+
+
+def _network(options: Options, data: Data) -> tuple[Data, Model]:
+    if options.model is None:
+        sizes = (data.train.x.shape[1], *options.hidden, data.task.outputs)
+        return data, Network(sizes, options.rates, options.input_rate)
+    from puredrop.compare.models import load_model
+
+    model, notes = load_model(options.model, data)
+    return replace(data, notes=(*data.notes, *notes)), model
 
 
 def _check_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from puredrop.compare.data import Data
-from puredrop.compare.network import Network, Parameters
+from puredrop.compare.network import Model, Parameters
 from puredrop.rng import Key
 
 __all__ = ["BATCH", "LEARNING_RATE", "PATIENCE", "Arm", "train"]
@@ -48,7 +48,7 @@ class Arm:
     seconds: list[float] = field(default_factory=list)
 
     @staticmethod
-    def start(network: Network, seeds: Sequence[int], *, dropout: bool) -> Arm:
+    def start(network: Model, seeds: Sequence[int], *, dropout: bool) -> Arm:
         """An arm before its first step; arms of one network and seeds start from the same weights."""
         initial = network.initial(seeds)
         best = {name: value.clone() for name, value in initial.items()}
@@ -80,7 +80,7 @@ class Arm:
 
 def train(
     arm: Arm,
-    network: Network,
+    network: Model,
     data: Data,
     seeds: Sequence[int],
     epochs: int,
@@ -104,11 +104,11 @@ def train(
 
 
 def _train(
-    arm: Arm, network: Network, data: Data, seeds: Sequence[int], epochs: int, on_epoch: Callable[[Arm], None]
+    arm: Arm, network: Model, data: Data, seeds: Sequence[int], epochs: int, on_epoch: Callable[[Arm], None]
 ) -> None:
-    parameters = [value.requires_grad_() for value in arm.current.values()]
-    optimizer = torch.optim.Adam(parameters, fused=True)
-    _restore_moments(optimizer, arm)
+    trained = network.trainable(arm.current)
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in trained.values()], fused=True)
+    _restore_moments(optimizer, arm, list(trained))
     while not arm.finished(epochs):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * arm.epoch / epochs)) / 2
@@ -118,12 +118,12 @@ def _train(
         arm.training_loss.append(loss)
         arm.epoch += 1
         _keep_the_best(arm, network, data)
-        arm.moments = _moments(optimizer, arm)
+        arm.moments = _moments(optimizer, list(trained))
         on_epoch(arm)
 
 
 def _one_epoch(
-    arm: Arm, network: Network, data: Data, seeds: Sequence[int], optimizer: torch.optim.Optimizer
+    arm: Arm, network: Model, data: Data, seeds: Sequence[int], optimizer: torch.optim.Optimizer
 ) -> list[float]:
     """One pass over the training rows, every seed in its own order; the mean loss of each seed."""
     rows = data.train
@@ -133,7 +133,7 @@ def _one_epoch(
     for i, batch in enumerate(batches):
         step = arm.epoch * len(batches) + i
         key = Key(0).fold_in("compare").fold_in(step) if arm.dropout else None
-        losses = data.task.loss(network.outputs(arm.current, rows.x[batch], key), rows.y[batch])
+        losses = data.task.loss(network.outputs(arm.current, rows.x[batch], key, training=True), rows.y[batch])
         optimizer.zero_grad()
         losses.mean(1).sum().backward()  # a sum over seeds: each has the gradient it would have alone
         optimizer.step()
@@ -146,7 +146,7 @@ def _shuffled(key: Key, rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def _keep_the_best(arm: Arm, network: Network, data: Data) -> None:
+def _keep_the_best(arm: Arm, network: Model, data: Data) -> None:
     rows = data.validation
     x = rows.x.expand(len(arm.best_epoch), -1, -1)
     losses = data.task.loss(network.outputs(arm.current, x), rows.y).mean(1).tolist()
@@ -158,17 +158,17 @@ def _keep_the_best(arm: Arm, network: Network, data: Data) -> None:
     arm.validation_loss.append(losses)
 
 
-def _moments(optimizer: torch.optim.Optimizer, arm: Arm) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Adam's state by flat names."""
     state = optimizer.state_dict()["state"]
-    return {f"{name}/{kind}": v for i, name in enumerate(arm.current) for kind, v in state[i].items()}
+    return {f"{name}/{kind}": v for i, name in enumerate(names) for kind, v in state[i].items()}
 
 
-def _restore_moments(optimizer: torch.optim.Optimizer, arm: Arm) -> None:
+def _restore_moments(optimizer: torch.optim.Optimizer, arm: Arm, names: list[str]) -> None:
     if not arm.moments:
         return
-    state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(arm.current))}
-    for i, name in enumerate(arm.current):
+    state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(names))}
+    for i, name in enumerate(names):
         for kind in ("step", "exp_avg", "exp_avg_sq"):
             state[i][kind] = arm.moments[f"{name}/{kind}"]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,257 @@
+"""A user's own network in place of the built-in one: found, checked, and run for all seeds."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.overrides import TorchFunctionMode
+
+from puredrop.compare.data import Data
+from puredrop.compare.network import Parameters
+from puredrop.convert import convert
+from puredrop.rng import Key
+
+__all__ = ["UserModel", "load_model"]
+
+# Attributes that hold the rate of a module which drops by itself; nn.Dropout's family, attention and recurrent
+# layers, and the names that stochastic depth goes by.
+_RATES: dict[type[nn.Module], str] = {
+    nn.modules.dropout._DropoutNd: "p",
+    nn.MultiheadAttention: "dropout",
+    nn.RNNBase: "dropout",
+}
+_RATE_NAMES = ("drop_prob", "drop_rate")
+
+
+@dataclass(frozen=True)
+class UserModel:
+    """One copy of a model per seed.
+
+    Args:
+        factory: makes a model.
+        dropping: the model with its dropout, our layers in the place of torch's.
+        plain: the same with every rate 0.
+        sites: paths of the modules that drop.
+        batched: whether all seeds run as one call.
+    """
+
+    factory: Callable[[], nn.Module]
+    dropping: nn.Module
+    plain: nn.Module
+    sites: tuple[str, ...]
+    batched: bool = True
+
+    def initial(self, seeds: Sequence[int]) -> Parameters:
+        """Fresh parameters and buffers, a pure function of each seed, stacked: (seeds, ...)."""
+        models = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in seeds:
+                torch.manual_seed(int(Key(seed).fold_in("init")))
+                models.append(self.factory())
+        parameters, buffers = stack_module_state(models)
+        return {name: value.detach() for name, value in {**parameters, **buffers}.items()}
+
+    def trainable(self, parameters: Parameters) -> Parameters:
+        """Those that are trained: not the buffers, and not what the factory has frozen."""
+        wanted = {name for name, value in self.plain.named_parameters() if value.requires_grad}
+        return {name: value for name, value in parameters.items() if name in wanted}
+
+    def outputs(
+        self,
+        parameters: Parameters,
+        x: Tensor,
+        key: Key | None = None,
+        *,
+        one_mask: bool = False,
+        training: bool = False,
+    ) -> Tensor:
+        """Run every copy on its own rows.
+
+        Args:
+            parameters: as `initial` gives them.
+            x: (seeds, rows, features).
+            key: draw masks from a generator seeded by it; None drops nothing.
+            one_mask: without effect: a model of the user's draws a mask per row, also as a member.
+            training: put the whole model in training mode; else dropout alone is active, and BatchNorm is not.
+
+        Returns:
+            (seeds, rows, outputs).
+        """
+        model = self.plain if key is None else self.dropping
+        model.train(training)
+        if key is not None:
+            for path in self.sites:
+                model.get_submodule(path).train()
+        if key is None and not training:
+            return self._run(model, parameters, x, None)
+        with torch.random.fork_rng(devices=[]):
+            return self._run(model, parameters, x, key)
+
+    def _run(self, model: nn.Module, parameters: Parameters, x: Tensor, key: Key | None) -> Tensor:
+        if self.batched:
+            if key is not None:
+                torch.manual_seed(int(key))
+            run = vmap(lambda own, rows: functional_call(model, own, (rows,)), randomness="different")
+            output: Tensor = run(parameters, x)
+        else:
+            outputs = []
+            for seed, rows in enumerate(x):
+                if key is not None:
+                    torch.manual_seed(int(key.fold_in(seed)))
+                # Views, so that what a layer writes into its buffers arrives in the stack.
+                outputs.append(functional_call(model, {name: v[seed] for name, v in parameters.items()}, (rows,)))
+            output = torch.stack(outputs)
+        return output.unsqueeze(-1) if output.dim() == 2 else output
+
+
+def load_model(spec: str, data: Data) -> tuple[UserModel, tuple[str, ...]]:
+    """Find a factory and check what it makes against the data.
+
+    Args:
+        spec: "module:factory", the module importable from the working folder.
+        data: what it has to fit.
+
+    Returns:
+        The model, and notes on it.
+
+    Raises:
+        ValueError: with one line that names what is wrong.
+    """
+    factory = _factory(spec)
+    model = _make(spec, factory)
+    dropping, plain = convert(copy.deepcopy(model)), copy.deepcopy(model)
+    sites = _silence(plain)
+    if not sites:
+        raise ValueError(f"--model {spec}: no module with a dropout rate above 0; there is nothing to compare")
+    x = data.train.x[:2]
+    _check_output(spec, plain, x, data)
+    _check_silence(spec, plain, x)
+    user = UserModel(factory, dropping, plain, sites)
+    reason = _unbatchable(user, x)
+    if reason is not None:
+        user = UserModel(factory, dropping, plain, sites, batched=False)
+    count = sum(value.numel() for value in model.parameters())
+    notes = [f"model {spec}: {count} parameters, dropout in {', '.join(sites)}"]
+    if reason is not None:
+        notes.append(f"seeds train one after the other, since the model cannot be batched ({reason})")
+    return user, tuple(notes)
+
+
+def _factory(spec: str) -> Callable[[], nn.Module]:
+    module_name, colon, name = spec.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f"--model is {spec!r}; expected module:factory, such as mymodels:small")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's file raises is the answer
+        raise ValueError(f"--model {spec}: cannot import {module_name} ({type(error).__name__}: {error})") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ValueError(f"--model {spec}: {module_name} has no function or class {name!r}")
+    factory: Callable[[], nn.Module] = found
+    return factory
+
+
+def _make(spec: str, factory: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = factory()
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ValueError(f"--model {spec}: {error}; expected a factory that needs no arguments") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"--model {spec}: the factory gave {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def _silence(model: nn.Module) -> tuple[str, ...]:
+    """Set every rate to 0; the paths of the modules that had one above it."""
+    sites = []
+    for path, module in model.named_modules():
+        names = [name for kind, name in _RATES.items() if isinstance(module, kind)]
+        names += [name for name in _RATE_NAMES if isinstance(getattr(module, name, None), float)]
+        for name in names:
+            if getattr(module, name) > 0:
+                sites.append(path)
+            setattr(module, name, 0.0)
+    return tuple(dict.fromkeys(sites))
+
+
+def _check_output(spec: str, model: nn.Module, x: Tensor, data: Data) -> None:
+    try:
+        with torch.no_grad():
+            output = model.eval()(x)
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"--model {spec}: fails on input of shape {tuple(x.shape)} ({text})") from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    expected = [(len(x), data.task.outputs)] + ([(len(x),)] if data.task.outputs == 1 else [])
+    if shape not in expected:
+        raise ValueError(
+            f"--model {spec}: {data.task.name} needs an output of shape {expected[0]} for input {tuple(x.shape)}, "
+            f"got {shape}"
+        )
+
+
+class _Functional(TorchFunctionMode):
+    """Notes every dropout that acts although all modules' rates are 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        rate = kwargs.get("p", kwargs.get("dropout_p", args[1] if "dropout" in name and len(args) > 1 else 0.0))
+        acts = isinstance(rate, float) and rate > 0 and kwargs.get("training", True)
+        if acts and ("dropout" in name or name == "scaled_dot_product_attention"):
+            torch_folder = str(Path(torch.__file__).parent)
+            frames = [f for f in traceback.extract_stack()[:-1] if not f.filename.startswith(torch_folder)]
+            self.found.append(f"{name}(p={rate}) at {Path(frames[-1].filename).name}:{frames[-1].lineno}")
+        return func(*args, **kwargs)
+
+
+def _check_silence(spec: str, plain: nn.Module, x: Tensor) -> None:
+    """Refuse a model that still drops with every rate 0: its arm without dropout would be none."""
+    model = copy.deepcopy(plain).train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Functional() as seen:
+        before = torch.get_rng_state()
+        model(x)
+        drew = not torch.equal(before, torch.get_rng_state())
+    if seen.found:
+        raise ValueError(
+            f"--model {spec}: functional dropout cannot be switched off for the arm without it: "
+            f"{'; '.join(seen.found)}; make it a torch.nn.Dropout layer"
+        )
+    if drew:
+        raise ValueError(
+            f"--model {spec}: draws random numbers with every known rate at 0; "
+            "a dropout of its own cannot be switched off"
+        )
+
+
+def _unbatchable(user: UserModel, x: Tensor) -> str | None:
+    """Why two seeds cannot run as one call, forward and backward, in training; None if they can."""
+    parameters = {name: value.clone() for name, value in user.initial(range(2)).items()}
+    for value in user.trainable(parameters).values():
+        value.requires_grad_()
+    try:
+        user.outputs(parameters, x.expand(2, -1, -1), Key(0), training=True).sum().backward()
+    except Exception as error:  # any refusal of vmap's has the same answer: one seed after the other
+        return str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+    return None
