@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(compare.add_argument_group("data"))
     _add_training(compare.add_argument_group("network and training"))
     compare.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/NAME)")
+    compare.add_argument("--tensorboard", action="store_true", help="write losses for TensorBoard to DIR/tensorboard")
     compare.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
     compare.set_defaults(run=_compare)
     return parser
@@ -104,11 +105,17 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--rates", type=rates, default=(0.5, 0.3), metavar="P,P", help="drop probability after each (default: 0.5,0.3)")
     add("--input-rate", type=float, default=0.0, metavar="P", help="drop probability of the features (default: 0)")
     add("--epochs", type=int, metavar="N", help="at most so many (default: 60 for digits, 20 for mnist, 40 for a file)")
+    add("--device", default="cpu", help="where to train: cpu (default) or cuda")
+    add("--dtype", default="float32", choices=("float32", "float64"), help="default: float32")
     add("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     missing = [name for name in _STUDY if importlib.util.find_spec(name) is None]
+    if arguments.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        return _fail(
+            "--tensorboard needs the package tensorboard; install it with: pip install 'puredrop[tensorboard]'"
+        )
     if missing:
         return _fail(f"compare needs {', '.join(missing)}; install what it needs with: pip install 'puredrop[study]'")
     from rich.console import Console

@@ -156,7 +156,7 @@ def test_a_member_drops_without_dragging_batchnorm_along(digits, name):
 @pytest.mark.parametrize("name", ["plain", "normed", "looking", "frozen", "Attention"])
 def test_it_trains_and_resumes_to_the_same_bits(digits, name):
     model, _ = load_model(f"usermodels:{name}", digits)
-    start = Arm.start(model, range(2), dropout=True)
+    start = Arm.start(model, range(2), digits.train.x, dropout=True)
     initial = {key: value.clone() for key, value in start.current.items()}
     halted = {}
 
@@ -166,7 +166,7 @@ def test_it_trains_and_resumes_to_the_same_bits(digits, name):
             halted["state"] = json.loads(json.dumps(arm.state()))
 
     train(start, model, digits, range(2), 3, on_epoch)
-    resumed = Arm.restore(halted["tensors"], halted["state"])
+    resumed = Arm.restore(halted["tensors"], halted["state"], torch.device("cpu"))
     train(resumed, model, digits, range(2), 3)
     assert resumed.validation_loss == start.validation_loss
     assert all(torch.equal(resumed.best[key], value) for key, value in start.best.items())

@@ -106,6 +106,29 @@ def test_five_lines_and_silence_where_there_is_no_terminal(tmp_path, capsys):
     assert err == ""
 
 
+def test_float64_and_an_explicit_device(tmp_path, finished):
+    assert compare(tmp_path / "run", "--dtype", "float64", "--device", "cpu") == 0
+    weights = safetensors.torch.load_file(tmp_path / "run" / "weights-none.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float64}
+    # The same masks and batches: the first epochs differ by rounding alone.
+    curves = [read(out)["arms"]["dropout"]["history"]["validation_loss"][0] for out in (finished, tmp_path / "run")]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert curves[0] != curves[1]
+
+
+def test_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert compare(tmp_path / "run", "--tensorboard") == 0
+    results = read(tmp_path / "run")
+    for name in ("none", "dropout"):
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / name)).Reload()
+        for kind in ("training", "validation"):
+            written = [event.value for event in events.Scalars(f"loss/{kind}")]
+            expected = [sum(epoch) / 3 for epoch in results["arms"][name]["history"][f"{kind}_loss"]]
+            assert written == pytest.approx(expected, rel=1e-5)
+
+
 def test_resume_without_an_unfinished_run_starts_and_with_a_finished_one_repeats_it(finished, tmp_path, capsys):
     assert compare(tmp_path / "new", "--resume") == 0
     first = capsys.readouterr().out
@@ -231,6 +254,10 @@ BAD = [
     (["--epochs", "0"], r"--epochs is 0; expected at least 1"),
     (["--seeds", "1"], r"--seeds is 1; expected at least 2"),
     (["--data-dir", "/no/such"], r"digits come with scikit-learn"),
+    (["--device", "cuda:77"], r"--device is 'cuda:77', which is not usable here"),
+    (["--device", "toaster"], r"--device is 'toaster', which is not usable here"),
+    (["--device", "meta"], r"--device is 'meta', which is not usable here"),
+    (["--dtype", "int8"], r"argument --dtype: invalid choice: 'int8'"),
     (["--frobnicate"], r"unrecognized arguments: --frobnicate \(see puredrop --help\)"),
 ]
 

@@ -16,7 +16,7 @@ def digits():
 
 
 def trained(data, seeds, dropout, epochs=3):
-    arm = Arm.start(NETWORK, seeds, dropout=dropout)
+    arm = Arm.start(NETWORK, seeds, data.train.x, dropout=dropout)
     train(arm, NETWORK, data, seeds, epochs)
     return arm
 
@@ -35,7 +35,7 @@ def test_it_learns_and_both_arms_start_alike(digits):
         first, last = sum(arm.validation_loss[0]) / 2, sum(arm.validation_loss[-1]) / 2
         assert last < 0.9 * first
     assert arms[0].training_loss[0] != arms[1].training_loss[0]
-    starts = [Arm.start(NETWORK, range(2), dropout=dropout) for dropout in (False, True)]
+    starts = [Arm.start(NETWORK, range(2), torch.zeros(0), dropout=dropout) for dropout in (False, True)]
     assert all(torch.equal(starts[0].current[name], starts[1].current[name]) for name in starts[0].current)
 
 
@@ -49,9 +49,9 @@ def test_an_arm_restored_at_any_epoch_ends_with_the_same_bits(digits, stop):
             tensors = {name: value.detach().clone() for name, value in arm.tensors().items()}
             halted.update(tensors=tensors, state=copy.deepcopy(arm.state()))
 
-    arm = Arm.start(NETWORK, range(2), dropout=True)
+    arm = Arm.start(NETWORK, range(2), torch.zeros(0), dropout=True)
     train(arm, NETWORK, digits, range(2), 4, on_epoch)
-    resumed = Arm.restore(halted["tensors"], halted["state"])
+    resumed = Arm.restore(halted["tensors"], halted["state"], torch.device("cpu"))
     assert resumed.epoch == stop
     train(resumed, NETWORK, digits, range(2), 4)
     for name, value in whole.best.items():
@@ -70,7 +70,7 @@ def test_the_weights_kept_are_those_of_each_seeds_best_epoch(digits):
 
 
 def test_an_arm_stops_when_no_seed_improves_any_more():
-    arm = Arm.start(NETWORK, range(2), dropout=False)
+    arm = Arm.start(NETWORK, range(2), torch.zeros(0), dropout=False)
     arm.epoch, arm.best_epoch = 15, [2, 4]
     assert not arm.finished(100)
     arm.epoch = 16

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +68,22 @@ class Data:
     test: Split
     notes: tuple[str, ...] = ()
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Data:
+        """The same data on a device, floating-point values in a dtype."""
+
+        def move(split: Split) -> Split:
+            y = split.y.to(device, dtype) if split.y.is_floating_point() else split.y.to(device)
+            return Split(split.x.to(device, dtype), y)
+
+        train, validation, test = map(move, (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
+
     def digest(self) -> str:
         """A hash of every value, so that a resumed run can tell that its data are the same."""
         state = hashlib.blake2b(digest_size=16)
         for split in (self.train, self.validation, self.test):
             for tensor in (split.x, split.y):
-                state.update(np.ascontiguousarray(tensor.numpy()).data)
+                state.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
         return state.hexdigest()
 
 

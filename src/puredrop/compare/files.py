@@ -69,5 +69,5 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().contiguous().numpy().data)
+        state.update(tensor.detach().cpu().contiguous().numpy().data)
     return state.hexdigest()

@@ -45,9 +45,9 @@ def measure(parameters: Parameters, network: Model, data: Data) -> Measured:
     test, validation, train = (
         _outputs(parameters, network, part.x, [None]) for part in (data.test, data.validation, data.train)
     )
-    fitted = (validation, data.validation.y)
-    training = data.task.judge(train, data.train.y, fitted)
-    return Measured(data.task.judge(test, data.test.y, fitted), training.nll)
+    fitted = (validation, data.validation.y.cpu())
+    training = data.task.judge(train, data.train.y.cpu(), fitted)
+    return Measured(data.task.judge(test, data.test.y.cpu(), fitted), training.nll)
 
 
 def ensemble(parameters: Parameters, network: Model, data: Data) -> Measured:
@@ -64,7 +64,7 @@ def ensemble(parameters: Parameters, network: Model, data: Data) -> Measured:
     root = Key(0).fold_in("compare").fold_in("ensemble")
     keys: list[Key | None] = [root.fold_in(member) for member in range(MEMBERS)]
     test, validation = (_outputs(parameters, network, part.x, keys) for part in (data.test, data.validation))
-    return Measured(data.task.judge(test, data.test.y, (validation, data.validation.y)))
+    return Measured(data.task.judge(test, data.test.y.cpu(), (validation, data.validation.y.cpu())))
 
 
 @torch.no_grad()
@@ -73,5 +73,7 @@ def _outputs(parameters: Parameters, network: Model, x: Tensor, keys: list[Key |
     seeds = next(iter(parameters.values())).shape[0]
     # One mask for all rows of a member, so cutting the rows does not change it.
     chunks = [chunk.expand(seeds, -1, -1) for chunk in x.split(_ROWS_AT_ONCE)]
-    passes = [torch.cat([network.outputs(parameters, c, key, one_mask=True) for c in chunks], dim=1) for key in keys]
+    passes = [
+        torch.cat([network.outputs(parameters, c, key, one_mask=True) for c in chunks], dim=1).cpu() for key in keys
+    ]
     return torch.stack(passes)

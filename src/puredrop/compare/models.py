@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import sys
 import traceback
@@ -61,6 +62,13 @@ class UserModel:
         parameters, buffers = stack_module_state(models)
         return {name: value.detach() for name, value in {**parameters, **buffers}.items()}
 
+    def digest(self) -> str:
+        """A hash of the model's text and first initial values: other code is another run."""
+        state = hashlib.blake2b(repr(self.dropping).encode(), digest_size=16)
+        for name, value in self.initial(range(1)).items():
+            state.update(name.encode() + value.contiguous().numpy().tobytes())
+        return state.hexdigest()
+
     def trainable(self, parameters: Parameters) -> Parameters:
         """Those that are trained: not the buffers, and not what the factory has frozen."""
         wanted = {name for name, value in self.plain.named_parameters() if value.requires_grad}
@@ -94,7 +102,7 @@ class UserModel:
                 model.get_submodule(path).train()
         if key is None and not training:
             return self._run(model, parameters, x, None)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return self._run(model, parameters, x, key)
 
     def _run(self, model: nn.Module, parameters: Parameters, x: Tensor, key: Key | None) -> Tensor:
@@ -129,11 +137,12 @@ def load_model(spec: str, data: Data) -> tuple[UserModel, tuple[str, ...]]:
     """
     factory = _factory(spec)
     model = _make(spec, factory)
+    x = data.train.x[:2]
+    model = model.to(x.device, x.dtype)
     dropping, plain = convert(copy.deepcopy(model)), copy.deepcopy(model)
     sites = _silence(plain)
     if not sites:
         raise ValueError(f"--model {spec}: no module with a dropout rate above 0; there is nothing to compare")
-    x = data.train.x[:2]
     _check_output(spec, plain, x, data)
     _check_silence(spec, plain, x)
     user = UserModel(factory, dropping, plain, sites)
@@ -247,7 +256,10 @@ def _check_silence(spec: str, plain: nn.Module, x: Tensor) -> None:
 
 def _unbatchable(user: UserModel, x: Tensor) -> str | None:
     """Why two seeds cannot run as one call, forward and backward, in training; None if they can."""
-    parameters = {name: value.clone() for name, value in user.initial(range(2)).items()}
+    parameters = {
+        name: value.to(x.device, x.dtype if value.is_floating_point() else None)
+        for name, value in user.initial(range(2)).items()
+    }
     for value in user.trainable(parameters).values():
         value.requires_grad_()
     try:

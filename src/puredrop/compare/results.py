@@ -42,7 +42,7 @@ def arm_record(arm: Arm, one_pass: Measured, members: Measured | None, task: Tas
     assert one_pass.training_nll is not None
     training_nll = one_pass.training_nll.mean(axis=1)
     norms = {
-        name.removesuffix(".weight"): _figure(value.detach().flatten(1).norm(dim=1).double().numpy())
+        name.removesuffix(".weight"): _figure(value.detach().flatten(1).norm(dim=1).double().cpu().numpy())
         for name, value in arm.best.items()
         if name.endswith(".weight")
     }

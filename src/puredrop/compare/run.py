@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from puredrop.compare import files, report, results
+from puredrop.compare.board import Board
 from puredrop.compare.data import SUFFIXES, Data, load
 from puredrop.compare.measure import ensemble, measure
 from puredrop.compare.network import Model, Network
@@ -47,6 +48,9 @@ class Options:
         seeds: how many seeds are trained together.
         rows: how many rows train and validate; None for all.
         out: output folder; None for runs/<name of the data>.
+        device: where to train, as torch names devices.
+        dtype: "float32" or "float64".
+        tensorboard: write losses for TensorBoard to <out>/tensorboard.
         resume: go on with the unfinished run in the output folder.
     """
 
@@ -65,6 +69,9 @@ class Options:
     seeds: int = 10
     rows: int | None = None
     out: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    tensorboard: bool = False
     resume: bool = False
 
     @property
@@ -118,6 +125,7 @@ class Run:
         identity: what must be equal for two runs to give the same numbers.
         arms: by name, those begun.
         finished: the results, where the folder already holds them.
+        board: where losses go for TensorBoard, if anywhere.
     """
 
     folder: Path
@@ -126,6 +134,7 @@ class Run:
     identity: dict[str, Any]
     arms: dict[str, Arm] = field(default_factory=dict)
     finished: dict[str, Any] | None = None
+    board: Board | None = None
     _saved_at: float = 0.0
 
     @property
@@ -154,16 +163,20 @@ class Run:
         seeds = range(self.identity["seeds"])
         for name in ARMS:
             if name not in self.arms:
-                self.arms[name] = Arm.start(self.network, seeds, dropout=name == "dropout")
+                self.arms[name] = Arm.start(self.network, seeds, self.data.train.x, dropout=name == "dropout")
                 self._save()
 
             def after(arm: Arm, name: str = name) -> None:
                 on_epoch(name, arm)
+                if self.board is not None:
+                    self.board.write(name, arm)
                 if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._save()
 
             train(self.arms[name], self.network, self.data, seeds, self.epochs, after)
             self._save()
+        if self.board is not None:
+            self.board.close()
         found = self._measured()
         self._write(found)
         return found
@@ -198,7 +211,7 @@ class Run:
 
     def _write(self, found: dict[str, Any]) -> None:
         for name, arm in self.arms.items():
-            weights = {key: value.detach().contiguous() for key, value in arm.best.items()}
+            weights = {key: value.detach().cpu().contiguous() for key, value in arm.best.items()}
             files.write(self.folder / f"weights-{name}.safetensors", safetensors.torch.save(weights))
         files.write(self.folder / "report.html", report.render(found).encode())
         files.write(self.folder / "results.json", json.dumps(found, indent=1).encode())
@@ -218,8 +231,8 @@ def prepare(options: Options) -> Run:
         ValueError, OSError: with one line that names the option or file, its value, and what was expected.
     """
     options.check()
-    data = _data(options)
-    data, network = _network(options, data)
+    data = _data(options).to(_device(options.device), getattr(torch, options.dtype))
+    data, network, model_digest = _network(options, data)
     identity = {
         "data": options.data,
         "data_digest": data.digest(),
@@ -229,6 +242,9 @@ def prepare(options: Options) -> Run:
         "time": options.time,
         "split_seed": options.split_seed,
         "model": options.model,
+        "model_digest": model_digest,
+        "device": options.device,
+        "dtype": options.dtype,
         "hidden": list(options.hidden) if options.model is None else None,
         "rates": list(options.rates) if options.model is None else None,
         "input_rate": options.input_rate if options.model is None else None,
@@ -239,6 +255,7 @@ def prepare(options: Options) -> Run:
     }
     run = Run(options.out or Path("runs") / data.name, data, network, identity)
     _check_folder(run.folder)
+    run.board = Board(run.folder / "tensorboard") if options.tensorboard else None
     if not run.checkpoint.exists():
         run.finished = _finished(run) if options.resume else None
         return run
@@ -248,6 +265,17 @@ def prepare(options: Options) -> Run:
         )
     _load(run)
     return run
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # torch says a paragraph; its first sentence is the reason.
+        reason = str(error).splitlines()[0].split(". ")[0][:100]
+        raise ValueError(f"--device is {name!r}, which is not usable here ({reason}); expected cpu or cuda") from error
+    return device
 
 
 def _data(options: Options) -> Data:
@@ -260,14 +288,15 @@ def _data(options: Options) -> Data:
     return load_table(Path(options.data), table)
 
 
-def _network(options: Options, data: Data) -> tuple[Data, Model]:
+def _network(options: Options, data: Data) -> tuple[Data, Model, str | None]:
+    """The data with notes on the model, the model, and a hash of it where it is the user's."""
     if options.model is None:
         sizes = (data.train.x.shape[1], *options.hidden, data.task.outputs)
-        return data, Network(sizes, options.rates, options.input_rate)
+        return data, Network(sizes, options.rates, options.input_rate), None
     from puredrop.compare.models import load_model
 
     model, notes = load_model(options.model, data)
-    return replace(data, notes=(*data.notes, *notes)), model
+    return replace(data, notes=(*data.notes, *notes)), model, model.digest()
 
 
 def _check_folder(folder: Path) -> None:
@@ -290,7 +319,7 @@ def _load(run: Run) -> None:
     torch.set_num_threads(state["threads"])
     for name, arm in state["arms"].items():
         own = {key.removeprefix(f"{name}/"): v for key, v in tensors.items() if key.startswith(f"{name}/")}
-        run.arms[name] = Arm.restore(own, arm)
+        run.arms[name] = Arm.restore(own, arm, run.data.train.x.device)
 
 
 def _finished(run: Run) -> dict[str, Any] | None:

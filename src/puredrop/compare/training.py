@@ -48,9 +48,16 @@ class Arm:
     seconds: list[float] = field(default_factory=list)
 
     @staticmethod
-    def start(network: Model, seeds: Sequence[int], *, dropout: bool) -> Arm:
-        """An arm before its first step; arms of one network and seeds start from the same weights."""
-        initial = network.initial(seeds)
+    def start(network: Model, seeds: Sequence[int], like: Tensor, *, dropout: bool) -> Arm:
+        """An arm before its first step; arms of one network and seeds start from the same weights.
+
+        Weights are drawn on the CPU in float32, then take the device and dtype of `like`, the features.
+        """
+        drawn = network.initial(seeds)
+        initial = {
+            name: value.to(like.device, like.dtype if value.is_floating_point() else None)
+            for name, value in drawn.items()
+        }
         best = {name: value.clone() for name, value in initial.items()}
         return Arm(dropout, initial, best, best_epoch=[0] * len(seeds))
 
@@ -69,12 +76,13 @@ class Arm:
         return {name: getattr(self, name) for name in names}
 
     @staticmethod
-    def restore(tensors: dict[str, Tensor], state: dict[str, Any]) -> Arm:
+    def restore(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Arm:
         """The inverse of `tensors` and `state`."""
         groups: dict[str, Any] = {"current": {}, "best": {}, "moments": {}}
         for name, value in tensors.items():
             group, _, rest = name.partition("/")
-            groups[group][rest] = value
+            # Adam keeps its step on the CPU.
+            groups[group][rest] = value if rest.endswith("/step") else value.to(device)
         return Arm(**groups, **state)
 
 
@@ -128,7 +136,7 @@ def _one_epoch(
     """One pass over the training rows, every seed in its own order; the mean loss of each seed."""
     rows = data.train
     order = torch.stack([_shuffled(Key(seed).fold_in("order").fold_in(arm.epoch), len(rows.y)) for seed in seeds])
-    total = torch.zeros(len(seeds))
+    total = torch.zeros(len(seeds), device=rows.x.device, dtype=rows.x.dtype)
     batches = order.split(BATCH, dim=1)
     for i, batch in enumerate(batches):
         step = arm.epoch * len(batches) + i
