@@ -17,6 +17,15 @@ __all__ = ["main"]
 # What the extra `study` installs, by import name.
 _STUDY = ("jinja2", "pandas", "plotly", "pooch", "pyarrow", "rich", "safetensors", "scipy", "sklearn", "torchmetrics")
 
+_EXAMPLES = """\
+examples:
+  puredrop compare
+  puredrop compare mnist --data-dir DIR --epochs 20
+  puredrop compare sales.csv --target price --group customer --rates 0.2,0.2
+  puredrop compare sales.csv --target price --model mymodels:small
+  puredrop compare --resume
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Errors take one line, like every other error of the command."""
@@ -57,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="train with and without dropout on real data and write a page that shows what it did",
-        description="Train the same network with and without dropout, from the same weights on the same batches, "
+        description="Train the same network with and without dropout, from the same weights on the same batches,\n"
         "several seeds together, and write a page that shows what dropout did.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_data(compare.add_argument_group("data"))
     _add_training(compare.add_argument_group("network and training"))

@@ -1,3 +1,4 @@
+import decimal
 import json
 import re
 from pathlib import Path
@@ -70,6 +71,27 @@ def test_classes_are_inferred_from_text_whole_numbers_and_flags(path):
         assert (data.task.name, data.task.outputs) == ("classification", classes)
         assert data.train.y.dtype == torch.int64
     assert load_table(path, TableOptions("count", task="regression")).task.name == "regression"
+
+
+def test_columns_of_every_kind_that_parquet_holds(tmp_path):
+    rows, rng = 100, np.random.default_rng(0)
+    kinds = {
+        "category": (pd.Categorical(rng.choice(list("abc"), rows)), 3),
+        "duration": (pd.to_timedelta(rng.integers(0, 99, rows), "s"), 1),
+        "decimal": ([decimal.Decimal(i) for i in range(rows)], 1),
+        "lists": ([[1, 2]] * rows, 1),
+        "zoned": (pd.date_range("2020", periods=rows, tz="Europe/Berlin"), 1),
+        "whole": (pd.array([1, None, 3, 4] * (rows // 4), dtype="Int64"), 2),
+        "flag": (pd.array([True, None] * (rows // 2), dtype="boolean"), 2),
+        "day": (pd.date_range("2020", periods=rows).date, 1),
+        "infinite": ([np.inf, 1.0, 2.0, 3.0] * (rows // 4), 2),
+    }
+    for name, (column, inputs) in kinds.items():
+        table = pd.DataFrame({"a": rng.normal(size=rows), "y": rng.normal(size=rows), name: column})
+        table.to_parquet(tmp_path / "t.parquet")
+        data = load_table(tmp_path / "t.parquet", TableOptions("y"))
+        assert data.train.x.shape[1] == 1 + inputs, name
+        assert data.train.x.isfinite().all(), name
 
 
 def test_npz(tmp_path):
@@ -229,9 +251,17 @@ BAD = {
         lambda d: [written(d, "a,b\n" + rows("t{i},{i}")), "--target", "b"],
         r"no usable feature is left; dropped: a",
     ),
+    "huge": (
+        lambda d: [written(d, "a,b\n" + rows("1e300,{i}")), "--target", "b"],
+        r"column 'a' holds 1e\+300; expected numbers below 1e30",
+    ),
     "text regression": (
         lambda d: [written(d, "a,b\n" + rows("{i},x{j}")), "--target", "b", "--task", "regression"],
         r"target 'b' holds 'x0'; expected numbers for regression",
+    ),
+    "times of no known form": (
+        lambda d: [written(d, "a,b,t\n" + rows("{i},{j},{i}/2/2024")), "--target", "b", "--time", "t"],
+        r"--time 't' holds '0/2/2024'; expected ISO 8601 dates or numbers",
     ),
     "both splits": (
         lambda d: [written(d, "a,b\n" + rows("{i},{j}")), "--target", "b", "--group", "a", "--time", "a"],

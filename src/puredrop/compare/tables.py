@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import decimal
 import difflib
 import warnings
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = ["TableOptions", "load_table"]
 _TEST_SHARE = 5
 _MOST_CATEGORIES = 20
 _LEAST_ROWS = 30
+_LARGEST = 1e30  # beyond it squares overflow in float32
 
 _Frame = Any  # pandas ships no types
 
@@ -172,7 +174,11 @@ def _split_rows(frame: _Frame, y: NDArray[Any], task: Task, options: TableOption
         column = frame[options.time]
         if column.isna().any():
             raise ValueError(f"--time {options.time!r} has missing values; expected one time per row")
-        order = everything[np.argsort(column.to_numpy(), kind="stable")]
+        when = _as_times(column)
+        when = _as_numbers(column) if when is None else when
+        if when is None:
+            raise ValueError(f"--time {options.time!r} holds {column.iloc[0]!r}; expected ISO 8601 dates or numbers")
+        order = everything[np.argsort(when.to_numpy(), kind="stable")]
         rest, test = order[: -(len(order) // _TEST_SHARE)], order[-(len(order) // _TEST_SHARE) :]
         rest = rest if options.rows is None else rest[-_checked_rows(options.rows, len(rest)) :]
         cut = len(rest) // VALIDATION_SHARE
@@ -226,20 +232,26 @@ def _features(frame: _Frame, train: NDArray[np.int64]) -> tuple[NDArray[np.float
     frame = frame.copy()
     for name in frame.columns:
         column = frame[name]
-        times = _as_times(column)
+        times, values = _as_times(column), _as_numbers(column)
         if column.isna().all():
             dropped.append(f"{name} (empty)")
         elif times is not None:
             frame[name] = times
             dates.append(name)
-        elif pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            frame[name] = column.astype(np.float64).replace([np.inf, -np.inf], np.nan)
+        elif values is not None:
+            if values.abs().max() > _LARGEST:
+                raise ValueError(
+                    f"column {name!r} holds {values.abs().max():.3g}; expected numbers below 1e30, rescale it"
+                )
+            frame[name] = values
             numbers.append(name)
-        elif column.nunique() > max(_MOST_CATEGORIES, len(column) // 2):
-            dropped.append(f"{name} (a text that hardly repeats)")
         else:
-            frame[name] = column.astype(str).where(column.notna(), "(missing)")
-            categories.append(name)
+            texts = column.astype(str).where(column.notna(), "(missing)")
+            if texts.nunique() > max(_MOST_CATEGORIES, len(column) // 2):
+                dropped.append(f"{name} (a text that hardly repeats)")
+            else:
+                frame[name] = texts
+                categories.append(name)
     if not (numbers or categories or dates):
         raise ValueError(f"no usable feature is left; dropped: {', '.join(dropped)}")
     numeric = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
@@ -262,10 +274,22 @@ def _features(frame: _Frame, train: NDArray[np.int64]) -> tuple[NDArray[np.float
     return np.asarray(x, np.float32), notes
 
 
+def _as_numbers(column: _Frame) -> _Frame | None:
+    """float64, NaN where missing or infinite, for a column of numbers or durations (seconds); else None."""
+    if pd.api.types.is_timedelta64_dtype(column):
+        return column.dt.total_seconds()
+    decimals = column.dtype == object and all(isinstance(value, decimal.Decimal) for value in column.dropna())
+    if not decimals and (not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
+        return None
+    return column.astype(np.float64).replace([np.inf, -np.inf], np.nan)
+
+
 def _as_times(column: _Frame) -> _Frame | None:
     """Seconds since 1970, NaN where missing, for a column of dates or of ISO 8601 texts; else None."""
     if not pd.api.types.is_datetime64_any_dtype(column):
-        if pd.api.types.is_numeric_dtype(column) or column.isna().all():
+        if not pd.api.types.is_string_dtype(column.dropna()) and column.dtype != object:
+            return None
+        if column.isna().all():
             return None
         parsed = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
         if parsed.notna().sum() < column.notna().sum():
