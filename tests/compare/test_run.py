@@ -144,17 +144,25 @@ def command(out, *options):
     return [sys.executable, "-m", "puredrop", "compare", "digits", "--out", str(out), *SMALL, *options]
 
 
+# The command with a checkpoint after every epoch, so that kills fall into training, into writing and between.
+EAGER = (
+    "import sys, puredrop.cli, puredrop.compare.run as run; run._SECONDS_BETWEEN_CHECKPOINTS = 0.0; "
+    "sys.exit(puredrop.cli.main(sys.argv[1:]))"
+)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_path, seed):
     out, chance, kills = tmp_path / "run", random.Random(seed), 0
-    options = ["--epochs", "40"]
+    options = ["--epochs", "60"]
     assert compare(tmp_path / "whole", *options) == 0
     for _ in range(30):
-        process = subprocess.Popen(command(out, *options, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        eager = [sys.executable, "-c", EAGER, *command(out, *options, "--resume")[3:]]
+        process = subprocess.Popen(eager, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60
         while not any(out.glob("*checkpoint*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 1.0))
+        time.sleep(chance.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
