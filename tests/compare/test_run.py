@@ -151,6 +151,10 @@ EAGER = (
 )
 
 
+def written_at(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_path, seed):
     out, chance, kills = tmp_path / "run", random.Random(seed), 0
@@ -160,9 +164,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_p
         eager = [sys.executable, "-c", EAGER, *command(out, *options, "--resume")[3:]]
         process = subprocess.Popen(eager, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60
-        while not any(out.glob("*checkpoint*")) and process.poll() is None and time.monotonic() < deadline:
+        before = written_at(out / "checkpoint.safetensors")
+        while written_at(out / "checkpoint.safetensors") == before and process.poll() is None:
+            assert time.monotonic() < deadline
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.4))
+        time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
