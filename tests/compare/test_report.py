@@ -152,11 +152,12 @@ def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(result
     class Finished:
         epochs, arms = 5, {}
 
-        def execute(self, on_epoch):
+        def execute(self, on_epoch, on_measure):
             from puredrop.compare.training import Arm
 
             state = Arm(True, {}, {}, epoch=2, best_epoch=[1, 2], validation_loss=[[0.5, 0.6], [0.4, 0.7]])
             on_epoch("none", copy.copy(state))
+            on_measure()
             return results
 
     for is_terminal in (True, False):
@@ -165,4 +166,5 @@ def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(result
         assert terminal.execute(Finished(), console) is results
         assert ("2/5" in stream.getvalue()) == is_terminal
         assert ("validation loss 0.5000" in stream.getvalue()) == is_terminal
+        assert ("measuring: one pass" in stream.getvalue()) == is_terminal
         assert bool(stream.getvalue()) == is_terminal

@@ -10,7 +10,7 @@ from puredrop.compare.tasks import Classification, Regression
 
 def test_classification_judges_the_mean_of_probabilities():
     outputs, y = 3 * torch.randn(4, 2, 30, 5), torch.randint(0, 5, (30,))
-    judged = Classification(5).judge(outputs, y, (outputs, y))
+    judged = Classification(5).judge(outputs, y, lambda: (outputs, y))
     p = outputs.double().softmax(-1).mean(0).numpy()
     for seed in range(2):
         np.testing.assert_allclose(judged.nll[seed], -np.log(p[seed, np.arange(30), y.numpy()]), rtol=1e-6)
@@ -21,7 +21,7 @@ def test_regression_judges_a_mixture_in_the_targets_unit():
     task = Regression(mean=100.0, scale=7.0)
     outputs, y = torch.randn(3, 2, 40, 1), torch.randn(40)
     validation = torch.randn(3, 2, 500, 1) / 5, torch.randn(500)
-    judged = task.judge(outputs, y, validation)
+    judged = task.judge(outputs, y, lambda: validation)
     widths = task._widths(*validation)
     assert widths.shape == (2, 1)
     target = 100 + 7 * y.double().numpy()
@@ -38,7 +38,7 @@ def test_the_width_is_the_likeliest_one_and_comes_from_validation_alone():
     one = (y + 0.5 * torch.randn(4000)).view(1, 1, -1, 1)
     width = Regression(0.0, 1.0)._widths(one, y).item()
     assert width == pytest.approx(0.5, rel=0.05)  # 4 000 residuals: 5 sigma is 5.6 %, the grid 6 %
-    judged = Regression(0.0, 1.0).judge(one, y, (one, y))
+    judged = Regression(0.0, 1.0).judge(one, y, lambda: (one, y))
     assert judged.nll.mean() == pytest.approx(math.log(width) + 0.5 * math.log(2 * math.pi * math.e), abs=0.06)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from puredrop.compare.data import Data
 from puredrop.compare.network import Model, Parameters
-from puredrop.compare.tasks import Judged, Table
+from puredrop.compare.tasks import Judged, Table, Validation
 from puredrop.rng import Key
 
 __all__ = ["MEMBERS", "Measured", "ensemble", "measure"]
@@ -42,10 +42,8 @@ def measure(parameters: Parameters, network: Model, data: Data) -> Measured:
     Returns:
         Per seed and row.
     """
-    test, validation, train = (
-        _outputs(parameters, network, part.x, [None]) for part in (data.test, data.validation, data.train)
-    )
-    fitted = (validation, data.validation.y.cpu())
+    test, train = (_outputs(parameters, network, part.x, [None]) for part in (data.test, data.train))
+    fitted = _validation(parameters, network, data, [None])
     training = data.task.judge(train, data.train.y.cpu(), fitted)
     return Measured(data.task.judge(test, data.test.y.cpu(), fitted), training.nll)
 
@@ -63,8 +61,13 @@ def ensemble(parameters: Parameters, network: Model, data: Data) -> Measured:
     """
     root = Key(0).fold_in("compare").fold_in("ensemble")
     keys: list[Key | None] = [root.fold_in(member) for member in range(MEMBERS)]
-    test, validation = (_outputs(parameters, network, part.x, keys) for part in (data.test, data.validation))
-    return Measured(data.task.judge(test, data.test.y.cpu(), (validation, data.validation.y.cpu())))
+    test = _outputs(parameters, network, data.test.x, keys)
+    return Measured(data.task.judge(test, data.test.y.cpu(), _validation(parameters, network, data, keys)))
+
+
+def _validation(parameters: Parameters, network: Model, data: Data, keys: list[Key | None]) -> Validation:
+    """The same passes over the validation rows, run where they are asked for."""
+    return lambda: (_outputs(parameters, network, data.validation.x, keys), data.validation.y.cpu())
 
 
 @torch.no_grad()

@@ -148,11 +148,16 @@ class Run:
         """The file that makes an unfinished run resumable."""
         return self.folder / "checkpoint.safetensors"
 
-    def execute(self, on_epoch: Callable[[str, Arm], None] = lambda name, arm: None) -> dict[str, Any]:
+    def execute(
+        self,
+        on_epoch: Callable[[str, Arm], None] = lambda name, arm: None,
+        on_measure: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         """Train what is left, measure, and write results, page and weights.
 
         Args:
             on_epoch: called with the arm's name after each epoch.
+            on_measure: called when training is done and measuring begins.
 
         Returns:
             The results, as in results.json.
@@ -177,6 +182,7 @@ class Run:
             self._save()
         if self.board is not None:
             self.board.close()
+        on_measure()
         found = self._measured()
         self._write(found)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Classification", "Judged", "Regression", "Table", "Task"]
+__all__ = ["Classification", "Judged", "Regression", "Table", "Task", "Validation"]
 
 Table = NDArray[np.float64]
+Validation = Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class Task(Protocol):
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What is minimised: (seeds, rows, outputs) and (rows,) or (seeds, rows) to (seeds, rows)."""
 
-    def judge(self, outputs: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]) -> Judged:
-        """Judge the mean of predictors from outputs (predictors, seeds, rows, outputs) and y (rows,)."""
+    def judge(self, outputs: Tensor, y: Tensor, validation: Validation) -> Judged:
+        """Judge the mean of predictors from outputs (predictors, seeds, rows, outputs) and y (rows,).
+
+        Validation gives the same two of the validation rows; called only where something is fitted on them.
+        """
 
     def error(self, table: Table) -> Table:
         """The error of each seed from its table."""
@@ -71,7 +76,7 @@ class Classification:
         """Cross entropy in nats."""
         return F.cross_entropy(outputs.transpose(1, 2), y.expand(outputs.shape[:2]), reduction="none")
 
-    def judge(self, outputs: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]) -> Judged:
+    def judge(self, outputs: Tensor, y: Tensor, validation: Validation) -> Judged:
         """NLL, 0/1 error and calibration of the mean probabilities."""
         from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -111,9 +116,9 @@ class Regression:
         """Half the squared error of the standardised target."""
         return (outputs.squeeze(-1) - y).square() / 2
 
-    def judge(self, outputs: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]) -> Judged:
+    def judge(self, outputs: Tensor, y: Tensor, validation: Validation) -> Judged:
         """NLL in the target's unit and squared error of the mean."""
-        widths = self._widths(*validation)
+        widths = self._widths(*validation())
         nll = _mixture_nll(outputs, y, widths) + math.log(self.scale)
         error = (outputs.double().mean(0).squeeze(-1) - y).square() * self.scale**2
         return Judged(nll.numpy(), error.numpy(), None)

@@ -33,7 +33,12 @@ def execute(run: Run, console: Console) -> dict[str, Any]:
         The results.
     """
     with _progress(run, console) as on_epoch:
-        return run.execute(on_epoch)
+        return run.execute(on_epoch, lambda: _say_measuring(console))
+
+
+def _say_measuring(console: Console) -> None:
+    if console.is_terminal:
+        console.print(f"measuring: one pass of each arm, {MEMBERS} members of the one with dropout")
 
 
 @contextmanager
