@@ -217,6 +217,13 @@ def test_bad_models_are_one_line_exit_2_and_nothing_written(module, capsys, spec
     assert sorted(path for path in module.iterdir() if path.name != "__pycache__") == before
 
 
+@pytest.mark.parametrize("option", [["--hidden", "8"], ["--rates", "0.1,0.1"], ["--input-rate", "0.2"]])
+def test_options_of_the_built_in_network_are_not_passed_over(module, capsys, option):
+    assert main(["compare", "digits", "--model", "usermodels:plain", *option]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith(f"{option[0]} is for the built-in network, but --model is given; drop the option\n")
+
+
 def test_the_users_layers_become_ours_only_inside(digits):
     from puredrop.nn import Dropout
 

@@ -279,6 +279,14 @@ BAD = {
         lambda d: [written(d, "a,b\n" + rows("{i},{j}")), "--target", "b", "--rows", "40"],
         r"--rows is 40; expected 30 to 32",
     ),
+    "a table with a folder": (
+        lambda d: [written(d, "a,b\n" + rows("{i},{j}")), "--target", "b", "--data-dir", "."],
+        r"--data-dir is for MNIST, but data is 't.csv'; drop the option",
+    ),
+    "digits with a split": (
+        lambda d: ["digits", "--split-seed", "3"],
+        r"--split-seed is for a table, but data is 'digits'",
+    ),
     "digits with a target": (lambda d: ["digits", "--target", "b"], r"--target is for a table, but data is 'digits'"),
 }
 

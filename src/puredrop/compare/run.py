@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,8 @@ from puredrop.compare.training import Arm, train
 __all__ = ["ARMS", "Options", "Run", "prepare"]
 
 ARMS = ("none", "dropout")
+_OF_A_TABLE = ("target", "task", "group", "time", "split_seed")
+_OF_THE_NETWORK = ("hidden", "rates", "input_rate")
 _EPOCHS = {"digits": 60, "mnist": 20}
 _EPOCHS_OF_A_TABLE = 40
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -83,9 +85,9 @@ class Options:
         """Raise ValueError, naming the option, for values that cannot be run."""
         if self.is_table and self.target is None:
             raise ValueError(f"--target is missing; expected the column of {self.data} to predict")
-        for name in () if self.is_table else ("target", "task", "group", "time"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"--{name} is for a table, but data is {self.data!r}; drop the option")
+        self._check_use(_OF_THE_NETWORK, self.model is None, "is for the built-in network, but --model is given")
+        self._check_use(_OF_A_TABLE, self.is_table, f"is for a table, but data is {self.data!r}")
+        self._check_use(("data_dir",), not self.is_table, f"is for MNIST, but data is {self.data!r}")
         if self.group is not None and self.time is not None:
             raise ValueError("--group and --time are given; expected one way to split the rows")
         if not self.hidden or min(self.hidden) < 1:
@@ -108,6 +110,12 @@ class Options:
             raise ValueError(
                 f"--seeds is {self.seeds}; expected at least 2, since one seed shows no spread (10 is good)"
             )
+
+    def _check_use(self, names: tuple[str, ...], used: bool, reason: str) -> None:
+        """Refuse options that would be passed over without a word: those that differ from their defaults, unused."""
+        for field_ in fields(self):
+            if field_.name in names and not used and getattr(self, field_.name) != field_.default:
+                raise ValueError(f"--{field_.name.replace('_', '-')} {reason}; drop the option")
 
 
 def _list(values: tuple[float, ...]) -> str:
