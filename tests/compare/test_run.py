@@ -190,7 +190,9 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # What a shell calls status 130 either way: where the signal strikes inside an exec() (in a lazy import, say), CPython
+    # ends by the signal itself although it was handled; the message and the checkpoint below show that it was.
+    assert process.returncode in (130, -signal.SIGINT)
     assert (
         err.splitlines()[-1]
         == f"stopped; go on with: puredrop {' '.join(command(out, '--epochs', '100000')[3:])} --resume"
