@@ -3,9 +3,10 @@
 from importlib.metadata import version
 
 from puredrop import functional, nn
+from puredrop._backend import backend
 from puredrop.convert import convert, revert
 from puredrop.functional import keep_mask
-from puredrop.ops import Window, backend
+from puredrop.ops import Window
 from puredrop.rng import Key
 
 __version__ = version("puredrop")

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from importlib.metadata import files, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,12 +38,15 @@ class _Version(argparse.Action):
     """What a bug report should begin with; looked up only when asked for, since torch takes a second to load."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from puredrop.ops import backend
+        from puredrop import backend
+        from puredrop._backend import library
 
-        compiled = any("_lib" in file.parts for file in files("puredrop") or ())
-        library = "present, not used yet" if compiled else "none (no working C compiler at installation)"
-        versions = f"puredrop {version('puredrop')}, torch {version('torch')}"
-        print(f"{versions}, backend: {backend()}, compiled library: {library}")
+        try:
+            loaded = library()
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        how = f"{backend()} ({loaded.isa})" if loaded else f"{backend()} (no compiled library in use)"
+        print(f"puredrop {version('puredrop')}, torch {version('torch')}, backend: {how}")
         parser.exit(0)
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import threading
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["DRAWS", "FOLD_IN", "Key", "as_key_tensor", "draw_key", "fold_in", "philox"]
+from puredrop._backend import library
+
+__all__ = ["DRAWS", "FOLD_IN", "Key", "as_key_number", "as_key_tensor", "draw_key", "fold_in", "philox"]
 
 # Values of the counter's last word, so that no two uses of one key ever meet (contract.md, "Generator").
 DRAWS, FOLD_IN = 0, 1
 
-_LOW = 0xFFFFFFFF
+_LOW, _ALL = 0xFFFFFFFF, 2**64 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
@@ -108,8 +111,7 @@ class Key:
                 number = operator.index(data)
             except TypeError:
                 raise TypeError(f"fold_in: data is {data!r}; expected an integer or a str") from None
-        word0, word1, _, _ = philox(self.value, (number & _LOW, (number >> 32) & _LOW, 0, FOLD_IN))
-        return Key(word0 | word1 << 32)
+        return Key(_folded(self.value, number % 2**64))
 
     def tensor(self, device: torch.device | str | None = None) -> Tensor:
         """The key as the operators take it.
@@ -125,6 +127,14 @@ class Key:
         """
         signed = self.value - 2**64 if self.value >= 2**63 else self.value
         return torch.tensor(signed, dtype=torch.int64, device=device)
+
+
+def _folded(key: int, data: int) -> int:
+    compiled = library()
+    if compiled is not None:
+        return compiled.fold_in(key, data)
+    word0, word1, _, _ = philox(key, (data & _LOW, data >> 32, 0, FOLD_IN))
+    return word0 | word1 << 32
 
 
 def fold_in(key: Tensor, data: Tensor | int) -> Tensor:
@@ -150,6 +160,10 @@ def _fold_in_kernel(key: Tensor, data: Tensor) -> Tensor:
     for name, value in (("key", key), ("data", data)):
         if value.dtype != torch.int64:
             raise TypeError(f"fold_in: {name} has dtype {value.dtype}; expected torch.int64")
+    if key.numel() == data.numel() == 1 and key.device.type == data.device.type == "cpu":
+        # One key, as a training step folds it: 3 us where the tensors below take 330.
+        number = _folded(int(key.item()) % 2**64, int(data.item()) % 2**64)
+        return Key(number).tensor(key.device).view(torch.broadcast_shapes(key.shape, data.shape))
     zero = torch.zeros_like(data)
     word0, word1, _, _ = philox(key, (data & _LOW, (data >> 32) & _LOW, zero, zero + FOLD_IN))
     return word0 | word1 << 32
@@ -178,6 +192,10 @@ def _fold_in_vmap(info: Any, in_dims: tuple[int | None, int | None], *arguments:
 torch.library.register_vmap("puredrop::fold_in", _fold_in_vmap, lib=_library)
 
 
+# The range of every fresh key; torch's generators give int64 below their upper bound.
+_DRAWN = (-(2**63), 2**63 - 1)
+
+
 def draw_key(device: torch.device) -> Tensor:
     """One fresh key from torch's default generator of a device, as every drop-in call draws it.
 
@@ -189,7 +207,37 @@ def draw_key(device: torch.device) -> Tensor:
     Returns:
         A 0-d int64 tensor on that device.
     """
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+    return torch.randint(*_DRAWN, (), dtype=torch.int64, device=device)
+
+
+class _Scratch(threading.local):
+    """A word of each thread's own, which `random_` fills with what `randint` would return, in half its time."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.word = torch.empty((), dtype=torch.int64, device="cpu")
+
+
+_scratch = _Scratch()
+
+
+def as_key_number(key: Key | Tensor | None) -> int:
+    """The key of a call on the CPU: a given one, else a fresh one from torch's generator, as `draw_key` gives it.
+
+    Args:
+        key: a `Key`, a 0-d int64 tensor, or None.
+
+    Returns:
+        The key as a number below 2^64.
+
+    Raises:
+        TypeError: if the key is anything else.
+    """
+    if key is None:
+        return int(_scratch.word.random_(*_DRAWN).item()) & _ALL
+    if isinstance(key, Key):
+        return key.value
+    return int(_checked(key).item()) & _ALL
 
 
 def as_key_tensor(key: Key | Tensor | None, device: torch.device) -> Tensor:
@@ -207,13 +255,17 @@ def as_key_tensor(key: Key | Tensor | None, device: torch.device) -> Tensor:
     """
     if key is None:
         return draw_key(device)
-    if isinstance(key, Key):
-        return key.tensor(device)
-    if isinstance(key, Tensor):
-        if key.dtype != torch.int64 or key.dim() != 0:
-            raise TypeError(
-                f"key is a tensor of dtype {key.dtype} and shape {tuple(key.shape)}; "
-                "expected a 0-d torch.int64 tensor, such as puredrop.Key(0).tensor()"
-            )
-        return key
-    raise TypeError(f"key is {key!r}; expected puredrop.Key, a 0-d int64 tensor or None (a number goes in as Key(7))")
+    return key.tensor(device) if isinstance(key, Key) else _checked(key)
+
+
+def _checked(key: Tensor) -> Tensor:
+    if not isinstance(key, Tensor):
+        raise TypeError(
+            f"key is {key!r}; expected puredrop.Key, a 0-d int64 tensor or None (a number goes in as Key(7))"
+        )
+    if key.dtype != torch.int64 or key.dim() != 0:
+        raise TypeError(
+            f"key is a tensor of dtype {key.dtype} and shape {tuple(key.shape)}; "
+            "expected a 0-d torch.int64 tensor, such as puredrop.Key(0).tensor()"
+        )
+    return key

@@ -1,148 +1,83 @@
-"""One operator, `puredrop::dropout`: its schema, fake and derivative, and how eager and compiled code reach it."""
+"""Masks applied: one operator, its reference and its compiled kernel, and which of them serves a call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from puredrop.ops import _reference
-from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtype, place_of
-from puredrop.ops._backend import backend
+from puredrop.ops import _eager, _fused, _operator
+from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtype, check_tensor, place_of
+from puredrop.ops._kernel import check_overlap
+from puredrop.rng import Key, as_key_number, as_key_tensor
 
-__all__ = ["Place", "Window", "as_rate", "as_sizes", "backend", "check_dtype", "dropout", "place_of"]
+__all__ = [
+    "Place",
+    "Window",
+    "as_rate",
+    "as_sizes",
+    "bias_dropout_add",
+    "check_dtype",
+    "check_overlap",
+    "check_tensor",
+    "dropout",
+    "gelu_dropout",
+    "place_of",
+    "relu_dropout",
+]
 
-_library = torch.library.Library("puredrop", "FRAGMENT")
-_library.define(
-    # No defaults: the dispatcher would leave out trailing arguments that equal them.
-    "dropout(Tensor input, Tensor key, Tensor p, int[] shared_dims, SymInt[]? window_shape, SymInt[]? window_offset,"
-    " Tensor? sample_ids, int sample_dim) -> Tensor",
-)
-
-
-def _kernel(input: Tensor, key: Tensor, p: Tensor, *place: Any) -> Tensor:
-    backend()  # a forced, missing backend is an error, never silently the reference
-    return _reference.dropout(input, key, p, Place(*place))
-
-
-_library.impl("dropout", _kernel, "CompositeExplicitAutograd")
-torch.library.register_fake("puredrop::dropout", lambda input, *arguments: torch.empty_like(input), lib=_library)
-
-_operator = torch.ops.puredrop.dropout.default
+Rate = float | Tensor
 
 
-class _Dropout(torch.autograd.Function):
-    """The operator is linear in its input, so it is its own derivative: backward draws the mask again.
-
-    Nothing of the input's size is saved: key, rate and ids are all it needs.
-    """
-
-    @staticmethod
-    def forward(input: Tensor, *arguments: Any) -> Tensor:
-        # This class is the operator's autograd kernel too; without the guard it would call itself.
-        with torch._C._AutoDispatchBelowAutograd():
-            output: Tensor = _operator(input, *arguments)
-        return output
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = inputs
-        ctx.save_for_backward(key, p, sample_ids)
-        ctx.save_for_forward(key, p, sample_ids)
-        ctx.place = (shared_dims, window_shape, window_offset, sample_dim)
-
-    @staticmethod
-    def _apply_to(ctx: Any, tangent: Tensor) -> Tensor:
-        key, p, sample_ids = ctx.saved_tensors
-        shared_dims, window_shape, window_offset, sample_dim = ctx.place
-        return _apply(tangent, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _Dropout._apply_to(ctx, gradients[0]), *[None] * 7
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        assert tangents[0] is not None  # no other argument can carry one
-        return _Dropout._apply_to(ctx, tangents[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-        return _mapped(_Dropout.apply, info.batch_size, in_dims, *arguments)
-
-
-# `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
-def _autograd_kernel(*arguments: Any) -> Tensor:
-    if torch._C._are_functorch_transforms_active():
-        # Only a compiler, or a call of the operator by hand, gets here with a transform open.
-        raise NotImplementedError(
-            "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function and "
-            "transform it outside, or use autograd (by hand call puredrop.functional.dropout, not torch.ops.puredrop)"
-        )
-    output: Tensor = _Dropout.apply(*arguments)
-    return output
-
-
-_library.impl("dropout", _autograd_kernel, "Autograd")
-
-
-def _mapped(
-    call: Callable[..., Tensor], batch_size: int, in_dims: tuple[Any, ...], *arguments: Any
-) -> tuple[Tensor, int]:
-    """Under vmap every slice is a tensor of its own with the key it is given: one key, one mask for all of them."""
-    pairs = [(a, dim if isinstance(a, Tensor) else None) for a, dim in zip(arguments, in_dims, strict=True)]
-    if any(dim is not None for _, dim in pairs[1:]):  # a key, rate or ids per slice
-        slices = ([a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(batch_size))
-        return torch.stack([call(*one) for one in slices]), 0
-    input, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = arguments
-    # One key for all slices: the mapped dimension is one more that shares its decisions.
-    output = call(
-        input.movedim(in_dims[0], 0),
-        key,
-        p,
-        [0, *(dim + 1 for dim in shared_dims)],
-        window_shape and [1, *window_shape],
-        window_offset and [0, *window_offset],
-        sample_ids,
-        sample_dim + 1,
+def _are_plain(key: Key | Tensor | None, p: Rate, place: Place) -> bool:
+    """Whether key, rate and ids are numbers, or tensors whose values can be read at no cost."""
+    return (
+        (not isinstance(key, Tensor) or _eager.is_plain(key))
+        and (not isinstance(p, Tensor) or _eager.is_plain(p))
+        and (place.sample_ids is None or _eager.is_plain(place.sample_ids))
     )
-    return output, 0
 
 
-torch.library.register_vmap(
-    "puredrop::dropout",
-    lambda info, in_dims, *arguments: _mapped(_operator, info.batch_size, in_dims, *arguments),
-    lib=_library,
-)
-
-
-def _apply(*arguments: Any) -> Tensor:
-    # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
-    output: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Dropout.apply(*arguments)
-    return output
-
-
-def dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+def dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inplace: bool = False) -> Tensor:
     """Drop elements of a tensor, differentiable any number of times.
 
     Args:
         input: float tensor of any shape.
-        key: 0-d int64 tensor.
-        p: 0-d float tensor in [0, 1]; data, so that another value needs no recompilation.
+        key: `Key` or 0-d int64 tensor; None draws one from torch's generator of the input's device.
+        p: drop probability in [0, 1]; as a 0-d float tensor it is data, so that another value needs no recompilation.
         place: where the input lies in its logical tensor.
+        inplace: write the result into the input.
 
     Returns:
-        A new tensor like the input.
+        A new tensor like the input, or the input.
     """
-    return _apply(
-        input,
-        key,
-        p,
-        list(place.shared_dims),
-        place.window_shape and list(place.window_shape),
-        place.window_offset and list(place.window_offset),
-        place.sample_ids,
-        place.sample_dim,
-    )
+    if _eager.is_plain(input) and _are_plain(key, p, place):
+        return _eager.dropout(input, as_key_number(key), float(p), place, inplace)
+    rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64)
+    output = _operator.dropout(input, as_key_tensor(key, input.device), rate, place)
+    return input.copy_(output) if inplace else output
+
+
+def relu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inplace: bool = False) -> Tensor:
+    """`dropout(relu(input))`; arguments as `dropout`."""
+    if _fused.fits(input) and _are_plain(key, p, place) and (not inplace or _eager.may_write(input)):
+        return _fused.relu_dropout(input, as_key_number(key), float(p), place, inplace)
+    output = dropout(torch.relu(input), key, p, place)
+    return input.copy_(output) if inplace else output
+
+
+def gelu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, approximate: str = "none") -> Tensor:
+    """`dropout(gelu(input))`; arguments as `dropout`, and as torch's gelu."""
+    if approximate == "none" and _fused.fits(input) and _are_plain(key, p, place):
+        return _fused.gelu_dropout(input, as_key_number(key), float(p), place)
+    return dropout(F.gelu(input, approximate=approximate), key, p, place)
+
+
+def bias_dropout_add(
+    input: Tensor, bias: Tensor | None, residual: Tensor, key: Key | Tensor | None, p: Rate, place: Place
+) -> Tensor:
+    """`dropout(input + bias) + residual`; arguments as `dropout`, bias and residual broadcast to the input."""
+    others = (residual,) if bias is None else (residual, bias)
+    if _fused.fits(input, *others) and _are_plain(key, p, place):
+        return _fused.bias_dropout_add(input, bias, residual, as_key_number(key), float(p), place)
+    return dropout(input if bias is None else input + bias, key, p, place) + residual

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Window", "as_rate", "as_sizes", "check_dtype", "place_of"]
+__all__ = ["Place", "Window", "as_rate", "as_sizes", "check_dtype", "check_tensor", "place_of"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -83,6 +83,11 @@ class Place:
     sample_ids: Tensor | None = None
     sample_dim: int = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is its own logical tensor, each element with a decision of its own."""
+        return not self.shared_dims and self.window_shape is None and self.sample_ids is None
+
 
 _WHOLE = Place()
 
@@ -101,6 +106,8 @@ def as_rate(p: float | Tensor) -> float | Tensor:
         ValueError: if p is NaN or outside [0, 1] (a tensor's value is looked at in eager mode on the CPU); if it is a
             tensor that is not 0-d or requires a gradient.
     """
+    if type(p) is float and 0.0 <= p <= 1.0:
+        return p  # what nearly every call passes, 0.5 us sooner
     if isinstance(p, Tensor):
         _check_rate_tensor(p)
         if not _readable(p):
@@ -157,9 +164,11 @@ def place_of(
         TypeError: if an argument is of the wrong type, or sample_ids not int64.
         ValueError: if a dimension is out of range or repeated, the window does not fit, or the ids do not.
     """
+    if window is None and sample_ids is None and shared_dims == ():
+        return _WHOLE
     shared_dims = _dims(shape, shared_dims)
     if window is None and sample_ids is None:
-        return Place(shared_dims) if shared_dims else _WHOLE
+        return Place(shared_dims)
     offset: tuple[int, ...] | None = None
     logical = tuple(shape)
     if window is not None:
@@ -264,6 +273,20 @@ def _check_size(logical: Sequence[int], shared_dims: tuple[int, ...]) -> None:
     size = math.prod(size for d, size in enumerate(logical) if d not in shared_dims)
     if size >= 2**63:
         raise ValueError(f"window.shape is {tuple(logical)}; expected a logical size below 2^63, got {size}")
+
+
+def check_tensor(name: str, value: Tensor) -> int:
+    """Refuse what is no tensor.
+
+    Returns:
+        Its number of dimensions.
+
+    Raises:
+        TypeError: if it is not a tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}; expected a torch.Tensor")
+    return value.dim()
 
 
 def check_dtype(input: Tensor) -> None:

@@ -1,0 +1,50 @@
+/* Which variants this machine runs, and which one is in use. */
+#include "isa.h"
+
+#include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+enum { MOST = 3 };
+
+static const struct isa *in_use = &isa_scalar;
+
+/* Those present, fastest first, and their number. */
+static int present(const struct isa *found[MOST])
+{
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        found[count++] = &isa_avx512;
+    unsigned a, b, c, d;
+    if (__builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C))
+        found[count++] = &isa_avx2;
+#elif defined(__aarch64__)
+    found[count++] = &isa_neon;
+#endif
+    found[count++] = &isa_scalar;
+    return count;
+}
+
+const struct isa *isa_in_use(void) { return in_use; }
+
+const char *puredrop_variant(int index)
+{
+    const struct isa *found[MOST];
+    return index < present(found) ? found[index]->name : NULL;
+}
+
+int puredrop_use_variant(const char *name)
+{
+    const struct isa *found[MOST];
+    const int count = present(found);
+    for (int i = 0; i < count; ++i)
+        if (strcmp(found[i]->name, name) == 0) {
+            in_use = found[i];
+            return 0;
+        }
+    return -1;
+}

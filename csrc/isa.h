@@ -1,0 +1,41 @@
+/* What decides, and one instruction set's share of the work: decisions as bits, and the loops that apply them. */
+#ifndef PUREDROP_ISA_H
+#define PUREDROP_ISA_H
+
+#include "puredrop.h"
+
+/* A key and a drop probability as the contract reads it, eight base-256 digits. */
+struct rule {
+    uint64_t key;
+    uint8_t digit[8];
+    int planes; /* digits up to the last that is not 0: behind it nothing is below the threshold */
+    int all;    /* p = 1: 2^64 has no eight digits */
+    double scale;
+};
+struct rule rule_of(uint64_t key, double p);
+
+/* Whether element j, whose first digit equals the threshold's, is kept after all. */
+int rule_keeps_tied(const struct rule *rule, uint64_t j);
+
+/* One bit per element, 1 = keep, for `blocks` (at most DRAW_MOST) times 16 elements from element 16 * block on. Writes
+   whole vectors: up to DRAW_OVERRUN bytes beyond. */
+enum { DRAW_MOST = 136, DRAW_OVERRUN = 14 };
+typedef void draw_fn(const struct rule *rule, uint64_t block, size_t blocks, uint8_t *bits);
+
+/* n elements that lie side by side in every operand; element i's bit is bit shift + i, shift < 8. Reads up to
+   APPLY_OVERRUN bytes beyond the last bit. */
+enum { APPLY_OVERRUN = 4 };
+typedef void apply_fn(char *const *operand, size_t n, const uint8_t *bits, unsigned shift, double scale);
+
+struct isa {
+    const char *name;
+    size_t lanes; /* blocks that one vector draws */
+    draw_fn *draw;
+    apply_fn *apply[OPS][DTYPES];
+};
+extern const struct isa isa_scalar, isa_avx2, isa_avx512, isa_neon;
+
+/* The variant in use. */
+const struct isa *isa_in_use(void);
+
+#endif

@@ -1,0 +1,57 @@
+/* The C interface of the compiled library: what Python calls, and nothing of torch. */
+#ifndef PUREDROP_H
+#define PUREDROP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PUREDROP_EXPORT __attribute__((visibility("default")))
+
+enum puredrop_dtype { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, DTYPES };
+
+/* Each rounds to the tensor's dtype after every named step; d(x) is dropout. */
+enum puredrop_op {
+    DROPOUT,            /* d(x) */
+    RELU,               /* d(relu(x)) */
+    RELU_BACKWARD,      /* gradient x, second = the forward's output */
+    GELU,               /* d(gelu(x)) */
+    GELU_BACKWARD,      /* gradient x, second = the forward's input */
+    ADD,                /* d(x) + second */
+    BIAS_ADD,           /* d(x + third) + second */
+    OPS
+};
+
+enum { MAX_RANK = 64, OPERANDS = 4 /* out, x, second, third */ };
+
+/* A call, laid out as Python's struct module packs it: all fields are 8 bytes wide. */
+struct puredrop_dim {
+    int64_t size, logical_stride, stride[OPERANDS]; /* in elements */
+    const int64_t *ids;                             /* replace the index in the logical one, or NULL */
+};
+struct puredrop_call {
+    int64_t op, dtype;
+    uint64_t key;
+    double p;
+    char *operand[OPERANDS]; /* out may be x; unused ones are NULL */
+    uint64_t start;          /* logical index of the first element */
+    int64_t rank;
+    struct puredrop_dim dim[MAX_RANK]; /* the first `rank` are read; sizes are not 0 */
+};
+
+/* Runs on torch's pool from `grain` elements up: torch_parallel_for of libtorch_cpu, or NULL to stay serial. */
+typedef int32_t puredrop_parallel_for(int64_t begin, int64_t end, int64_t grain,
+                                      void (*body)(int64_t begin, int64_t end, void *context), void *context);
+
+/* 0, or what torch_parallel_for said; the output is then undefined. */
+PUREDROP_EXPORT int puredrop_run(const struct puredrop_call *call);
+PUREDROP_EXPORT void puredrop_use_pool(puredrop_parallel_for *pool);
+
+PUREDROP_EXPORT void puredrop_philox(uint64_t key, const uint32_t counter[4], uint32_t words[4]);
+PUREDROP_EXPORT uint64_t puredrop_fold_in(uint64_t key, uint64_t data);
+
+/* The variants that this machine runs, fastest first: the name of one, or NULL beyond the last. */
+PUREDROP_EXPORT const char *puredrop_variant(int index);
+/* Use one from now on; 0, or -1 and no change where it is not among them. Not while a call runs. */
+PUREDROP_EXPORT int puredrop_use_variant(const char *name);
+
+#endif

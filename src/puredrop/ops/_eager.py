@@ -1,0 +1,109 @@
+"""Plain eager calls on the CPU, where nothing watches the operator: straight to the compiled library.
+
+The dispatcher and a Function that torch.func understands cost five times this (docs/kernel.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from puredrop._backend import library
+from puredrop.ops import _kernel, _operator
+from puredrop.ops._arguments import Place
+from puredrop.rng import Key
+
+__all__ = ["dropout", "dropout_again", "is_plain", "may_write", "needs_gradient"]
+
+_TYPES = (Tensor, torch.nn.Parameter)
+
+# Bound once: looking them up through torch._C would take a fifth of the check below.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transforms = torch._C._are_functorch_transforms_active
+_tracer = torch._C._get_tracing_state
+_profiler = torch._C._autograd._profiler_enabled
+_is_compiling = torch.compiler.is_compiling
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's memory can be handed to the library, and no mode, transform or tracer would miss the call."""
+    return (
+        not _is_compiling()
+        and type(tensor) in _TYPES
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and not _dispatch_modes()
+        and not _function_modes()
+        and not _transforms()
+        and not _tracer()
+        and not _profiler()
+        and forward_ad._current_level < 0
+        and library() is not None
+    )
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def may_write(input: Tensor) -> bool:
+    """Whether autograd lets a Function write into its input: torch looks only after it has written, so we look before.
+
+    A leaf, or a view of one, goes to torch's own in-place copy, which refuses it or knows how.
+    """
+    return not needs_gradient(input) or not (input.is_leaf or input._is_view())
+
+
+def dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool = False) -> Tensor:
+    """Drop elements of a plain tensor, differentiable any number of times.
+
+    Args:
+        input: float tensor.
+        key: below 2^64.
+        p: drop probability in [0, 1].
+        place: where the input lies in its logical tensor.
+        inplace: write the result into the input.
+
+    Returns:
+        A new tensor like the input, or the input.
+    """
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        if inplace and not input.is_inference():
+            torch.autograd.graph.increment_version(input)  # the library writes where torch does not look
+        return _kernel.run(_kernel.DROPOUT, input, key, p, place, inplace=inplace)
+    # Ids could change before backward, which only saved tensors notice.
+    if place.sample_ids is None and (not inplace or may_write(input)):
+        output: Tensor = _Dropout.apply(input, key, p, place, inplace)
+        return output
+    output = _watched(input, key, p, place)
+    return input.copy_(output) if inplace else output
+
+
+def dropout_again(gradient: Tensor, key: int, p: float, place: Place) -> Tensor:
+    """The same on whatever arrives in a backward, plain or not."""
+    return (dropout if is_plain(gradient) else _watched)(gradient, key, p, place)
+
+
+def _watched(input: Tensor, key: int, p: float, place: Place) -> Tensor:
+    return _operator.dropout(input, Key(key).tensor(input.device), torch.scalar_tensor(p, dtype=torch.float64), place)
+
+
+class _Dropout(torch.autograd.Function):
+    """Keeps two numbers; backward draws the mask again."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, key: int, p: float, place: Place, inplace: bool) -> Tensor:
+        ctx.call = (key, p, place)
+        if inplace:
+            ctx.mark_dirty(input)
+        return _kernel.run(_kernel.DROPOUT, input, key, p, place, inplace=inplace)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return dropout_again(gradients[0], *ctx.call), None, None, None, None

@@ -1,0 +1,152 @@
+"""Calls of the compiled library: what csrc/puredrop.h takes, packed from tensors."""
+
+from __future__ import annotations
+
+import functools
+import struct
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from puredrop._backend import library
+from puredrop.ops._arguments import Place
+
+__all__ = [
+    "ADD",
+    "BIAS_ADD",
+    "DROPOUT",
+    "GELU",
+    "GELU_BACKWARD",
+    "RELU",
+    "RELU_BACKWARD",
+    "check_overlap",
+    "run",
+]
+
+# In the order of the header's enumerations.
+DROPOUT, RELU, RELU_BACKWARD, GELU, GELU_BACKWARD, ADD, BIAS_ADD = range(7)
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+_HEAD, _DIM = "qqQdQQQQQq", "qQqqqqQ"
+_ALL = 2**64 - 1
+# Tensors that lie contiguous in every operand are one run, whatever their shape.
+_RUN = struct.Struct(_HEAD + _DIM)
+
+
+def run(
+    op: int,
+    input: Tensor,
+    key: int,
+    p: float,
+    place: Place,
+    second: Tensor | None = None,
+    third: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """One pass over a CPU tensor.
+
+    Args:
+        op: what to compute, one of this module's names; csrc/puredrop.h says what each is.
+        input: strided float tensor of any strides.
+        key: below 2^64.
+        p: drop probability in [0, 1].
+        place: where the input lies in its logical tensor.
+        second, third: further operands of the op, of the input's shape and dtype.
+        inplace: write into the input, whose elements must not overlap.
+
+    Returns:
+        A new tensor of the input's memory format, or the input.
+    """
+    compiled = library()
+    assert compiled is not None
+    output = input if inplace else torch.empty_like(input)
+    count = input.numel()
+    if count == 0:
+        return output
+    head = (
+        op,
+        _DTYPES[input.dtype],
+        key,
+        p,
+        output.data_ptr(),
+        input.data_ptr(),
+        0 if second is None else second.data_ptr(),
+        0 if third is None else third.data_ptr(),
+    )
+    ids = place.sample_ids
+    if (
+        input.is_contiguous()
+        and place.is_whole
+        and (second is None or second.is_contiguous())
+        and (third is None or third.is_contiguous())
+    ):
+        status = compiled.run(_RUN.pack(*head, 0, 1, count, 1, 1, 1, 1, 1, 0))
+    else:
+        shape = tuple(input.shape)
+        logical, start = _logical(
+            shape, place.shared_dims, place.window_shape, place.window_offset, None if ids is None else place.sample_dim
+        )
+        if ids is not None:
+            ids = ids.to("cpu").contiguous()  # held until the call returns
+        strides = [
+            (0,) * len(shape) if tensor is None else tensor.stride() for tensor in (output, input, second, third)
+        ]
+        fields: list[int] = []
+        for d, size in enumerate(shape):
+            named = ids.data_ptr() if ids is not None and d == place.sample_dim else 0
+            fields += (size, logical[d], *(stride[d] for stride in strides), named)
+        status = compiled.run(struct.pack(_HEAD + _DIM * len(shape), *head, start, len(shape), *fields))
+    if status:
+        raise RuntimeError(f"puredrop: torch's thread pool failed with status {status}; set PUREDROP_BACKEND=reference")
+    return output
+
+
+@functools.lru_cache(maxsize=1024)
+def _logical(
+    shape: tuple[int, ...],
+    shared_dims: tuple[int, ...],
+    window_shape: tuple[int, ...] | None,
+    window_offset: tuple[int, ...] | None,
+    named: int | None,
+) -> tuple[list[int], int]:
+    """The stride of every dimension in the logical index, and the index of the first element, modulo 2^64."""
+    strides, start, stride = [0] * len(shape), 0, 1
+    for d in reversed(range(len(shape))):
+        if d in shared_dims:
+            continue
+        strides[d] = stride & _ALL
+        if window_offset is not None and d != named:
+            start += window_offset[d] * stride
+        stride *= shape[d] if window_shape is None else window_shape[d]
+    return strides, start & _ALL
+
+
+def check_overlap(tensor: Tensor) -> None:
+    """Refuse to write into a tensor of which two elements are one memory location.
+
+    Raises:
+        RuntimeError: in torch's words; unlike torch, for every such tensor and not for expanded ones alone.
+    """
+    if tensor.is_contiguous():
+        return
+    sizes_and_strides = sorted(
+        ((size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1),
+        key=lambda pair: pair[1],
+    )
+    reach, nests = 0, True
+    for size, stride in sizes_and_strides:
+        nests &= stride > reach
+        reach += (size - 1) * stride
+    if nests or tensor.numel() == 0:
+        return
+    # Dimensions that reach into each other need not meet: as_strided((2, 3), (3, 2)) does not. So look.
+    offsets = np.zeros(1, dtype=np.int64)
+    for size, stride in sizes_and_strides:
+        offsets = (offsets[:, None] + np.arange(size) * stride).ravel()
+    if len(np.unique(offsets)) < len(offsets):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+            f"location (sizes {tuple(tensor.shape)}, strides {tensor.stride()}). Please clone() the tensor before "
+            "performing the operation, or pass inplace=False"
+        )

@@ -1,0 +1,160 @@
+"""One operator, `puredrop::dropout`: its schema, kernel, fake and derivatives, for whatever runs operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puredrop._backend import library
+from puredrop.ops import _kernel, _reference
+from puredrop.ops._arguments import Place
+
+__all__ = ["dropout"]
+
+_library = torch.library.Library("puredrop", "FRAGMENT")
+_library.define(
+    # No defaults: the dispatcher would leave out trailing arguments that equal them.
+    "dropout(Tensor input, Tensor key, Tensor p, int[] shared_dims, SymInt[]? window_shape, SymInt[]? window_offset,"
+    " Tensor? sample_ids, int sample_dim) -> Tensor",
+)
+
+
+def _dropout(
+    input: Tensor,
+    key: Tensor,
+    p: Tensor,
+    shared_dims: Sequence[int],
+    window_shape: Sequence[int] | None,
+    window_offset: Sequence[int] | None,
+    sample_ids: Tensor | None,
+    sample_dim: int,
+) -> Tensor:
+    sizes, offset = (None if values is None else tuple(values) for values in (window_shape, window_offset))
+    place = Place(tuple(shared_dims), sizes, offset, sample_ids, sample_dim)
+    if library() is not None and input.device.type == "cpu" and input.layout == torch.strided:
+        return _kernel.run(_kernel.DROPOUT, input, int(key.item()) % 2**64, float(p.item()), place)
+    return _reference.dropout(input, key, p, place)
+
+
+_library.impl("dropout", _dropout, "CompositeExplicitAutograd")
+torch.library.register_fake("puredrop::dropout", lambda input, *arguments: torch.empty_like(input), lib=_library)
+
+_operator = torch.ops.puredrop.dropout.default
+
+
+class _Dropout(torch.autograd.Function):
+    """The operator is linear in its input, so it is its own derivative: backward draws the mask again.
+
+    Nothing of the input's size is saved: key, rate and ids are all it needs.
+    """
+
+    @staticmethod
+    def forward(input: Tensor, *arguments: Any) -> Tensor:
+        # This class is the operator's autograd kernel too; without the guard it would call itself.
+        with torch._C._AutoDispatchBelowAutograd():
+            output: Tensor = _operator(input, *arguments)
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = inputs
+        ctx.save_for_backward(key, p, sample_ids)
+        ctx.save_for_forward(key, p, sample_ids)
+        ctx.place = (shared_dims, window_shape, window_offset, sample_dim)
+
+    @staticmethod
+    def _apply_to(ctx: Any, tangent: Tensor) -> Tensor:
+        key, p, sample_ids = ctx.saved_tensors
+        shared_dims, window_shape, window_offset, sample_dim = ctx.place
+        return _apply(tangent, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Dropout._apply_to(ctx, gradients[0]), *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        assert tangents[0] is not None  # no other argument can carry one
+        return _Dropout._apply_to(ctx, tangents[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+        return _mapped(_Dropout.apply, info.batch_size, in_dims, *arguments)
+
+
+# `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
+def _autograd_kernel(*arguments: Any) -> Tensor:
+    if torch._C._are_functorch_transforms_active():
+        # Only a compiler, or a call of the operator by hand, gets here with a transform open.
+        raise NotImplementedError(
+            "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function and "
+            "transform it outside, or use autograd (by hand call puredrop.functional.dropout, not torch.ops.puredrop)"
+        )
+    output: Tensor = _Dropout.apply(*arguments)
+    return output
+
+
+_library.impl("dropout", _autograd_kernel, "Autograd")
+
+
+def _mapped(
+    call: Callable[..., Tensor], batch_size: int, in_dims: tuple[Any, ...], *arguments: Any
+) -> tuple[Tensor, int]:
+    """Under vmap every slice is a tensor of its own with the key it is given: one key, one mask for all of them."""
+    pairs = [(a, dim if isinstance(a, Tensor) else None) for a, dim in zip(arguments, in_dims, strict=True)]
+    if any(dim is not None for _, dim in pairs[1:]):  # a key, rate or ids per slice
+        slices = ([a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(batch_size))
+        return torch.stack([call(*one) for one in slices]), 0
+    input, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = arguments
+    # One key for all slices: the mapped dimension is one more that shares its decisions.
+    output = call(
+        input.movedim(in_dims[0], 0),
+        key,
+        p,
+        [0, *(dim + 1 for dim in shared_dims)],
+        window_shape and [1, *window_shape],
+        window_offset and [0, *window_offset],
+        sample_ids,
+        sample_dim + 1,
+    )
+    return output, 0
+
+
+torch.library.register_vmap(
+    "puredrop::dropout",
+    lambda info, in_dims, *arguments: _mapped(_operator, info.batch_size, in_dims, *arguments),
+    lib=_library,
+)
+
+
+def _apply(*arguments: Any) -> Tensor:
+    # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
+    output: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Dropout.apply(*arguments)
+    return output
+
+
+def dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+    """Drop elements of a tensor, differentiable any number of times.
+
+    Args:
+        input: float tensor of any shape.
+        key: 0-d int64 tensor.
+        p: 0-d float tensor in [0, 1]; data, so that another value needs no recompilation.
+        place: where the input lies in its logical tensor.
+
+    Returns:
+        A new tensor like the input.
+    """
+    return _apply(
+        input,
+        key,
+        p,
+        list(place.shared_dims),
+        place.window_shape and list(place.window_shape),
+        place.window_offset and list(place.window_offset),
+        place.sample_ids,
+        place.sample_dim,
+    )
