@@ -38,8 +38,7 @@ class _Version(argparse.Action):
     """What a bug report should begin with; looked up only when asked for, since torch takes a second to load."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from puredrop import backend
-        from puredrop._backend import library
+        from puredrop._backend import backend, library
 
         try:
             loaded = library()

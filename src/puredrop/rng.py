@@ -130,7 +130,7 @@ class Key:
 
 
 def _folded(key: int, data: int) -> int:
-    compiled = library()
+    compiled = None if torch.compiler.is_compiling() else library()
     if compiled is not None:
         return compiled.fold_in(key, data)
     word0, word1, _, _ = philox(key, (data & _LOW, data >> 32, 0, FOLD_IN))

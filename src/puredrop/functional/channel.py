@@ -40,6 +40,7 @@ def dropout1d(
 
     Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
 
+    >>> import torch
     >>> dropout1d(torch.ones(1, 3, 4), p=0.5, key=Key(0))
     tensor([[[2., 2., 2., 2.],
              [2., 2., 2., 2.],

@@ -62,7 +62,7 @@ def dropout(
     place = ops.place_of(
         input.shape, shared_dims=shared_dims, window=window, sample_ids=sample_ids, sample_dim=sample_dim
     )
-    if not training or (rate == 0 and not isinstance(rate, Tensor)) or input.numel() == 0:
+    if not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0:
         return input
     if not isinstance(rate, Tensor) and rate == 1 and not input.is_floating_point():
         return input.zero_() if inplace else torch.zeros_like(input)  # as torch; other rates raise just below

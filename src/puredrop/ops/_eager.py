@@ -21,6 +21,7 @@ __all__ = ["dropout", "dropout_again", "is_plain", "may_write", "needs_gradient"
 _TYPES = (Tensor, torch.nn.Parameter)
 
 # Bound once: looking them up through torch._C would take a fifth of the check below.
+_has_storage = torch._C._has_storage  # sparse tensors and those of a transform do not
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._are_functorch_transforms_active
@@ -35,7 +36,7 @@ def is_plain(tensor: Tensor) -> bool:
         not _is_compiling()
         and type(tensor) in _TYPES
         and tensor.is_cpu
-        and tensor.layout is torch.strided
+        and _has_storage(tensor)
         and not tensor.is_neg()
         and not _dispatch_modes()
         and not _function_modes()

@@ -34,7 +34,9 @@ def _dropout(
 ) -> Tensor:
     sizes, offset = (None if values is None else tuple(values) for values in (window_shape, window_offset))
     place = Place(tuple(shared_dims), sizes, offset, sample_ids, sample_dim)
-    if library() is not None and input.device.type == "cpu" and input.layout == torch.strided:
+    # A compiler that traces into this kernel (under torch.func it may) can follow the reference alone.
+    is_traced = torch.compiler.is_compiling()
+    if input.device.type == "cpu" and input.layout == torch.strided and not is_traced and library() is not None:
         return _kernel.run(_kernel.DROPOUT, input, int(key.item()) % 2**64, float(p.item()), place)
     return _reference.dropout(input, key, p, place)
 
