@@ -99,7 +99,8 @@ def test_the_expectation_is_the_input(p):
 
 
 @pytest.mark.parametrize("k", [1, 64, 77, 128, 255])
-def test_the_expectation_is_exact_by_enumeration_of_first_digits(k, monkeypatch):
+def test_the_expectation_is_exact_by_enumeration_of_first_digits(k, monkeypatch, use):
+    use(backend="reference")
     # Every first digit once: the mean over all of them is the expectation, and it is x itself.
     every = torch.arange(256).to(torch.uint8)
     monkeypatch.setattr(_reference, "_digit_of_run", lambda key, count, plane, device: every)
