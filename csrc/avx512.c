@@ -20,7 +20,7 @@ static inline lanes low_blocks(lanes a, lanes b) { return (lanes)_mm512_unpacklo
 static inline lanes high_blocks(lanes a, lanes b) { return (lanes)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b); }
 static inline judged equal(lanes u, uint8_t digit)
 {
-    return _mm512_cmpeq_epu8_mask((__m512i)u, _mm512_set1_epi8((char)digit));
+    return _mm512_cmpeq_epi8_mask((__m512i)u, _mm512_set1_epi8((char)digit));
 }
 static inline judged at_least(lanes u, uint8_t digit)
 {

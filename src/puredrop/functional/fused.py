@@ -73,7 +73,7 @@ def gelu_dropout(
     """`dropout(gelu(input))`; keeps for backward what gelu alone keeps, its input.
 
     In one pass GELU itself is computed to a few ulp also for large negative inputs, where torch's 1 + erf has lost its
-    digits: the two differ by less than 2 ulp of the input, and by more of the (tiny) output.
+    digits: the two differ by at most 4 ulp of the input, and there by more of the (tiny) output.
 
     Args:
         input: float tensor of any shape.
