@@ -15,7 +15,7 @@ test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses 2
 
 bench: .venv/study
-	$(BIN)/python benchmarks/mask_cost.py
+	$(BIN)/python benchmarks/dropout_cost.py
 
 # The C sources and the build files are prerequisites, so that a change of them builds the library again.
 .venv/study .venv/dev: .venv/%: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) | $(BIN)/python

@@ -10,40 +10,40 @@ enum { MOST = 3 };
 
 static const struct isa *in_use = &isa_scalar;
 
-/* Those present, fastest first, and their number. */
-static int present(const struct isa *found[MOST])
+const struct isa *isa_in_use(void) { return in_use; }
+
+/* The index-th of those present, fastest first, or NULL. */
+static const struct isa *present(int index)
 {
+    const struct isa *found[MOST + 1] = {NULL};
     int count = 0;
 #if defined(__x86_64__)
+    unsigned a, b, c, d;
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         found[count++] = &isa_avx512;
-    unsigned a, b, c, d;
     if (__builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C))
         found[count++] = &isa_avx2;
 #elif defined(__aarch64__)
     found[count++] = &isa_neon;
 #endif
-    found[count++] = &isa_scalar;
-    return count;
+    found[count] = &isa_scalar;
+    return index <= count ? found[index] : NULL;
 }
-
-const struct isa *isa_in_use(void) { return in_use; }
 
 const char *puredrop_variant(int index)
 {
-    const struct isa *found[MOST];
-    return index < present(found) ? found[index]->name : NULL;
+    const struct isa *const found = present(index);
+    return found ? found->name : NULL;
 }
 
 int puredrop_use_variant(const char *name)
 {
-    const struct isa *found[MOST];
-    const int count = present(found);
-    for (int i = 0; i < count; ++i)
-        if (strcmp(found[i]->name, name) == 0) {
-            in_use = found[i];
+    const struct isa *found;
+    for (int i = 0; (found = present(i)); ++i)
+        if (strcmp(found->name, name) == 0) {
+            in_use = found;
             return 0;
         }
     return -1;

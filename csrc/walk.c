@@ -86,7 +86,7 @@ static int64_t columns_of(const struct plan *plan)
     return d;
 }
 
-/* `to` is `from` moved by so many strides; operands that are not there stay away. */
+/* `to` is `from`, so many strides on; operands that are not there stay away. */
 static void move(char *to[OPERANDS], char *const from[OPERANDS], const int64_t stride[OPERANDS], int64_t by)
 {
     for (int o = 0; o < OPERANDS; ++o)
