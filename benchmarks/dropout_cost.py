@@ -101,7 +101,7 @@ def elementwise(repeats: int) -> Iterator[Row]:
                 few = repeats if size < 2**22 else max(3, repeats // 5)
                 ours, torchs, relu = medians(
                     [lambda: P.dropout(x, p), lambda: F.dropout(x, p), lambda: torch.relu(x)],
-                    few,  # noqa: B023
+                    few,
                 )
                 what = f"forward p={p}, {size} elements, {threads} thread{'s' * (threads > 1)}"
                 least, price = bars[p].get(size, (None, None)) if threads == 2 else (None, None)
@@ -126,11 +126,11 @@ def elementwise(repeats: int) -> Iterator[Row]:
     yield Row("dropout_add, 1 M", "add alone", calls, 2**20, None, is_price=True)
     for shape in ((4, 16, 8, 8), (64, 128, 32, 32)):
         maps = torch.randn(shape)
-        calls = pair(lambda: P.dropout2d(maps), lambda: F.dropout2d(maps), repeats)  # noqa: B023
+        calls = pair(lambda: P.dropout2d(maps), lambda: F.dropout2d(maps), repeats)
         yield Row(f"dropout2d {shape}", "F.dropout2d", calls, maps.numel(), 1)
     for shape in ((32, 64, 56, 56), (32, 512, 7, 7), (16, 3, 224, 224)):
         maps, last = torch.randn(shape), torch.randn(shape).to(memory_format=torch.channels_last)
-        calls = pair(lambda: P.dropout(last), lambda: P.dropout(maps), repeats)  # noqa: B023
+        calls = pair(lambda: P.dropout(last), lambda: P.dropout(maps), repeats)
         yield Row(f"channels_last {shape}", "contiguous", calls, maps.numel(), 2, is_price=True)
     matrix = torch.randn(2048, 2048)
     calls = pair(lambda: P.dropout(matrix.t()), lambda: P.dropout(matrix), repeats)
@@ -160,11 +160,11 @@ def peers(repeats: int) -> Iterator[Row]:
 
         key, y = jax.random.key(0), jax.numpy.asarray(array)
 
-        @jax.jit
         def jax_dropout(key: Any, y: Any) -> Any:
             return jax.numpy.where(jax.random.bernoulli(key, 0.5, y.shape), y * 2, 0)
 
-        calls = pair(lambda: P.dropout(x), lambda: jax_dropout(key, y).block_until_ready(), repeats)
+        jitted = jax.jit(jax_dropout)
+        calls = pair(lambda: P.dropout(x), lambda: jitted(key, y).block_until_ready(), repeats)
         yield Row("forward p=0.5, 512 k", "JAX (threefry)", calls, 2**19)
 
 
@@ -173,9 +173,9 @@ def calls(repeats: int) -> Iterator[Row]:
     x = torch.randn(32, 128)
     y = torch.randn(32, 128, requires_grad=True)
     for name, tensor in (("", x), (", with grad", y)):
-        one = pair(lambda: P.dropout(tensor), lambda: F.dropout(tensor), repeats)  # noqa: B023
+        one = pair(lambda: P.dropout(tensor), lambda: F.dropout(tensor), repeats)
         yield Row(f"call on 32x128{name}", "F.dropout", one, 0)
-        one = pair(lambda: P.dropout(tensor), lambda: torch.relu(tensor), repeats)  # noqa: B023
+        one = pair(lambda: P.dropout(tensor), lambda: torch.relu(tensor), repeats)
         yield Row(f"call on 32x128{name}", "relu", one, 0, is_price=True)
     keyed = pair(lambda: P.dropout(x, key=KEY.fold_in(7)), lambda: P.dropout(x, key=KEY), repeats)
     yield Row("call with a folded key", "key not folded", keyed, 0, is_price=True)
