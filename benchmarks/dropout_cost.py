@@ -38,9 +38,9 @@ class Row:
 
     Args:
         what: what is measured.
+        peer: what it is compared with.
         seconds: median of ours and of the peer.
         unit: how many elements a call has, or 0 where the call itself is the unit.
-        speedup: peer / ours where the bar is a speed-up; ours / peer where it is a price.
         bar: what the design asks of that ratio, or None.
         is_price: whether the ratio is ours / peer, the smaller the better.
     """

@@ -184,3 +184,13 @@ def test_compiled_and_transformed_equal_eager(form):
     torch.testing.assert_close(compiled(*tensors), eager, rtol=0, atol=1e-6)
     mapped = torch.func.jvp(lambda x: fused(x, *tensors[1:]), (tensors[0],), (torch.ones_like(tensors[0]),))[0]
     torch.testing.assert_close(mapped, eager, rtol=0, atol=1e-6)
+
+
+def test_ids_that_change_before_backward_are_noticed(form):
+    fused, _ = form
+    x, b, r = (t.requires_grad_() for t in operands())
+    ids = torch.arange(6)
+    output = fused(x, b, r, sample_ids=ids)
+    ids += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()

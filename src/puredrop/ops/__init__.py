@@ -60,7 +60,7 @@ def dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inpl
 
 def relu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inplace: bool = False) -> Tensor:
     """`dropout(relu(input))`; arguments as `dropout`."""
-    if _fused.fits(input) and _are_plain(key, p, place) and (not inplace or _eager.may_write(input)):
+    if _fused.fits(place, input) and _are_plain(key, p, place) and (not inplace or _eager.may_write(input)):
         return _fused.relu_dropout(input, as_key_number(key), float(p), place, inplace)
     output = dropout(torch.relu(input), key, p, place)
     return input.copy_(output) if inplace else output
@@ -68,7 +68,7 @@ def relu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place,
 
 def gelu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, approximate: str = "none") -> Tensor:
     """`dropout(gelu(input))`; arguments as `dropout`, and as torch's gelu."""
-    if approximate == "none" and _fused.fits(input) and _are_plain(key, p, place):
+    if approximate == "none" and _fused.fits(place, input) and _are_plain(key, p, place):
         return _fused.gelu_dropout(input, as_key_number(key), float(p), place)
     return dropout(F.gelu(input, approximate=approximate), key, p, place)
 
@@ -78,6 +78,6 @@ def bias_dropout_add(
 ) -> Tensor:
     """`dropout(input + bias) + residual`; arguments as `dropout`, bias and residual broadcast to the input."""
     others = (residual,) if bias is None else (residual, bias)
-    if _fused.fits(input, *others) and _are_plain(key, p, place):
+    if _fused.fits(place, input, *others) and _are_plain(key, p, place):
         return _fused.bias_dropout_add(input, bias, residual, as_key_number(key), float(p), place)
     return dropout(input if bias is None else input + bias, key, p, place) + residual

@@ -107,7 +107,7 @@ def as_rate(p: float | Tensor) -> float | Tensor:
             tensor that is not 0-d or requires a gradient.
     """
     if type(p) is float and 0.0 <= p <= 1.0:
-        return p  # what nearly every call passes, 0.5 us sooner
+        return p  # what nearly every call passes
     if isinstance(p, Tensor):
         _check_rate_tensor(p)
         if not _readable(p):

@@ -1,6 +1,6 @@
 """Plain eager calls on the CPU, where nothing watches the operator: straight to the compiled library.
 
-The dispatcher and a Function that torch.func understands cost five times this (docs/kernel.md).
+The dispatcher, and a Function that torch.func understands, would cost more than the kernel on small tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["dropout", "dropout_again", "is_plain", "may_write", "needs_gradient"
 
 _TYPES = (Tensor, torch.nn.Parameter)
 
-# Bound once: looking them up through torch._C would take a fifth of the check below.
+# Bound once, since every call asks them.
 _has_storage = torch._C._has_storage  # sparse tensors and those of a transform do not
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
@@ -75,8 +75,6 @@ def dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool = Fal
         A new tensor like the input, or the input.
     """
     if not (input.requires_grad and torch.is_grad_enabled()):
-        if inplace and not input.is_inference():
-            torch.autograd.graph.increment_version(input)  # the library writes where torch does not look
         return _kernel.run(_kernel.DROPOUT, input, key, p, place, inplace=inplace)
     # Ids could change before backward, which only saved tensors notice.
     if place.sample_ids is None and (not inplace or may_write(input)):

@@ -18,8 +18,10 @@ from puredrop.ops._eager import dropout_again, is_plain, needs_gradient
 __all__ = ["bias_dropout_add", "fits", "gelu_dropout", "relu_dropout"]
 
 
-def fits(input: Tensor, *others: Tensor) -> bool:
+def fits(place: Place, input: Tensor, *others: Tensor) -> bool:
     """Whether one pass serves these operands: plain, of one dtype, the others broadcast to the input."""
+    if place.sample_ids is not None and needs_gradient(input, *others):
+        return False  # ids could change before backward, which only saved tensors notice
     return is_plain(input) and all(
         is_plain(other)
         and other.dtype == input.dtype
@@ -49,8 +51,6 @@ def _is_final(*gradients: Tensor) -> bool:
 def relu_dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool) -> Tensor:
     """`dropout(relu(input))` of a plain tensor, in one pass; keeps its output for backward, as relu does."""
     if not needs_gradient(input):
-        if inplace and not input.is_inference():
-            torch.autograd.graph.increment_version(input)
         return _kernel.run(_kernel.RELU, input, key, p, place, inplace=inplace)
     output: Tensor = _Relu.apply(input, key, p, place, inplace)
     return output

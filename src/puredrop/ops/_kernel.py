@@ -61,6 +61,8 @@ def run(
     compiled = library()
     assert compiled is not None
     output = input if inplace else torch.empty_like(input)
+    if inplace and not input.is_inference():
+        torch.autograd.graph.increment_version(input)  # the library writes where torch does not look
     count = input.numel()
     if count == 0:
         return output
