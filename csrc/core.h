@@ -12,74 +12,179 @@
 #include <math.h>
 #include <string.h>
 
-/* Elements whose first digit equals the threshold's, counted from the first one drawn. */
-struct ties {
-    size_t count;
-    uint32_t element[16 * DRAW_MOST + 1];
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE lanes every(uint64_t value) { return (lanes){0} + value; }
+INLINE lanes paired(lanes low, lanes high) { return (low & every(UINT32_MAX)) | high << 32; }
+
+INLINE void every_key(const struct rule *rule, lanes key[10][2])
+{
+    for (uint32_t round = 0; round < 10; ++round) {
+        key[round][0] = every((uint32_t)((uint32_t)rule->key + 0x9E3779B9u * round));
+        key[round][1] = every((uint32_t)((uint32_t)(rule->key >> 32) + 0xBB67AE85u * round));
+    }
+}
+
+/* 16 elements' values from byte `at` of each operand on, kept by the bits of word from bit `shift` on. */
+typedef void group_fn(char *const *operand, size_t at, uint32_t word, int shift, double scale);
+
+/* Groups that are treated between the rounds of a draw: `bits` says what they keep, an element has `width` bytes. */
+struct groups {
+    group_fn *treat;
+    char *const *operand;
+    size_t at, width;
+    const uint8_t *bits;
+    double scale;
 };
 
-static inline lanes every(uint64_t value) { return (lanes){0} + value; }
-static inline lanes paired(lanes low, lanes high) { return (low & every(UINT32_MAX)) | high << 32; }
-
-/* A Philox word lives in the low half of a 64-bit lane; whatever is in the high half is never read. Two sets of lanes
-   side by side hide the latency of the rounds, each of which waits for the one before. */
-static inline __attribute__((always_inline)) void draw_sets(const struct rule *rule, const lanes key[10][2],
-                                                            uint64_t block, int sets, uint8_t *bits, struct ties *ties,
-                                                            size_t done)
+/* Philox on the counters (c0, c1, plane, 0) of one or two sets of lanes, which hide the latency of each other's rounds;
+   as many blocks are drawn as `groups`, if there are any, are treated. A word lives in the low half of a 64-bit lane;
+   what is in the high half is never read. */
+INLINE void philox(const lanes key[10][2], const lanes *counter, uint32_t plane, int sets, lanes front[2],
+                   lanes back[2], const struct groups *groups)
 {
     const lanes m0 = every(0xD2511F53u), m1 = every(0xCD9E8D57u);
+    const uint64_t second = plane * (uint64_t)0xCD9E8D57u;
     lanes c0[2], c1[2], c2[2], c3[2];
-    for (int i = 0; i < sets; ++i) { /* the first round, whose second product is 0 */
-        const lanes counter = ORDER + (block + done + (uint64_t)i * LANES), a = product(counter, m0);
-        c0[i] = (counter >> 32) ^ key[0][0], c1[i] = every(0), c2[i] = (a >> 32) ^ key[0][1], c3[i] = a;
+#pragma GCC unroll 2
+    for (int i = 0; i < sets; ++i) { /* the first round, whose second product is the same for all */
+        const lanes a = product(counter[i], m0);
+        c0[i] = (counter[i] >> 32) ^ every(second >> 32) ^ key[0][0], c1[i] = every((uint32_t)second);
+        c2[i] = (a >> 32) ^ key[0][1], c3[i] = a;
     }
-    for (int round = 1; round < 10; ++round)
+#pragma GCC unroll 9
+    for (int round = 1; round < 10; ++round) {
+#pragma GCC unroll 2
         for (int i = 0; i < sets; ++i) {
             const lanes a = product(c0[i], m0), b = product(c2[i], m1);
             c0[i] = (b >> 32) ^ (c1[i] ^ key[round][0]), c1[i] = b;
             c2[i] = (a >> 32) ^ (c3[i] ^ key[round][1]), c3[i] = a;
         }
-    for (int i = 0; i < sets; ++i) {
-        const lanes front = paired(c0[i], c1[i]), back = paired(c2[i], c3[i]);
-        const lanes u[2] = {low_blocks(front, back), high_blocks(front, back)};
-        const size_t at = done + (size_t)i * LANES;
-        for (int half = 0; half < 2; ++half) {
-            const judged keep = at_least(u[half], rule->digit[0]);
-            memcpy(bits + 2 * at + (size_t)half * sizeof keep, &keep, sizeof keep);
-            if (rule->planes > 1) {
-                uint64_t left = equal(u[half], rule->digit[0]);
-                do { /* one tie or none needs no branch that could be mispredicted */
-                    ties->element[ties->count] = 16 * (uint32_t)at + 8 * LANES * (uint32_t)half +
-                                                 (uint32_t)__builtin_ctzll(left | (uint64_t)1 << 63);
-                    ties->count += left != 0;
-                    left &= left - 1;
-                } while (__builtin_expect(left != 0, 0));
+        if (groups)
+#pragma GCC unroll 16
+            for (int g = (round - 1) * 2 * LANES / 9; g < round * 2 * LANES / 9; ++g) {
+                uint16_t word;
+                memcpy(&word, groups->bits + 2 * g, sizeof word);
+                groups->treat(groups->operand, groups->at + (size_t)g * 16 * groups->width, word, 0, groups->scale);
             }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < sets; ++i)
+        front[i] = paired(c0[i], c1[i]), back[i] = paired(c2[i], c3[i]);
+}
+
+/* Elements whose first digit equals the threshold's, counted from the first one drawn. */
+struct ties {
+    uint64_t element[16 * DRAW_MOST + 2 * LANES];
+};
+
+/* Decisions of one or two sets of lanes from a block on, those that tie left open; returns how many do by now. */
+INLINE size_t decide(const struct rule *rule, const lanes key[10][2], uint64_t block, size_t done, int sets, uint8_t *bits, struct ties *ties,
+                     size_t count, const struct groups *groups)
+{
+    lanes counter[2], front[2], back[2], u[4];
+#pragma GCC unroll 2
+    for (int i = 0; i < sets; ++i)
+        counter[i] = ORDER + (block + done + (uint64_t)i * LANES);
+    philox(key, counter, 0, sets, front, back, groups);
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * sets; ++i) {
+        u[i] = i & 1 ? high_blocks(front[i / 2], back[i / 2]) : low_blocks(front[i / 2], back[i / 2]);
+        const judged keep = at_least(u[i], rule->digit[0]);
+        memcpy(bits + 2 * done + (size_t)i * sizeof keep, &keep, sizeof keep);
+    }
+    if (rule->planes > 1) {
+        uint64_t tied[4] = {0};
+#pragma GCC unroll 4
+        for (int i = 0; i < 2 * sets; ++i)
+            tied[i * LANES / 8] |= (uint64_t)equal(u[i], rule->digit[0]) << (i * 8 * LANES & 63);
+#pragma GCC unroll 4
+        for (int w = 0; 4 * w < sets * LANES; ++w) {
+            uint64_t left = tied[w];
+            do /* two or fewer, as nearly always, need no branch that could be mispredicted */
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; ++i) {
+                    ties->element[count] = 16 * done + 64 * (size_t)w + (size_t)__builtin_ctzll(left | (uint64_t)1 << 63);
+                    count += left != 0;
+                    left &= left - 1;
+                }
+            while (__builtin_expect(left != 0, 0));
+        }
+    }
+    return count;
+}
+
+/* The elements that tie are decided by their second digits, two sets of lanes at a time; the next ones seldom matter. */
+static void settle(const struct rule *rule, const lanes key[10][2], uint64_t block, uint8_t *bits, struct ties *ties, size_t count)
+{
+    memset(ties->element + count, 0, 2 * LANES * sizeof ties->element[0]);
+    for (size_t at = 0; at < count; at += 2 * LANES) {
+        lanes element[2], counter[2], front[2], back[2], digit[2];
+        uint64_t found[2 * LANES];
+        memcpy(element, ties->element + at, sizeof element);
+        for (int i = 0; i < 2; ++i)
+            counter[i] = (element[i] >> 4) + block;
+        philox(key, counter, 1, 2, front, back, NULL);
+        for (int i = 0; i < 2; ++i) {
+            const lanes behind = (lanes)((element[i] & 8) != 0), word = (front[i] & ~behind) | (back[i] & behind);
+            digit[i] = word >> ((element[i] & 7) << 3) & 0xFF;
+        }
+        memcpy(found, digit, sizeof found);
+        for (size_t i = 0; i < 2 * LANES && at + i < count; ++i) {
+            const uint64_t e = ties->element[at + i];
+            unsigned drops = found[i] < rule->digit[1];
+            if (__builtin_expect(found[i] == rule->digit[1], 0))
+                drops = !rule_keeps_tied(rule, 16 * block + e);
+            bits[e / 8] &= (uint8_t)~(drops << (e & 7));
         }
     }
 }
 
 static void draw(const struct rule *rule, uint64_t block, size_t blocks, uint8_t *bits)
 {
+    const struct rule own = *rule; /* so that no store of decisions can change it */
     lanes key[10][2];
     struct ties ties;
-    size_t done = 0;
-    if (rule->all) {
+    size_t done = 0, count = 0;
+    if (own.all) {
         memset(bits, 0, 2 * blocks);
         return;
     }
-    for (uint32_t round = 0; round < 10; ++round) {
-        key[round][0] = every((uint32_t)((uint32_t)rule->key + 0x9E3779B9u * round));
-        key[round][1] = every((uint32_t)((uint32_t)(rule->key >> 32) + 0xBB67AE85u * round));
-    }
-    ties.count = 0;
+    every_key(rule, key);
     for (; done + LANES < blocks; done += 2 * LANES)
-        draw_sets(rule, key, block, 2, bits, &ties, done);
+        count = decide(&own, key, block, done, 2, bits, &ties, count, NULL);
     if (done < blocks)
-        draw_sets(rule, key, block, 1, bits, &ties, done);
-    for (size_t i = 0; i < ties.count; ++i)
-        if (!rule_keeps_tied(rule, 16 * block + ties.element[i]))
-            bits[ties.element[i] / 8] &= (uint8_t)~(1u << (ties.element[i] & 7));
+        count = decide(&own, key, block, done, 1, bits, &ties, count, NULL);
+    settle(&own, key, block, bits, &ties, count);
+}
+
+/* Whole chunks, drawn and treated in one: while one is treated the next is drawn, since the first is work for memory
+   and the second for the arithmetic units. */
+INLINE void stream(group_fn *treat, size_t width, char *const *operand, size_t chunks, const struct rule *rule,
+                   uint64_t block)
+{
+    const struct rule own = *rule;
+    char *const place[OPERANDS] = {operand[0], operand[1], operand[2], operand[3]};
+    uint8_t bits[2][CHUNK / 8 + DRAW_OVERRUN];
+    struct groups groups = {treat, place, 0, width, bits[0], own.scale};
+    lanes key[10][2];
+    struct ties ties;
+    every_key(rule, key);
+    draw(&own, block, CHUNK / 16, bits[0]);
+    for (size_t chunk = 1; chunk < chunks; ++chunk) {
+        size_t count = 0;
+        block += CHUNK / 16;
+        for (size_t done = 0; done < CHUNK / 16; done += 2 * LANES, groups.at += 2 * LANES * 16 * width) {
+            groups.bits = bits[(chunk - 1) & 1] + 2 * done;
+            count = decide(&own, key, block, done, 2, bits[chunk & 1], &ties, count, &groups);
+        }
+        settle(&own, key, block, bits[chunk & 1], &ties, count);
+    }
+    for (size_t i = 0; i < CHUNK / 16; ++i, groups.at += 16 * width) {
+        uint16_t word;
+        memcpy(&word, bits[(chunks - 1) & 1] + 2 * i, sizeof word);
+        treat(place, groups.at, word, 0, own.scale);
+    }
 }
 
 typedef float f32 __attribute__((vector_size(WIDTH)));
@@ -136,8 +241,7 @@ static inline void bf16_store(char *to, f32 v)
     memcpy(to, &half, sizeof half);
 }
 
-/* 16 elements a turn, whatever the vector's width; the last few by way of padded copies. */
-typedef void group_fn(char *const *operand, size_t at, uint32_t word, int shift, double scale);
+/* The last few of a run, by way of padded copies. */
 static void last_group(group_fn *group, char *const *operand, size_t at, size_t size, uint32_t word, int shift, double scale)
 {
     char padded[OPERANDS][16 * sizeof(double)] = {{0}}, *pad[OPERANDS];
@@ -152,7 +256,7 @@ static void last_group(group_fn *group, char *const *operand, size_t at, size_t 
 
 /* VALUE reads x, the operands A and B, and drops by `word` from bit `first` on. */
 #define LOOP(name, type, vector, number, SIZE, VALUE)                                                                  \
-    static inline void name##_group_##type(char *const *operand, size_t at, uint32_t word, int shift, double scale)    \
+    INLINE void name##_group_##type(char *const *operand, size_t at, uint32_t word, int shift, double scale)           \
     {                                                                                                                  \
         const vector s = (vector){0} + (number)scale;                                                                  \
         for (int lane = 0; lane < 16; lane += (int)(WIDTH / sizeof(number))) {                                         \
@@ -194,7 +298,18 @@ OP(f64, f64, double, u64, 64, 8)
 OP(bf16, f32, float, u32, 32, 2)
 OP(f16, f32, float, u32, 32, 2)
 
-#define EVERY_DTYPE(op) [op] = {op##_f32, op##_f64, op##_bf16, op##_f16}
+#define STREAM(name, type, SIZE)                                                                                       \
+    static void name##_stream_##type(char *const *operand, size_t chunks, const struct rule *rule, uint64_t block)     \
+    {                                                                                                                  \
+        stream(name##_group_##type, SIZE, operand, chunks, rule, block);                                               \
+    }
+#define STREAMS(name) STREAM(name, f32, 4) STREAM(name, f64, 8) STREAM(name, bf16, 2) STREAM(name, f16, 2)
+STREAMS(DROPOUT)
+STREAMS(RELU)
+STREAMS(ADD)
+STREAMS(BIAS_ADD)
+
+#define EVERY_DTYPE(op, form) [op] = {op##form##f32, op##form##f64, op##form##bf16, op##form##f16}
 #define JOINED(a, b) a##b
 #define NAMED(isa) JOINED(isa_, isa)
 #define TEXT(isa) #isa
@@ -203,6 +318,8 @@ const struct isa NAMED(ISA) = {
     .name = QUOTED(ISA),
     .lanes = LANES,
     .draw = draw,
-    .apply = {EVERY_DTYPE(DROPOUT), EVERY_DTYPE(RELU), EVERY_DTYPE(RELU_BACKWARD), EVERY_DTYPE(GELU),
-              EVERY_DTYPE(GELU_BACKWARD), EVERY_DTYPE(ADD), EVERY_DTYPE(BIAS_ADD)},
+    .apply = {EVERY_DTYPE(DROPOUT, _), EVERY_DTYPE(RELU, _), EVERY_DTYPE(RELU_BACKWARD, _), EVERY_DTYPE(GELU, _),
+              EVERY_DTYPE(GELU_BACKWARD, _), EVERY_DTYPE(ADD, _), EVERY_DTYPE(BIAS_ADD, _)},
+    .stream = {EVERY_DTYPE(DROPOUT, _stream_), EVERY_DTYPE(RELU, _stream_), EVERY_DTYPE(ADD, _stream_),
+               EVERY_DTYPE(BIAS_ADD, _stream_)},
 };

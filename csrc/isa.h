@@ -19,7 +19,7 @@ int rule_keeps_tied(const struct rule *rule, uint64_t j);
 
 /* One bit per element, 1 = keep, for `blocks` (at most DRAW_MOST) times 16 elements from element 16 * block on. Writes
    whole vectors: up to DRAW_OVERRUN bytes beyond. */
-enum { DRAW_MOST = 136, DRAW_OVERRUN = 14 };
+enum { CHUNK = 2048, DRAW_MOST = CHUNK / 16 + 8, DRAW_OVERRUN = 14 };
 typedef void draw_fn(const struct rule *rule, uint64_t block, size_t blocks, uint8_t *bits);
 
 /* n elements that lie side by side in every operand; element i's bit is bit shift + i, shift < 8. Reads up to
@@ -27,11 +27,16 @@ typedef void draw_fn(const struct rule *rule, uint64_t block, size_t blocks, uin
 enum { APPLY_OVERRUN = 4 };
 typedef void apply_fn(char *const *operand, size_t n, const uint8_t *bits, unsigned shift, double scale);
 
+/* `chunks` times CHUNK elements that lie side by side in every operand, from element 16 * block on: drawn and treated.
+   NULL for ops whose arithmetic is the cost, which gain nothing by it. */
+typedef void stream_fn(char *const *operand, size_t chunks, const struct rule *rule, uint64_t block);
+
 struct isa {
     const char *name;
     size_t lanes; /* blocks that one vector draws */
     draw_fn *draw;
     apply_fn *apply[OPS][DTYPES];
+    stream_fn *stream[OPS][DTYPES];
 };
 extern const struct isa isa_scalar, isa_avx2, isa_avx512, isa_neon;
 

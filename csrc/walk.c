@@ -4,7 +4,6 @@
 #include <string.h>
 
 enum {
-    CHUNK = 2048,             /* elements whose decisions are drawn before they are applied */
     GRAIN = 1 << 15,         /* elements that make another thread worth waking, as in torch */
     ROWS = 256, COLS = 256,  /* of a tile: where memory order is not logical order */
     SLACK = DRAW_OVERRUN + 8, /* room behind decisions for what draws and applies beyond them */
@@ -14,6 +13,7 @@ enum {
 struct plan {
     const struct isa *isa;
     apply_fn *apply;
+    stream_fn *stream;
     struct rule rule;
     int64_t op, width, rank, columns; /* width of an element in bytes; columns: see columns_of */
     char *const *operand;
@@ -54,6 +54,8 @@ static void plan_dims(struct plan *plan, const struct puredrop_dim *dim, int64_t
         for (; to && plan->dim[to - 1].stride[0] < dim[d].stride[0] * plan->width; --to)
             plan->dim[to] = plan->dim[to - 1];
         plan->dim[to] = dim[d];
+        if (plan->op == RELU_BACKWARD) /* reads the forward's decisions off its output */
+            plan->dim[to].logical_stride = 0, plan->dim[to].ids = NULL;
         for (int o = 0; o < OPERANDS; ++o)
             plan->dim[to].stride[o] *= plan->width;
     }
@@ -141,9 +143,15 @@ static void run(const struct plan *plan, struct drawn *drawn, char *operand[OPER
     if (shares)
         memset(one, keeps ? 0xFF : 0, (size_t)least(n, CHUNK) / 8 + APPLY_OVERRUN);
     for (int64_t length; n; n -= length) {
-        length = least(n, CHUNK - (int64_t)(j & 15));
-        plan->apply(operand, (size_t)length, shares ? one : decide(plan, drawn, j, length), shares ? 0 : j & 7,
-                    plan->rule.scale);
+        const int streams = plan->stream && n >= 2 * CHUNK && !shares && !plan->rule.all;
+        if (streams && (j & 15) == 0) {
+            length = n - n % CHUNK;
+            plan->stream(operand, (size_t)length / CHUNK, &plan->rule, j >> 4);
+        } else {
+            length = least(n, (streams ? 16 : CHUNK) - (int64_t)(j & 15));
+            plan->apply(operand, (size_t)length, shares ? one : decide(plan, drawn, j, length), shares ? 0 : j & 7,
+                        plan->rule.scale);
+        }
         move(operand, operand, dim->stride, length);
         j += shares ? 0 : (uint64_t)length;
     }
@@ -284,6 +292,7 @@ int puredrop_run(const struct puredrop_call *call)
 
     plan.isa = isa_in_use();
     plan.apply = plan.isa->apply[call->op][call->dtype];
+    plan.stream = plan.isa->stream[call->op][call->dtype];
     plan.rule = rule_of(call->key, call->p);
     plan.op = call->op;
     plan.width = widths[call->dtype];
