@@ -211,11 +211,11 @@ def draw_key(device: torch.device) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """A word of each thread's own, which `random_` fills with what `randint` would return, and sooner."""
+    """What fills a word of each thread's own with what `randint` would return, and sooner."""
 
     def __init__(self) -> None:
         with torch.inference_mode(False):
-            self.word = torch.empty((), dtype=torch.int64, device="cpu")
+            self.draw = torch.empty((), dtype=torch.int64, device="cpu").random_
 
 
 _scratch = _Scratch()
@@ -234,7 +234,8 @@ def as_key_number(key: Key | Tensor | None) -> int:
         TypeError: if the key is anything else.
     """
     if key is None:
-        return int(_scratch.word.random_(*_DRAWN).item()) & _ALL
+        fresh: int = _scratch.draw(*_DRAWN).item()  # type: ignore[assignment]
+        return fresh & _ALL
     if isinstance(key, Key):
         return key.value
     return int(_checked(key).item()) & _ALL

@@ -59,9 +59,7 @@ def dropout(
     """
     rate = ops.as_rate(p)
     ops.check_tensor("input", input)
-    place = ops.place_of(
-        input.shape, shared_dims=shared_dims, window=window, sample_ids=sample_ids, sample_dim=sample_dim
-    )
+    place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)
     if not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0:
         return input
     if not isinstance(rate, Tensor) and rate == 1 and not input.is_floating_point():

@@ -181,10 +181,7 @@ def _place(input: Tensor, p: float | Tensor, shared_dims: Iterable[int], *where:
     ops.as_rate(p)
     ops.check_tensor("input", input)
     ops.check_dtype(input)
-    window, sample_ids, sample_dim = where
-    return ops.place_of(
-        input.shape, shared_dims=shared_dims, window=window, sample_ids=sample_ids, sample_dim=sample_dim
-    )
+    return ops.place_of(input.shape, shared_dims, *where)
 
 
 def _is_identity(input: Tensor, p: float | Tensor, training: bool) -> bool:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "Window", "as_rate", "as_sizes", "check_dtype", "check_tensor", "place_of"]
+__all__ = ["Place", "WHOLE", "Window", "as_rate", "as_sizes", "check_dtype", "check_tensor", "place_of"]
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def as_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ class Place:
         return not self.shared_dims and self.window_shape is None and self.sample_ids is None
 
 
-_WHOLE = Place()
+WHOLE = Place()
 
 
 def as_rate(p: float | Tensor) -> float | Tensor:
@@ -145,7 +145,6 @@ def _readable(tensor: Tensor) -> bool:
 
 def place_of(
     shape: Sequence[int],
-    *,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,
     sample_ids: Tensor | None = None,
@@ -165,7 +164,7 @@ def place_of(
         ValueError: if a dimension is out of range or repeated, the window does not fit, or the ids do not.
     """
     if window is None and sample_ids is None and shared_dims == ():
-        return _WHOLE
+        return WHOLE
     shared_dims = _dims(shape, shared_dims)
     if window is None and sample_ids is None:
         return Place(shared_dims)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from puredrop.ops import _kernel
 from puredrop.ops._arguments import Place
-from puredrop.ops._eager import dropout_again, is_plain, needs_gradient
+from puredrop.ops._eager import dropout_again, is_plain, needs_gradient, plain_apply
 
 __all__ = ["bias_dropout_add", "fits", "gelu_dropout", "relu_dropout"]
 
@@ -52,7 +52,7 @@ def relu_dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool)
     """`dropout(relu(input))` of a plain tensor, in one pass; keeps its output for backward, as relu does."""
     if not needs_gradient(input):
         return _kernel.run(_kernel.RELU, input, key, p, place, inplace=inplace)
-    output: Tensor = _Relu.apply(input, key, p, place, inplace)
+    output: Tensor = _apply_relu(input, key, p, place, inplace)
     return output
 
 
@@ -82,7 +82,7 @@ def gelu_dropout(input: Tensor, key: int, p: float, place: Place) -> Tensor:
     """`dropout(gelu(input))` of a plain tensor, in one pass; keeps its input for backward, as gelu does."""
     if not needs_gradient(input):
         return _kernel.run(_kernel.GELU, input, key, p, place)
-    output: Tensor = _Gelu.apply(input, key, p, place)
+    output: Tensor = _apply_gelu(input, key, p, place)
     return output
 
 
@@ -108,7 +108,7 @@ def bias_dropout_add(input: Tensor, bias: Tensor | None, residual: Tensor, key: 
     """`dropout(input + bias) + residual` of plain tensors that `fits`, in one pass; keeps nothing of their size."""
     if not needs_gradient(input, bias, residual):
         return _add(input, bias, residual, key, p, place)
-    output: Tensor = _BiasAdd.apply(input, bias, residual, key, p, place)
+    output: Tensor = _apply_biasadd(input, bias, residual, key, p, place)
     return output
 
 
@@ -140,3 +140,6 @@ class _BiasAdd(torch.autograd.Function):
             None,
             None,
         )
+
+
+_apply_relu, _apply_gelu, _apply_biasadd = map(plain_apply, (_Relu, _Gelu, _BiasAdd))

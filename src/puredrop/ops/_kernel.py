@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import struct
+import sys
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from puredrop._backend import library
-from puredrop.ops._arguments import Place
+from puredrop.ops._arguments import WHOLE, Place
 
 __all__ = [
     "ADD",
@@ -30,8 +31,10 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 
 _HEAD, _DIM = "qqQdQQQQQq", "qQqqqqQ"
 _ALL = 2**64 - 1
+_DIM_SIZE = struct.calcsize(_DIM)
+_pack_head = struct.Struct(_HEAD).pack
 # Tensors that lie contiguous in every operand are one run, whatever their shape.
-_RUN = struct.Struct(_HEAD + _DIM)
+_pack_run = struct.Struct(_HEAD + _DIM).pack
 
 
 def run(
@@ -60,68 +63,61 @@ def run(
     """
     compiled = library()
     assert compiled is not None
-    output = input if inplace else torch.empty_like(input)
-    if inplace and not input.is_inference():
-        torch.autograd.graph.increment_version(input)  # the library writes where torch does not look
+    if not inplace:
+        output = torch.empty_like(input)
+    else:
+        output = input
+        if not input.is_inference():
+            torch.autograd.graph.increment_version(input)  # the library writes where torch does not look
     count = input.numel()
     if count == 0:
         return output
-    head = (
-        op,
-        _DTYPES[input.dtype],
-        key,
-        p,
-        output.data_ptr(),
-        input.data_ptr(),
-        0 if second is None else second.data_ptr(),
-        0 if third is None else third.data_ptr(),
-    )
-    ids = place.sample_ids
+    dtype, to, at = _DTYPES[input.dtype], output.data_ptr(), input.data_ptr()
+    second_at = 0 if second is None else second.data_ptr()
+    third_at = 0 if third is None else third.data_ptr()
     if (
-        input.is_contiguous()
-        and place.is_whole
+        (place is WHOLE or place.is_whole)
+        and input.is_contiguous()
         and (second is None or second.is_contiguous())
         and (third is None or third.is_contiguous())
     ):
-        status = compiled.run(_RUN.pack(*head, 0, 1, count, 1, 1, 1, 1, 1, 0))
+        status = compiled.run(_pack_run(op, dtype, key, p, to, at, second_at, third_at, 0, 1, count, 1, 1, 1, 1, 1, 0))
     else:
-        shape = tuple(input.shape)
-        logical, start = _logical(
-            shape, place.shared_dims, place.window_shape, place.window_offset, None if ids is None else place.sample_dim
-        )
+        strides = tuple(None if one is None else one.stride() for one in (output, input, second, third))
+        ids, named = place.sample_ids, None if place.sample_ids is None else place.sample_dim
+        start, dims = _layout(input.shape, strides, place.shared_dims, place.window_shape, place.window_offset, named)
         if ids is not None:
             ids = ids.to("cpu").contiguous()  # held until the call returns
-        strides = [
-            (0,) * len(shape) if tensor is None else tensor.stride() for tensor in (output, input, second, third)
-        ]
-        fields: list[int] = []
-        for d, size in enumerate(shape):
-            named = ids.data_ptr() if ids is not None and d == place.sample_dim else 0
-            fields += (size, logical[d], *(stride[d] for stride in strides), named)
-        status = compiled.run(struct.pack(_HEAD + _DIM * len(shape), *head, start, len(shape), *fields))
+            end = (place.sample_dim + 1) * _DIM_SIZE
+            dims = dims[: end - 8] + ids.data_ptr().to_bytes(8, sys.byteorder) + dims[end:]
+        status = compiled.run(_pack_head(op, dtype, key, p, to, at, second_at, third_at, start, input.dim()) + dims)
     if status:
         raise RuntimeError(f"puredrop: torch's thread pool failed with status {status}; set PUREDROP_BACKEND=reference")
     return output
 
 
 @functools.lru_cache(maxsize=1024)
-def _logical(
+def _layout(
     shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...] | None, ...],
     shared_dims: tuple[int, ...],
     window_shape: tuple[int, ...] | None,
     window_offset: tuple[int, ...] | None,
     named: int | None,
-) -> tuple[list[int], int]:
-    """The stride of every dimension in the logical index, and the index of the first element, modulo 2^64."""
-    strides, start, stride = [0] * len(shape), 0, 1
+) -> tuple[int, bytes]:
+    """The logical index of the first element, modulo 2^64, and the dimensions as the library reads them, without ids."""
+    logical, start, stride = [0] * len(shape), 0, 1
     for d in reversed(range(len(shape))):
         if d in shared_dims:
             continue
-        strides[d] = stride & _ALL
+        logical[d] = stride & _ALL
         if window_offset is not None and d != named:
             start += window_offset[d] * stride
         stride *= shape[d] if window_shape is None else window_shape[d]
-    return strides, start & _ALL
+    fields: list[int] = []
+    for d, size in enumerate(shape):
+        fields += (size, logical[d], *(0 if one is None else one[d] for one in strides), 0)
+    return start & _ALL, struct.pack(_DIM * len(shape), *fields)
 
 
 def check_overlap(tensor: Tensor) -> None:
