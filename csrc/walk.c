@@ -1,10 +1,19 @@
 /* From strides and a place in the logical tensor to runs of elements, in memory order, on torch's pool. */
+#define _DEFAULT_SOURCE /* madvise */
 #include "isa.h"
 
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+#endif
 
 enum {
     GRAIN = 1 << 15,         /* elements that make another thread worth waking, as in torch */
+    FRESH = 32 << 20,        /* bytes from which an output is memory that no one has touched (glibc maps it anew) */
+    AT_ONCE = 1 << 18,       /* bytes of it that are asked for at once, before they are written */
     ROWS = 256, COLS = 256,  /* of a tile: where memory order is not logical order */
     SLACK = DRAW_OVERRUN + 8, /* room behind decisions for what draws and applies beyond them */
     PITCH = COLS / 8 + 2 + SLACK
@@ -79,6 +88,15 @@ static int is_side_by_side(const struct plan *plan)
     return is;
 }
 
+/* How many elements lie between the output's first and last, both included: all of them if there are no gaps. */
+static int64_t reach_of(const struct plan *plan)
+{
+    int64_t reach = 1;
+    for (int64_t d = 0; d < plan->rank; ++d)
+        reach += (plan->dim[d].size - 1) * plan->dim[d].stride[0] / plan->width;
+    return reach;
+}
+
 /* The dimension along which the logical order runs, where it is not the last one and tiles pay; else -1. */
 static int64_t columns_of(const struct plan *plan)
 {
@@ -137,7 +155,9 @@ static void run(const struct plan *plan, struct drawn *drawn, char *operand[OPER
     const int shares = dim->logical_stride == 0, keeps = shares && *decide(plan, drawn, j, 1) >> (j & 7) & 1;
     uint8_t one[CHUNK / 8 + APPLY_OVERRUN];
     if (shares && !keeps && plan->op == DROPOUT) {
-        memset(operand[0], 0, (size_t)(n * plan->width));
+        const int64_t size = n * plan->width; /* in parts: for long ones C libraries take an instruction */
+        for (int64_t at = 0; at < size; at += 512) /* that page faults of fresh memory slow down (6 % on 32 MB) */
+            memset(operand[0] + at, 0, (size_t)least(size - at, 512));
         return;
     }
     if (shares)
@@ -201,6 +221,21 @@ static void rows(int64_t begin, int64_t end, void *context)
         }
         move(operand, operand, last->stride, i);
         run(plan, &drawn, operand, j + logical(last, i), length);
+    }
+}
+
+/* The same into fresh memory, whose page faults cost more than all else: ask for many pages at once. */
+static void fresh_rows(int64_t begin, int64_t end, void *context)
+{
+    const struct plan *plan = context;
+    const int64_t step = AT_ONCE / plan->width;
+    for (int64_t at = begin; at < end; at += step) {
+        const int64_t to = least(at + step, end);
+#if defined(__linux__)
+        char *const first = plan->operand[0] + at * plan->width, *const page = first - ((uintptr_t)first & 4095);
+        madvise(page, (size_t)(first - page + (to - at) * plan->width), MADV_POPULATE_WRITE);
+#endif
+        rows(at, to, context);
     }
 }
 
@@ -307,7 +342,8 @@ int puredrop_run(const struct puredrop_call *call)
         unit *= plan.columns < 0 ? 1 : least(size, side);
     }
     const int64_t grain = GRAIN > unit ? GRAIN / unit : 1;
-    void (*const body)(int64_t, int64_t, void *) = plan.columns < 0 ? rows : tiles;
+    const int is_fresh = plan.operand[0] != plan.operand[1] && reach_of(&plan) == count && count * plan.width >= FRESH;
+    void (*const body)(int64_t, int64_t, void *) = plan.columns >= 0 ? tiles : is_fresh ? fresh_rows : rows;
     if (torch_pool && count > grain)
         return torch_pool(0, count, grain, body, &plan);
     body(0, count, &plan);

@@ -7,7 +7,7 @@ import warnings
 from torch import Tensor
 
 from puredrop import ops
-from puredrop.functional.element import dropout
+from puredrop.functional.element import drop
 from puredrop.ops import Window
 from puredrop.rng import Key
 
@@ -46,14 +46,14 @@ def dropout1d(
              [2., 2., 2., 2.],
              [0., 0., 0., 0.]]])
     """
-    ops.as_rate(p)
+    rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (2, 3):
         raise RuntimeError(
             f"dropout1d: Expected 2D or 3D input, but received a {rank}D input. Expected (N, C, L) or, without a "
             "batch, (C, L); to drop single elements of any shape use dropout"
         )
-    return _drop_channels(input, p, training, inplace, rank - 2, key, window, sample_ids, sample_dim)
+    return _drop_channels(input, rate, training, inplace, rank - 2, key, window, sample_ids, sample_dim)
 
 
 def dropout2d(
@@ -81,7 +81,7 @@ def dropout2d(
 
     Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
     """
-    ops.as_rate(p)
+    rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (3, 4):
         _warn_of_rank("dropout2d", rank, "(N, C, H, W) or (N, C, L)")
@@ -92,7 +92,7 @@ def dropout2d(
             "(C, H, W) pass input.unsqueeze(0)",
             stacklevel=2,
         )
-    return _drop_channels(input, p, training, inplace, 1, key, window, sample_ids, sample_dim)
+    return _drop_channels(input, rate, training, inplace, 1, key, window, sample_ids, sample_dim)
 
 
 def dropout3d(
@@ -120,16 +120,16 @@ def dropout3d(
 
     Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
     """
-    ops.as_rate(p)
+    rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (4, 5):
         _warn_of_rank("dropout3d", rank, "(N, C, D, H, W) or (C, D, H, W)")
-    return _drop_channels(input, p, training, inplace, 1 if rank == 5 else 0, key, window, sample_ids, sample_dim)
+    return _drop_channels(input, rate, training, inplace, 1 if rank == 5 else 0, key, window, sample_ids, sample_dim)
 
 
 def _drop_channels(
     input: Tensor,
-    p: float | Tensor,
+    rate: float | Tensor,
     training: bool,
     inplace: bool,
     channel: int,
@@ -139,23 +139,14 @@ def _drop_channels(
     sample_dim: int,
 ) -> Tensor:
     """`dropout` with one decision for all that lies beyond the channel dimension."""
-    if input.dim() <= channel and training and (isinstance(p, Tensor) or 0 < p < 1):
+    rank = input.dim()
+    if rank <= channel and training and (isinstance(rate, Tensor) or 0 < rate < 1):
         raise RuntimeError(
             f"Feature dropout requires at least 2 dimensions in the input, got shape {tuple(input.shape)}; "
             "to drop single elements use dropout"
         )
-    beyond = range(channel + 1, input.dim())
-    return dropout(
-        input,
-        p,
-        training,
-        inplace,
-        key=key,
-        shared_dims=beyond,
-        window=window,
-        sample_ids=sample_ids,
-        sample_dim=sample_dim,
-    )
+    place = ops.place_of(input.shape, range(channel + 1, rank), window, sample_ids, sample_dim)
+    return drop(input, rate, training, inplace, key, place)
 
 
 def _warn_of_rank(name: str, rank: int, expected: str) -> None:

@@ -60,6 +60,13 @@ def dropout(
     rate = ops.as_rate(p)
     ops.check_tensor("input", input)
     place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)
+    return drop(input, rate, training, inplace, key, place)
+
+
+def drop(
+    input: Tensor, rate: float | Tensor, training: bool, inplace: bool, key: Key | Tensor | None, place: ops.Place
+) -> Tensor:
+    """What dropout of elements and of channels is, once it is known which decisions are shared; arguments checked."""
     if not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0:
         return input
     if not isinstance(rate, Tensor) and rate == 1 and not input.is_floating_point():

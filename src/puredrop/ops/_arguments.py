@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
@@ -163,9 +164,12 @@ def place_of(
         TypeError: if an argument is of the wrong type, or sample_ids not int64.
         ValueError: if a dimension is out of range or repeated, the window does not fit, or the ids do not.
     """
-    if window is None and sample_ids is None and shared_dims == ():
-        return WHOLE
-    shared_dims = _dims(shape, shared_dims)
+    if window is None and sample_ids is None:
+        if shared_dims == ():
+            return WHOLE
+        if type(shared_dims) is range and not torch.compiler.is_compiling():  # which would warn of the cache
+            return _shared(len(shape), shared_dims)
+    shared_dims = _dims(len(shape), shared_dims)
     if window is None and sample_ids is None:
         return Place(shared_dims)
     offset: tuple[int, ...] | None = None
@@ -194,13 +198,19 @@ def _dim(name: str, dim: int, rank: int) -> int:
     return index % rank
 
 
-def _dims(shape: Sequence[int], shared_dims: Iterable[int]) -> tuple[int, ...]:
+def _dims(rank: int, shared_dims: Iterable[int]) -> tuple[int, ...]:
     if isinstance(shared_dims, int):
         raise TypeError(f"shared_dims is {shared_dims!r}; expected a sequence (try shared_dims=({shared_dims},))")
-    dims = tuple(sorted(_dim("shared_dims", dim, len(shape)) for dim in shared_dims))
+    dims = tuple(sorted(_dim("shared_dims", dim, rank) for dim in shared_dims))
     if len(set(dims)) != len(dims):
         raise ValueError(f"shared_dims is {tuple(shared_dims)}; expected each dimension once")
     return dims
+
+
+@functools.lru_cache(maxsize=256)
+def _shared(rank: int, shared_dims: range) -> Place:
+    """Channel dropout's place, of which a model has few; a range, since a tuple's 1.0 would pass for its 1."""
+    return Place(_dims(rank, shared_dims))
 
 
 def _check_window(shape: Sequence[int], window: Window, shared_dims: tuple[int, ...], sample_dim: int | None) -> None:

@@ -55,7 +55,7 @@ def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 
     That look costs 2 us, as much as the kernel on 10 000 elements.
     """
-    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
 import sys
 
@@ -75,15 +76,17 @@ def run(
     dtype, to, at = _DTYPES[input.dtype], output.data_ptr(), input.data_ptr()
     second_at = 0 if second is None else second.data_ptr()
     third_at = 0 if third is None else third.data_ptr()
-    if (
-        (place is WHOLE or place.is_whole)
-        and input.is_contiguous()
+    is_contiguous = (
+        input.is_contiguous()
         and (second is None or second.is_contiguous())
         and (third is None or third.is_contiguous())
-    ):
+    )
+    if is_contiguous and (place is WHOLE or place.is_whole):
         status = compiled.run(_pack_run(op, dtype, key, p, to, at, second_at, third_at, 0, 1, count, 1, 1, 1, 1, 1, 0))
     else:
-        strides = tuple(None if one is None else one.stride() for one in (output, input, second, third))
+        strides = None
+        if not is_contiguous:
+            strides = tuple(None if one is None else one.stride() for one in (output, input, second, third))
         ids, named = place.sample_ids, None if place.sample_ids is None else place.sample_dim
         start, dims = _layout(input.shape, strides, place.shared_dims, place.window_shape, place.window_offset, named)
         if ids is not None:
@@ -99,13 +102,16 @@ def run(
 @functools.lru_cache(maxsize=1024)
 def _layout(
     shape: tuple[int, ...],
-    strides: tuple[tuple[int, ...] | None, ...],
+    strides: tuple[tuple[int, ...] | None, ...] | None,
     shared_dims: tuple[int, ...],
     window_shape: tuple[int, ...] | None,
     window_offset: tuple[int, ...] | None,
     named: int | None,
 ) -> tuple[int, bytes]:
-    """The logical index of the first element, modulo 2^64, and the dimensions as the library reads them, without ids."""
+    """The logical index of the first element, modulo 2^64, and the dimensions as the library reads them, without ids.
+
+    Strides are the operands', or None where all of them are contiguous.
+    """
     logical, start, stride = [0] * len(shape), 0, 1
     for d in reversed(range(len(shape))):
         if d in shared_dims:
@@ -114,6 +120,8 @@ def _layout(
         if window_offset is not None and d != named:
             start += window_offset[d] * stride
         stride *= shape[d] if window_shape is None else window_shape[d]
+    if strides is None:
+        strides = (tuple(math.prod(shape[d + 1 :]) for d in range(len(shape))),) * 4
     fields: list[int] = []
     for d, size in enumerate(shape):
         fields += (size, logical[d], *(0 if one is None else one[d] for one in strides), 0)
