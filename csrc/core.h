@@ -73,14 +73,12 @@ INLINE void philox(const lanes key[10][2], const lanes *counter, uint32_t plane,
         front[i] = paired(c0[i], c1[i]), back[i] = paired(c2[i], c3[i]);
 }
 
-/* Elements whose first digit equals the threshold's, counted from the first one drawn. */
-struct ties {
-    uint64_t element[16 * DRAW_MOST + 2 * LANES];
-};
+/* So many elements can have a first digit that equals the threshold's; they are counted from the first one drawn. */
+enum { TIES_MOST = 16 * DRAW_MOST + 2 * LANES };
 
 /* Decisions of one or two sets of lanes from a block on, those that tie left open; returns how many do by now. */
-INLINE size_t decide(const struct rule *rule, const lanes key[10][2], uint64_t block, size_t done, int sets, uint8_t *bits, struct ties *ties,
-                     size_t count, const struct groups *groups)
+INLINE size_t decide(const struct rule *rule, const lanes key[10][2], uint64_t block, size_t done, int sets,
+                     uint8_t *bits, uint64_t ties[TIES_MOST], size_t count, const struct groups *groups)
 {
     lanes counter[2], front[2], back[2], u[4];
 #pragma GCC unroll 2
@@ -104,7 +102,7 @@ INLINE size_t decide(const struct rule *rule, const lanes key[10][2], uint64_t b
             do /* two or fewer, as nearly always, need no branch that could be mispredicted */
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; ++i) {
-                    ties->element[count] = 16 * done + 64 * (size_t)w + (size_t)__builtin_ctzll(left | (uint64_t)1 << 63);
+                    ties[count] = 16 * done + 64 * (size_t)w + (size_t)__builtin_ctzll(left | (uint64_t)1 << 63);
                     count += left != 0;
                     left &= left - 1;
                 }
@@ -115,13 +113,14 @@ INLINE size_t decide(const struct rule *rule, const lanes key[10][2], uint64_t b
 }
 
 /* The elements that tie are decided by their second digits, two sets of lanes at a time; the next ones seldom matter. */
-static void settle(const struct rule *rule, const lanes key[10][2], uint64_t block, uint8_t *bits, struct ties *ties, size_t count)
+static void settle(const struct rule *rule, const lanes key[10][2], uint64_t block, uint8_t *bits,
+                   uint64_t ties[TIES_MOST], size_t count)
 {
-    memset(ties->element + count, 0, 2 * LANES * sizeof ties->element[0]);
+    memset(ties + count, 0, 2 * LANES * sizeof ties[0]);
     for (size_t at = 0; at < count; at += 2 * LANES) {
         lanes element[2], counter[2], front[2], back[2], digit[2];
         uint64_t found[2 * LANES];
-        memcpy(element, ties->element + at, sizeof element);
+        memcpy(element, ties + at, sizeof element);
         for (int i = 0; i < 2; ++i)
             counter[i] = (element[i] >> 4) + block;
         philox(key, counter, 1, 2, front, back, NULL);
@@ -131,7 +130,7 @@ static void settle(const struct rule *rule, const lanes key[10][2], uint64_t blo
         }
         memcpy(found, digit, sizeof found);
         for (size_t i = 0; i < 2 * LANES && at + i < count; ++i) {
-            const uint64_t e = ties->element[at + i];
+            const uint64_t e = ties[at + i];
             unsigned drops = found[i] < rule->digit[1];
             if (__builtin_expect(found[i] == rule->digit[1], 0))
                 drops = !rule_keeps_tied(rule, 16 * block + e);
@@ -144,7 +143,7 @@ static void draw(const struct rule *rule, uint64_t block, size_t blocks, uint8_t
 {
     const struct rule own = *rule; /* so that no store of decisions can change it */
     lanes key[10][2];
-    struct ties ties;
+    uint64_t ties[TIES_MOST];
     size_t done = 0, count = 0;
     if (own.all) {
         memset(bits, 0, 2 * blocks);
@@ -152,10 +151,10 @@ static void draw(const struct rule *rule, uint64_t block, size_t blocks, uint8_t
     }
     every_key(rule, key);
     for (; done + LANES < blocks; done += 2 * LANES)
-        count = decide(&own, key, block, done, 2, bits, &ties, count, NULL);
+        count = decide(&own, key, block, done, 2, bits, ties, count, NULL);
     if (done < blocks)
-        count = decide(&own, key, block, done, 1, bits, &ties, count, NULL);
-    settle(&own, key, block, bits, &ties, count);
+        count = decide(&own, key, block, done, 1, bits, ties, count, NULL);
+    settle(&own, key, block, bits, ties, count);
 }
 
 /* Whole chunks, drawn and treated in one: while one is treated the next is drawn, since the first is work for memory
@@ -168,7 +167,7 @@ INLINE void stream(group_fn *treat, size_t width, char *const *operand, size_t c
     uint8_t bits[2][CHUNK / 8 + DRAW_OVERRUN];
     struct groups groups = {treat, place, 0, width, bits[0], own.scale};
     lanes key[10][2];
-    struct ties ties;
+    uint64_t ties[TIES_MOST];
     every_key(rule, key);
     draw(&own, block, CHUNK / 16, bits[0]);
     for (size_t chunk = 1; chunk < chunks; ++chunk) {
@@ -176,9 +175,9 @@ INLINE void stream(group_fn *treat, size_t width, char *const *operand, size_t c
         block += CHUNK / 16;
         for (size_t done = 0; done < CHUNK / 16; done += 2 * LANES, groups.at += 2 * LANES * 16 * width) {
             groups.bits = bits[(chunk - 1) & 1] + 2 * done;
-            count = decide(&own, key, block, done, 2, bits[chunk & 1], &ties, count, &groups);
+            count = decide(&own, key, block, done, 2, bits[chunk & 1], ties, count, &groups);
         }
-        settle(&own, key, block, bits[chunk & 1], &ties, count);
+        settle(&own, key, block, bits[chunk & 1], ties, count);
     }
     for (size_t i = 0; i < CHUNK / 16; ++i, groups.at += 16 * width) {
         uint16_t word;

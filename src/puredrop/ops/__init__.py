@@ -33,7 +33,7 @@ def _are_plain(key: Key | Tensor | None, p: Rate, place: Place) -> bool:
     """Whether key, rate and ids are numbers, or tensors whose values can be read at no cost."""
     return (
         (key is None or isinstance(key, Key) or _eager.is_plain(key))
-        and (type(p) is float or not isinstance(p, Tensor) or _eager.is_plain(p))
+        and (not isinstance(p, Tensor) or _eager.is_plain(p))
         and (place.sample_ids is None or _eager.is_plain(place.sample_ids))
     )
 
