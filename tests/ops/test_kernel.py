@@ -228,3 +228,18 @@ def test_more_than_2_to_the_31_elements():
 
 def test_bits_are_compared_and_not_values():
     assert not torch.equal(bits(torch.tensor([0.0])), bits(torch.tensor([-0.0])))
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1])
+@pytest.mark.parametrize("offset", [0, 5])
+def test_outputs_large_enough_for_fresh_pages_are_the_parts_put_together(p, offset):
+    # From 32 MB on pages are asked for in bulk, and both sides of every piece of them must be right.
+    count, key = 2**23 + 1234, Key(4)
+    x, logical = torch.randn(count), count + offset
+    y = dropout(x, p, key=key, window=Window((logical,), (offset,)))
+    step = 10**6 + 7
+    parts = [
+        dropout(x[at : at + step], p, key=key, window=Window((logical,), (offset + at,)))
+        for at in range(0, count, step)
+    ]
+    assert same_bits(y, torch.cat(parts))
