@@ -134,6 +134,9 @@ def cases():
         cases.add(_kernel.DROPOUT, dtype, (5, 9, 33), (297, 1, 9), 8, 0.3)
         cases.add(_kernel.DROPOUT, dtype, (3, 90, 500), (45000, 1, 90), 9, 0.1)
         cases.add(_kernel.DROPOUT, dtype, (3, 300, 49), (14700, 1, 300), 9, 257 / 65536)
+        for height in (2, 3, 8, 9, 16, 31, 33, 64, 65):
+            cases.add(_kernel.DROPOUT, dtype, (2, height, 75), (75 * height, 1, height), height, 0.3, start=height)
+        cases.add(_kernel.DROPOUT, dtype, (2, 9, 5, 24), (1080, 24, 216, 1), 4, 0.3)  # heads
         for dim in (0, 1):
             ids = torch.tensor([5, 0, 2**33, 7, 7, 1])
             cases.add(_kernel.DROPOUT, dtype, (6, 6, 20), (120, 20, 1), 3, 0.3, ids=ids, dim=dim)

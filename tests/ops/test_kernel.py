@@ -159,8 +159,16 @@ def test_every_layout_and_index_form(variant, layout, key, p):
     [
         ((3, 100, 30, 30), (0, 2, 3, 1)),  # tiles, both sides cut
         ((2, 512, 7, 7), (0, 2, 3, 1)),  # rows that follow each other
-        ((2, 3, 300, 11), (0, 2, 3, 1)),  # columns that are one run
+        ((2, 3, 300, 17), (0, 2, 3, 1)),  # columns that are one run, broader than a tile
+        ((2, 8, 9, 7), (0, 2, 3, 1)),
+        ((1, 9, 70, 61), (0, 2, 3, 1)),
+        ((2, 16, 30, 11), (0, 2, 3, 1)),
+        ((2, 33, 30, 11), (0, 2, 3, 1)),
+        ((2, 64, 33, 33), (0, 2, 3, 1)),
         ((700, 300), (1, 0)),
+        ((2100, 40), (1, 0)),  # columns higher than a tile
+        ((2051, 300), (1, 0)),
+        ((3, 12, 50, 40), (0, 2, 1, 3)),  # heads: runs that take turns
         ((33, 65, 130), (2, 0, 1)),
         ((4, 5, 6, 7, 8), (3, 1, 4, 0, 2)),
     ],
