@@ -14,11 +14,11 @@ test: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2
 
-bench: .venv/study
+bench: .venv/bench
 	$(BIN)/python benchmarks/dropout_cost.py
 
 # The C sources and the build files are prerequisites, so that a change of them builds the library again.
-.venv/study .venv/dev: .venv/%: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) | $(BIN)/python
+.venv/study .venv/bench .venv/dev: .venv/%: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) | $(BIN)/python
 	$(INSTALL) --editable ".[$*]"
 	$(BIN)/puredrop --version
 	touch $@
