@@ -26,6 +26,7 @@ LAW = [
     "ensemble",
     "explain",
     "check",
+    "testing",
     "compare",
     "cli",
 ]

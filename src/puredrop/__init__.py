@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from puredrop import functional, nn
+from puredrop import functional, nn, schedules
 from puredrop._backend import backend
 from puredrop.convert import convert, revert
 from puredrop.functional import keep_mask
@@ -11,4 +11,4 @@ from puredrop.rng import Key
 
 __version__ = version("puredrop")
 
-__all__ = ["Key", "Window", "__version__", "backend", "convert", "functional", "keep_mask", "nn", "revert"]
+__all__ = ["Key", "Window", "__version__", "backend", "convert", "functional", "keep_mask", "nn", "revert", "schedules"]

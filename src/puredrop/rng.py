@@ -13,10 +13,10 @@ from torch import Tensor
 
 from puredrop._backend import library
 
-__all__ = ["DRAWS", "FOLD_IN", "Key", "as_key_number", "as_key_tensor", "draw_key", "fold_in", "philox"]
+__all__ = ["DRAWS", "FOLD_IN", "NORMAL", "Key", "as_key_number", "as_key_tensor", "draw_key", "fold_in", "philox"]
 
 # Values of the counter's last word, so that no two uses of one key ever meet (contract.md, "Generator").
-DRAWS, FOLD_IN = 0, 1
+DRAWS, FOLD_IN, NORMAL = 0, 1, 2
 
 _LOW, _ALL = 0xFFFFFFFF, 2**64 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -63,11 +63,23 @@ def dropout(
     return drop(input, rate, training, inplace, key, place)
 
 
+def passes(input: Tensor, rate: float | Tensor, training: bool) -> bool:
+    """Whether there is nothing to do; a rate of 0 in a tensor cannot be seen, and drops nothing all the same."""
+    return not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0
+
+
+def kept(input: Tensor, rate: float | Tensor, key: Key | Tensor | None, place: ops.Place) -> Tensor:
+    """Which elements of a tensor are kept: bool, with 1 in place of every shared dimension."""
+    sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
+    # The operator drops elements of a tensor of ones: what is not 0 was kept, at any rate.
+    return ops.dropout(torch.ones((), device=input.device).expand(sizes), key, rate, place).ne(0)
+
+
 def drop(
     input: Tensor, rate: float | Tensor, training: bool, inplace: bool, key: Key | Tensor | None, place: ops.Place
 ) -> Tensor:
     """What dropout of elements and of channels is, once it is known which decisions are shared; arguments checked."""
-    if not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0:
+    if passes(input, rate, training):
         return input
     if not isinstance(rate, Tensor) and rate == 1 and not input.is_floating_point():
         return input.zero_() if inplace else torch.zeros_like(input)  # as torch; other rates raise just below

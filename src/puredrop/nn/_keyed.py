@@ -4,16 +4,43 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from puredrop import ops
 from puredrop.rng import Key
 
-__all__ = ["Keyed"]
+__all__ = ["HasKey", "Keyed"]
 
 
-class Keyed(_DropoutNd):
+class HasKey(nn.Module):
+    """Abstract: a key, None to draw one per forward from torch's default generator of the input's device."""
+
+    key: Key | None = None
+
+    def set_key(self, key: Key | None) -> None:
+        """Draw every mask from a key from now on.
+
+        Raises:
+            TypeError: if the key is no `Key`.
+        """
+        if key is not None and not isinstance(key, Key):
+            raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
+        self.key = key
+
+    def extra_repr(self) -> str:
+        """The text of the class beside this one, then the key if there is one."""
+        return ", ".join(filter(None, (super().extra_repr(), "" if self.key is None else f"key={self.key}")))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """TorchScript asks for a stand-in here; there is none, since it knows neither keys nor our operator."""
+        raise RuntimeError(
+            f"TorchScript cannot hold puredrop's {type(self).__name__}; call puredrop.revert(model) first, which puts "
+            "torch's own layer back (or use torch.export on the model in eval mode, where nothing of dropout is left)"
+        )
+
+
+class Keyed(HasKey, _DropoutNd):
     """Abstract: a checked rate and a key; what is dropped is said by the layer's `forward`.
 
     Args:
@@ -27,22 +54,7 @@ class Keyed(_DropoutNd):
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
     """
 
-    key: Key | None = None
-
     def __init__(self, p: float | Tensor = 0.5, inplace: bool = False, *, key: Key | None = None) -> None:
         rate: Any = ops.as_rate(p)  # torch declares its p a float
         super().__init__(rate, inplace)
-        if key is not None and not isinstance(key, Key):
-            raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
-        self.key = key
-
-    def extra_repr(self) -> str:
-        """Torch's text, then the key if there is one."""
-        return super().extra_repr() + ("" if self.key is None else f", key={self.key}")
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        """TorchScript asks for a stand-in here; there is none, since it knows neither keys nor our operator."""
-        raise RuntimeError(
-            f"TorchScript cannot hold puredrop's {type(self).__name__}; call puredrop.revert(model) first, which puts "
-            "torch's own layer back (or use torch.export on the model in eval mode, where nothing of dropout is left)"
-        )
+        self.set_key(key)

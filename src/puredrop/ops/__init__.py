@@ -21,6 +21,7 @@ __all__ = [
     "check_overlap",
     "check_tensor",
     "dropout",
+    "gaussian_dropout",
     "gelu_dropout",
     "place_of",
     "relu_dropout",
@@ -56,6 +57,12 @@ def dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inpl
     rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64)
     output = _operator.dropout(input, as_key_tensor(key, input.device), rate, place)
     return input.copy_(output) if inplace else output
+
+
+def gaussian_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place) -> Tensor:
+    """Multiply by noise of mean 1 and variance p/(1-p); arguments as `dropout`, p below 1."""
+    rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64)
+    return _operator.gaussian_dropout(input, as_key_tensor(key, input.device), rate, place)
 
 
 def relu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inplace: bool = False) -> Tensor:

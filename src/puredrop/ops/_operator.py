@@ -1,4 +1,4 @@
-"""One operator, `puredrop::dropout`: its schema, kernel, fake and derivatives, for whatever runs operators."""
+"""Operators that multiply by noise drawn from a key: schema, kernel, fake and derivatives, for all that run them."""
 
 from __future__ import annotations
 
@@ -12,94 +12,120 @@ from puredrop._backend import library
 from puredrop.ops import _kernel, _reference
 from puredrop.ops._arguments import Place
 
-__all__ = ["dropout"]
+__all__ = ["dropout", "gaussian_dropout"]
+
+Operator = Callable[[Tensor, Tensor, Tensor, Place], Tensor]
 
 _library = torch.library.Library("puredrop", "FRAGMENT")
-_library.define(
+_ARGUMENTS = (
     # No defaults: the dispatcher would leave out trailing arguments that equal them.
-    "dropout(Tensor input, Tensor key, Tensor p, int[] shared_dims, SymInt[]? window_shape, SymInt[]? window_offset,"
-    " Tensor? sample_ids, int sample_dim) -> Tensor",
+    "(Tensor input, Tensor key, Tensor p, int[] shared_dims, SymInt[]? window_shape, SymInt[]? window_offset,"
+    " Tensor? sample_ids, int sample_dim) -> Tensor"
 )
 
 
-def _dropout(
-    input: Tensor,
-    key: Tensor,
-    p: Tensor,
-    shared_dims: Sequence[int],
-    window_shape: Sequence[int] | None,
-    window_offset: Sequence[int] | None,
-    sample_ids: Tensor | None,
-    sample_dim: int,
-) -> Tensor:
-    sizes, offset = (None if values is None else tuple(values) for values in (window_shape, window_offset))
-    place = Place(tuple(shared_dims), sizes, offset, sample_ids, sample_dim)
-    # A compiler that traces into this kernel (under torch.func it may) can follow the reference alone.
-    is_traced = torch.compiler.is_compiling()
-    if input.device.type == "cpu" and input.layout == torch.strided and not is_traced and library() is not None:
-        return _kernel.run(_kernel.DROPOUT, input, int(key.item()) % 2**64, float(p.item()), place)
-    return _reference.dropout(input, key, p, place)
+def _define(name: str, kernel: Operator) -> Operator:
+    """An operator that is linear in its input and its own derivative: backward draws the noise again.
 
+    Args:
+        name: what it is called below torch.ops.puredrop.
+        kernel: input, key, p, place -> output; arguments and result as `dropout` has them.
 
-_library.impl("dropout", _dropout, "CompositeExplicitAutograd")
-torch.library.register_fake("puredrop::dropout", lambda input, *arguments: torch.empty_like(input), lib=_library)
-
-_operator = torch.ops.puredrop.dropout.default
-
-
-class _Dropout(torch.autograd.Function):
-    """The operator is linear in its input, so it is its own derivative: backward draws the mask again.
-
-    Nothing of the input's size is saved: key, rate and ids are all it needs.
+    Returns:
+        The operator, differentiable any number of times, for eager code, compilers and torch.func.
     """
 
-    @staticmethod
-    def forward(input: Tensor, *arguments: Any) -> Tensor:
-        # This class is the operator's autograd kernel too; without the guard it would call itself.
-        with torch._C._AutoDispatchBelowAutograd():
-            output: Tensor = _operator(input, *arguments)
+    def unpacked(
+        input: Tensor,
+        key: Tensor,
+        p: Tensor,
+        shared_dims: Sequence[int],
+        window_shape: Sequence[int] | None,
+        window_offset: Sequence[int] | None,
+        sample_ids: Tensor | None,
+        sample_dim: int,
+    ) -> Tensor:
+        sizes, offset = (None if values is None else tuple(values) for values in (window_shape, window_offset))
+        return kernel(input, key, p, Place(tuple(shared_dims), sizes, offset, sample_ids, sample_dim))
+
+    _library.define(name + _ARGUMENTS)
+    _library.impl(name, unpacked, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"puredrop::{name}", lambda input, *arguments: torch.empty_like(input), lib=_library)
+    operator = getattr(torch.ops.puredrop, name).default
+
+    class Linear(torch.autograd.Function):
+        """Nothing of the input's size is saved: key, rate and ids are all that backward needs."""
+
+        @staticmethod
+        def forward(input: Tensor, *arguments: Any) -> Tensor:
+            # This class is the operator's autograd kernel too; without the guard it would call itself.
+            with torch._C._AutoDispatchBelowAutograd():
+                output: Tensor = operator(input, *arguments)
+            return output
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            _, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = inputs
+            ctx.save_for_backward(key, p, sample_ids)
+            ctx.save_for_forward(key, p, sample_ids)
+            ctx.place = (shared_dims, window_shape, window_offset, sample_dim)
+
+        @staticmethod
+        def apply_to(ctx: Any, tangent: Tensor) -> Tensor:
+            key, p, sample_ids = ctx.saved_tensors
+            shared_dims, window_shape, window_offset, sample_dim = ctx.place
+            return apply(tangent, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            return Linear.apply_to(ctx, gradients[0]), *[None] * 7
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+            assert tangents[0] is not None  # no other argument can carry one
+            return Linear.apply_to(ctx, tangents[0])
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+            return _mapped(Linear.apply, info.batch_size, in_dims, *arguments)
+
+    def apply(*arguments: Any) -> Tensor:
+        # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
+        output: Tensor = operator(*arguments) if torch.compiler.is_compiling() else Linear.apply(*arguments)
         return output
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = inputs
-        ctx.save_for_backward(key, p, sample_ids)
-        ctx.save_for_forward(key, p, sample_ids)
-        ctx.place = (shared_dims, window_shape, window_offset, sample_dim)
+    # `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
+    def autograd_kernel(*arguments: Any) -> Tensor:
+        if torch._C._are_functorch_transforms_active():
+            # Only a compiler, or a call of the operator by hand, gets here with a transform open.
+            raise NotImplementedError(
+                "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function "
+                f"and transform it outside, or use autograd (by hand call puredrop.functional.{name}, not "
+                "torch.ops.puredrop)"
+            )
+        output: Tensor = Linear.apply(*arguments)
+        return output
 
-    @staticmethod
-    def _apply_to(ctx: Any, tangent: Tensor) -> Tensor:
-        key, p, sample_ids = ctx.saved_tensors
-        shared_dims, window_shape, window_offset, sample_dim = ctx.place
-        return _apply(tangent, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim)
+    _library.impl(name, autograd_kernel, "Autograd")
+    torch.library.register_vmap(
+        f"puredrop::{name}",
+        lambda info, in_dims, *arguments: _mapped(operator, info.batch_size, in_dims, *arguments),
+        lib=_library,
+    )
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _Dropout._apply_to(ctx, gradients[0]), *[None] * 7
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        assert tangents[0] is not None  # no other argument can carry one
-        return _Dropout._apply_to(ctx, tangents[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-        return _mapped(_Dropout.apply, info.batch_size, in_dims, *arguments)
-
-
-# `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
-def _autograd_kernel(*arguments: Any) -> Tensor:
-    if torch._C._are_functorch_transforms_active():
-        # Only a compiler, or a call of the operator by hand, gets here with a transform open.
-        raise NotImplementedError(
-            "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function and "
-            "transform it outside, or use autograd (by hand call puredrop.functional.dropout, not torch.ops.puredrop)"
+    def call(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+        return apply(
+            input,
+            key,
+            p,
+            list(place.shared_dims),
+            place.window_shape and list(place.window_shape),
+            place.window_offset and list(place.window_offset),
+            place.sample_ids,
+            place.sample_dim,
         )
-    output: Tensor = _Dropout.apply(*arguments)
-    return output
 
-
-_library.impl("dropout", _autograd_kernel, "Autograd")
+    return call
 
 
 def _mapped(
@@ -125,38 +151,15 @@ def _mapped(
     return output, 0
 
 
-torch.library.register_vmap(
-    "puredrop::dropout",
-    lambda info, in_dims, *arguments: _mapped(_operator, info.batch_size, in_dims, *arguments),
-    lib=_library,
-)
+def _dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+    # A compiler that traces into this kernel (under torch.func it may) can follow the reference alone.
+    is_traced = torch.compiler.is_compiling()
+    if input.device.type == "cpu" and input.layout == torch.strided and not is_traced and library() is not None:
+        return _kernel.run(_kernel.DROPOUT, input, int(key.item()) % 2**64, float(p.item()), place)
+    return _reference.dropout(input, key, p, place)
 
 
-def _apply(*arguments: Any) -> Tensor:
-    # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
-    output: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Dropout.apply(*arguments)
-    return output
-
-
-def dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
-    """Drop elements of a tensor, differentiable any number of times.
-
-    Args:
-        input: float tensor of any shape.
-        key: 0-d int64 tensor.
-        p: 0-d float tensor in [0, 1]; data, so that another value needs no recompilation.
-        place: where the input lies in its logical tensor.
-
-    Returns:
-        A new tensor like the input.
-    """
-    return _apply(
-        input,
-        key,
-        p,
-        list(place.shared_dims),
-        place.window_shape and list(place.window_shape),
-        place.window_offset and list(place.window_offset),
-        place.sample_ids,
-        place.sample_dim,
-    )
+# Each takes a float tensor of any shape, a key (0-d int64 tensor), a rate (0-d float tensor in [0, 1]; data, so that
+# another value needs no recompilation) and the input's place, and returns a new tensor like the input.
+dropout = _define("dropout", _dropout)
+gaussian_dropout = _define("gaussian_dropout", _reference.gaussian_dropout)

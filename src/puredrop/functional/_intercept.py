@@ -1,0 +1,178 @@
+"""Calls of torch's functional dropout, recognised wherever they happen, and what ours is for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from puredrop.functional.alpha import alpha_dropout, feature_alpha_dropout
+from puredrop.functional.attention import multi_head_attention_forward, scaled_dot_product_attention
+from puredrop.functional.channel import dropout1d, dropout2d, dropout3d
+from puredrop.functional.element import dropout
+from puredrop.functional.recurrent import recurrent
+from puredrop.rng import Key
+
+__all__ = ["Call", "Interception", "intercept", "recognise"]
+
+Keyed = Callable[[Key | Tensor | None], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a torch function that drops.
+
+    Args:
+        kind: "dropout", "dropout1d", ..., "attention", "recurrent".
+        input: what it drops from; for attention the query, for recurrent networks the input.
+        p: the rate; where `training` is False nothing is dropped.
+        training: as the call says it.
+        layers: of a recurrent network, else 0.
+        ours: the same with our operator, under a key or None.
+    """
+
+    kind: str
+    input: Tensor
+    p: float
+    training: bool
+    ours: Keyed
+    layers: int = 0
+
+
+def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> Callable[..., Call]:
+    def read(input: Tensor, p: float = 0.5, training: bool = default, inplace: bool = False) -> Call:
+        return Call(kind, input, p, training, lambda key: function(input, p, training, inplace, key=key))
+
+    return read
+
+
+def _builtin(kind: str, function: Callable[..., Tensor], inplace: bool) -> Callable[..., Call]:
+    def read(input: Tensor, p: float, train: bool) -> Call:
+        return Call(kind, input, p, train, lambda key: function(input, p, train, inplace, key=key))
+
+    return read
+
+
+def _channels(input: Tensor, p: float, training: bool, inplace: bool, *, key: Key | Tensor | None) -> Tensor:
+    return dropout(input, p, training, inplace, key=key, shared_dims=range(2, input.dim()))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Call:
+    p = rest[1] if len(rest) > 1 else named.get("dropout_p", 0.0)
+    return Call(
+        "attention",
+        query,
+        p,
+        True,
+        lambda k: scaled_dot_product_attention(query, key, value, *rest, **named, dropout_key=k),
+    )
+
+
+def _multi_head(*arguments: Any, **named: Any) -> Call:
+    training = arguments[13] if len(arguments) > 13 else named.get("training", True)
+    return Call(
+        "attention",
+        arguments[0],
+        arguments[10],
+        training,
+        lambda key: multi_head_attention_forward(*arguments, **named, dropout_key=key),
+    )
+
+
+def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Call]:
+    def read(*arguments: Any) -> Call:
+        layers, p, training = arguments[5:8] if isinstance(arguments[2], Tensor) else arguments[4:7]
+        ours: Keyed = lambda key: recurrent(kernel, *arguments, key=key)  # noqa: E731
+        # With one layer there is no boundary to drop at.
+        return Call("recurrent", arguments[0], p, training and layers > 1, ours, layers)
+
+    return read
+
+
+_READERS: dict[Callable[..., Any], Callable[..., Call]] = {
+    F.dropout: _elementwise("dropout", dropout, True),
+    F.dropout1d: _elementwise("dropout1d", dropout1d, True),
+    F.dropout2d: _elementwise("dropout2d", dropout2d, True),
+    F.dropout3d: _elementwise("dropout3d", dropout3d, True),
+    F.alpha_dropout: _elementwise("alpha_dropout", alpha_dropout, False),
+    F.feature_alpha_dropout: _elementwise("feature_alpha_dropout", feature_alpha_dropout, False),
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head,
+}
+for _name, _ours in (
+    ("dropout", dropout),
+    ("feature_dropout", _channels),
+    ("alpha_dropout", alpha_dropout),
+    ("feature_alpha_dropout", feature_alpha_dropout),
+):
+    _READERS[getattr(torch, _name)] = _builtin(_name, _ours, inplace=False)
+    _READERS[getattr(torch, _name + "_")] = _builtin(_name, _ours, inplace=True)
+for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    _READERS[getattr(torch, _name)] = _recurrent(getattr(torch, _name))
+
+
+def recognise(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Call | None:
+    """A call that drops as such, or None for any other."""
+    try:
+        read = _READERS.get(function)
+    except TypeError:  # unhashable, so none of them
+        return None
+    return None if read is None else read(*arguments, **named)
+
+
+class Interception(TorchFunctionMode):
+    """While it is open, calls that drop are answered by `serve`.
+
+    Args:
+        serve: a recognised call -> what it returns.
+    """
+
+    def __init__(self, serve: Callable[[Call], Any]) -> None:
+        super().__init__()
+        self._serve = serve
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Torch's hook."""
+        call = recognise(func, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if call is None else self._serve(call)
+
+
+class intercept(Interception):  # noqa: N801, used as a function is, after `with`
+    """Run torch's functional dropout through our operator while this is open, without touching the model's code.
+
+    Reaches `F.dropout` and its kin, attention dropout in `scaled_dot_product_attention` and in multi-head attention,
+    and dropout between the layers of recurrent networks: their masks become pure functions of keys, and no mask is
+    kept for backward. What draws its own random numbers is left alone; `puredrop.sites` lists it.
+
+    Args:
+        key: the n-th call of one kind in the block has the key `key.fold_in(kind).fold_in(n)`; None draws a key for
+            each call from torch's default generator.
+
+    Raises:
+        TypeError: if the key is no `Key`.
+
+    >>> x = torch.ones(8)
+    >>> with intercept(Key(0)):
+    ...     a = F.dropout(x, 0.5)
+    >>> torch.equal(a, dropout(x, 0.5, key=Key(0).fold_in("dropout").fold_in(0)))
+    True
+    """
+
+    def __init__(self, key: Key | None = None) -> None:
+        if key is not None and not isinstance(key, Key):
+            raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
+        counts: dict[str, int] = {}
+
+        def serve(call: Call) -> Any:
+            count = counts.get(call.kind, 0)
+            counts[call.kind] = count + 1
+            return call.ours(None if key is None else key.fold_in(call.kind).fold_in(count))
+
+        super().__init__(serve)

@@ -1,0 +1,110 @@
+"""Dropout for self-normalising networks: what is dropped becomes the value that SELU saturates at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from puredrop import ops
+from puredrop.functional.element import passes
+from puredrop.ops import Window
+from puredrop.rng import Key
+
+__all__ = ["alpha_dropout", "feature_alpha_dropout"]
+
+# SELU's scale times its alpha, with the digits that torch has.
+_SATURATION = 1.7580993408473766
+
+
+def alpha_dropout(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """Set each element to SELU's negative saturation with probability p, then restore mean 0 and variance 1.
+
+    A kept x becomes a (x + p s), a dropped one -a (1-p) s, with s = 1.7581 and a = ((1-p)(1 + p s^2))^(-1/2). Mean and
+    variance are kept for inputs of mean 0 and variance 1 alone; the expectation of one element is not its value.
+
+    Args:
+        input, p, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+        training: where False, as by default in torch, the input itself is returned.
+
+    Returns:
+        As `dropout`; zeros for p = 1.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `dropout`.
+
+    Reference: Klambauer et al.: Self-normalizing neural networks (NeurIPS 2017).
+
+    >>> alpha_dropout(torch.tensor([1.0, -1.0, 0.5, 2.0]), 0.5, True, key=Key(3)).round(decimals=3)
+    tensor([-0.7790, -0.7790, -0.7790,  2.5520])
+    """
+    return _alpha(input, p, training, inplace, (), key, window, sample_ids, sample_dim)
+
+
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """`alpha_dropout` of whole channels: one decision per (sample, channel).
+
+    Args:
+        input: float tensor (N, C, ...) of two or more dimensions.
+        p, training, inplace, key, window, sample_ids, sample_dim: as in `alpha_dropout`.
+
+    Returns:
+        As `alpha_dropout`.
+
+    Raises:
+        RuntimeError: for an input without channels.
+        TypeError, ValueError, RuntimeError: as `dropout`.
+    """
+    if ops.check_tensor("input", input) < 2 and training:
+        raise RuntimeError(
+            f"feature_alpha_dropout: input has shape {tuple(input.shape)}; Feature dropout requires at least 2 "
+            "dimensions in the input, (N, C, ...); to drop single elements use alpha_dropout"
+        )
+    return _alpha(input, p, training, inplace, range(2, input.dim()), key, window, sample_ids, sample_dim)
+
+
+def _alpha(
+    input: Tensor,
+    p: float | Tensor,
+    training: bool,
+    inplace: bool,
+    shared_dims: Iterable[int],
+    key: Key | Tensor | None,
+    window: Window | None,
+    sample_ids: Tensor | None,
+    sample_dim: int,
+) -> Tensor:
+    rate = ops.as_rate(p)
+    ops.check_tensor("input", input)
+    place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)
+    if passes(input, rate, training):
+        return input
+    ops.check_dtype(input)
+    # Dropout of the distance from the saturation: so the mask is drawn again in backward, as everywhere, and not kept.
+    keep = 1 - rate
+    scale = (keep / (1 + rate * _SATURATION**2)) ** 0.5
+    wide = input if input.dtype == torch.float64 else input.float()
+    dropped = ops.dropout(wide + _SATURATION, key, rate, place)
+    output = (dropped * scale - scale * _SATURATION).to(input.dtype)
+    return input.copy_(output) if inplace else output

@@ -1,0 +1,179 @@
+"""Attention whose weights are dropped under a key: torch's functions, with our dropout in the place of theirs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puredrop import ops
+from puredrop.functional.element import dropout
+from puredrop.ops import Window
+from puredrop.rng import Key
+
+__all__ = ["multi_head_attention_forward", "scaled_dot_product_attention"]
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float | Tensor = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    dropout_key: Key | Tensor | None = None,
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """Torch's function, whose attention weights are dropped by our operator; without dropout it is torch's itself.
+
+    With dropout the weights are computed, as in torch's math path: (..., L, S) numbers are kept for backward twice, the
+    weights and the dropped ones, where torch's keeps its mask too.
+
+    Args:
+        query, key, value: float tensors (..., H, L, E), (..., H, S, E), (..., H, S, Ev).
+        attn_mask: bool (True takes part) or float (added), of a shape that broadcasts to (..., L, S).
+        dropout_p: probability of dropping a weight; as in torch it acts whatever the mode, so pass 0 in eval.
+        is_causal: mask what lies above the diagonal; excludes attn_mask.
+        scale: of the products; 1/sqrt(E) if not given.
+        enable_gqa: query heads come in groups that share a head of key and value.
+        dropout_key: what the mask is a function of; None draws one key from torch's generator.
+        window, sample_ids, sample_dim: as in `dropout`, of the weights' shape.
+
+    Returns:
+        float tensor (..., H, L, Ev).
+
+    Raises:
+        TypeError, ValueError: for an argument outside what is said above; the message names it.
+        RuntimeError: as torch's.
+
+    Reference: Vaswani et al.: Attention is all you need (NeurIPS 2017).
+    """
+    rate = ops.as_rate(dropout_p)
+    if not isinstance(rate, Tensor) and rate == 0:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if is_causal and attn_mask is not None:
+        raise ValueError("is_causal is True and attn_mask is given; expected one of them (merge them into attn_mask)")
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), dim=-3) for t in (key, value))
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None:
+        scores = scores + _additive(attn_mask, query.dtype)
+    weights = torch._safe_softmax(scores, -1)  # zeros, as torch has them, where nothing may be attended to
+    place = {"window": window, "sample_ids": sample_ids, "sample_dim": sample_dim}
+    return dropout(weights, rate, key=dropout_key, **place) @ value  # type: ignore[arg-type]
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers to add; a bool one says what takes part."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
+
+
+def multi_head_attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float | Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+    *,
+    dropout_key: Key | Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`torch.nn.functional.multi_head_attention_forward`, whose attention weights are dropped by our operator.
+
+    Args:
+        dropout_key: what the mask is a function of; its index is that of the weights, (N, num_heads, L, S).
+        query, key, value and the rest: as torch's.
+
+    Returns:
+        As torch's: the output (L, N, E), and the weights (N, L, S), those that were dropped zero, if they are needed.
+
+    Raises:
+        ValueError: for static_k and static_v, which TorchScript's quantised attention alone uses.
+    """
+    if static_k is not None or static_v is not None:
+        raise ValueError("static_k or static_v is given; expected None: they are for quantised models, without dropout")
+    batched = query.dim() == 3
+    if not batched:
+        query, key, value = (t.unsqueeze(1) for t in (query, key, value))
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+    length, batch = query.shape[:2]
+    if use_separate_proj_weight:
+        projections: tuple[Tensor | None, ...] = (q_proj_weight, k_proj_weight, v_proj_weight)
+    else:
+        assert in_proj_weight is not None
+        projections = in_proj_weight.chunk(3)
+    biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    q, k, v = (
+        F.linear(t, w, b)  # type: ignore[arg-type]
+        for t, w, b in zip((query, key, value), projections, biases, strict=True)
+    )
+    if bias_k is not None and bias_v is not None:
+        k, v = (torch.cat([t, b.repeat(1, batch, 1)]) for t, b in ((k, bias_k), (v, bias_v)))
+    if add_zero_attn:
+        k, v = (F.pad(t, (0, 0, 0, 0, 0, 1)) for t in (k, v))
+    q, k, v = (t.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3) for t in (q, k, v))  # (N, H, L or S, E/H)
+    mask = _merged(attn_mask, key_padding_mask, k.size(2), q)
+    if is_causal and attn_mask is None:
+        raise RuntimeError("Need attn_mask if specifying the is_causal hint.")  # torch's words
+    rate = dropout_p if training else 0.0
+    if need_weights:
+        weights = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        weights = dropout((weights if mask is None else weights + mask).softmax(-1), rate, key=dropout_key)
+        output = weights @ v
+    else:
+        output = scaled_dot_product_attention(q, k, v, mask, rate, dropout_key=dropout_key)
+    output = F.linear(output.permute(2, 0, 1, 3).reshape(length, batch, -1), out_proj_weight, out_proj_bias)
+    output = output if batched else output.squeeze(1)
+    if not need_weights:
+        return output, None
+    weights = weights.mean(1) if average_attn_weights else weights
+    return output, weights if batched else weights.squeeze(0)
+
+
+def _merged(attn_mask: Tensor | None, padding: Tensor | None, length: int, query: Tensor) -> Tensor | None:
+    """Torch's two masks, where True says what does not take part, as one to add to (N, H, L, S); None if there is none.
+
+    Keys that were appended (biases, zeros) take part.
+    """
+    batch, heads = query.shape[:2]
+    masks = []
+    if attn_mask is not None:
+        attn_mask = attn_mask.view(batch, heads, *attn_mask.shape[1:]) if attn_mask.dim() == 3 else attn_mask
+        masks.append(attn_mask)
+    if padding is not None:
+        masks.append(padding.view(batch, 1, 1, -1))
+    added = [_additive(~mask if mask.dtype == torch.bool else mask, query.dtype) for mask in masks]
+    added = [F.pad(mask, (0, length - mask.size(-1))) for mask in added]
+    return sum(added[1:], added[0]) if added else None

@@ -1,0 +1,57 @@
+"""Multiplicative Gaussian noise with the mean and variance of dropout's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from puredrop import ops
+from puredrop.functional.element import passes
+from puredrop.ops import Window
+from puredrop.rng import Key
+
+__all__ = ["gaussian_dropout"]
+
+
+def gaussian_dropout(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    shared_dims: Iterable[int] = (),
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """Multiply each element by 1 + sqrt(p/(1-p)) z, z standard normal, so that the expectation is the input.
+
+    Args:
+        input, training, inplace, key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
+        p: the rate of the dropout whose variance p/(1-p) the noise has, in [0, 1).
+
+    Returns:
+        As `dropout`. Nothing is zeroed; the noise is drawn again in backward.
+
+    Raises:
+        ValueError: for p = 1, whose noise has no variance; and as `dropout`.
+        TypeError, RuntimeError: as `dropout`.
+
+    Reference: Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting (JMLR 2014), 10.
+
+    >>> import torch
+    >>> gaussian_dropout(torch.ones(4), 0.5, key=Key(3)).round(decimals=2)
+    tensor([ 0.0900,  1.7600, -0.1900,  1.8100])
+    """
+    rate = ops.as_rate(p)
+    ops.check_tensor("input", input)
+    place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)
+    if passes(input, rate, training):
+        return input
+    if not isinstance(rate, Tensor) and rate == 1:
+        raise ValueError(f"p is {p}; gaussian_dropout expects p below 1, for its noise has variance p/(1-p)")
+    ops.check_dtype(input)
+    output = ops.gaussian_dropout(input, key, rate, place)
+    return input.copy_(output) if inplace else output

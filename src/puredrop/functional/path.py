@@ -1,0 +1,60 @@
+"""Stochastic depth: whole samples of a residual branch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from puredrop import ops
+from puredrop.functional.element import drop, kept, passes
+from puredrop.ops import Window
+from puredrop.rng import Key
+
+__all__ = ["drop_path"]
+
+
+def drop_path(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    mode: str = "row",
+    scale_by_keep: bool = True,
+    key: Key | Tensor | None = None,
+    window: Window | None = None,
+    sample_ids: Tensor | None = None,
+    sample_dim: int = 0,
+) -> Tensor:
+    """Zero a residual branch: for each sample, or for the whole batch, with probability p.
+
+    Args:
+        input: float tensor (N, ...), what a block adds to its input.
+        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+        mode: "row" decides for each sample, "batch" once for all (torchvision's words).
+        scale_by_keep: scale what is kept by 1/(1-p), so that the expectation is the input (timm's word).
+
+    Returns:
+        As `dropout`.
+
+    Raises:
+        ValueError: for another mode; and as `dropout`.
+        TypeError, RuntimeError: as `dropout`.
+
+    Reference: Huang et al.: Deep networks with stochastic depth (ECCV 2016).
+
+    >>> drop_path(torch.ones(4, 2), 0.5, key=Key(3)).tolist()
+    [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
+    """
+    if mode not in ("row", "batch"):
+        raise ValueError(f"mode is {mode!r}; expected 'row' (each sample for itself) or 'batch' (all together)")
+    rate = ops.as_rate(p)
+    rank = ops.check_tensor("input", input)
+    place = ops.place_of(input.shape, range(1 if mode == "row" else 0, rank), window, sample_ids, sample_dim)
+    if scale_by_keep:
+        return drop(input, rate, training, inplace, key, place)
+    if passes(input, rate, training):
+        return input
+    ops.check_dtype(input)
+    output = torch.where(kept(input, rate, key, place), input, torch.zeros((), dtype=input.dtype, device=input.device))
+    return input.copy_(output) if inplace else output

@@ -1,0 +1,198 @@
+"""Weights dropped in the place of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from puredrop import functional
+from puredrop.nn._keyed import Keyed
+from puredrop.rng import Key
+
+__all__ = ["DropConnect", "EmbeddingDropout", "WeightDrop", "drop_connect"]
+
+
+class DropConnect(Keyed):
+    """A parametrization that drops weights; `drop_connect` registers it.
+
+    Args:
+        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
+        key: draw every mask from this key; None draws one key per use from torch's default generator.
+        shared_dims: dimensions of the weight over which one decision is shared.
+
+    Shape: input and output are of any, equal, shape.
+
+    Raises:
+        TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
+
+    Reference: Wan et al.: Regularization of neural networks using DropConnect (ICML 2013).
+    """
+
+    def __init__(self, p: float | Tensor = 0.5, *, key: Key | None = None, shared_dims: Iterable[int] = ()) -> None:
+        super().__init__(p, key=key)
+        self.shared_dims = tuple(shared_dims)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Drop weights in training mode; in eval mode return them untouched."""
+        return functional.dropout(weight, self.p, self.training, key=self.key, shared_dims=self.shared_dims)
+
+
+def drop_connect(
+    module: torch.nn.Module,
+    p: float | Tensor = 0.5,
+    name: str = "weight",
+    *,
+    key: Key | None = None,
+    shared_dims: Iterable[int] = (),
+) -> torch.nn.Module:
+    """Drop a layer's weights in training: one mask for the whole batch, drawn anew wherever the weight is read.
+
+    The expectation of a linear or convolutional layer's output is its output without dropout. In eval mode the weight
+    itself is used. `puredrop.revert` undoes it, as does torch.nn.utils.parametrize.remove_parametrizations.
+
+    Args:
+        module: Linear, Conv or any module that reads the weight by its name; for recurrent networks use `WeightDrop`.
+        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
+        name: of the weight.
+        key: draw every mask from this key; None draws one key per use.
+        shared_dims: dimensions of the weight over which one decision is shared.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if the weight is dropped already, the module has no such parameter, or is a recurrent network.
+
+    Reference: Wan et al.: Regularization of neural networks using DropConnect (ICML 2013).
+
+    >>> layer = drop_connect(torch.nn.Linear(4, 3, bias=False), 0.5, key=Key(0))
+    >>> layer(torch.ones(4)).shape
+    torch.Size([3])
+    """
+    if isinstance(module, torch.nn.RNNBase):
+        raise ValueError(
+            f"module is {type(module).__name__}, whose kernel reads a list of weights made before; use WeightDrop"
+        )
+    known = getattr(module, "parametrizations", {})
+    if name in known and any(isinstance(one, DropConnect) for one in known[name]):
+        raise ValueError(f"{name} of {type(module).__name__} is dropped already; a second mask would change its rate")
+    if name not in known and name not in module._parameters:
+        raise ValueError(f"name is {name!r}; expected a parameter of the module, one of {list(module._parameters)}")
+    # Unsafe only says that torch need not try it once, which would draw a key.
+    parametrize.register_parametrization(module, name, DropConnect(p, key=key, shared_dims=shared_dims), unsafe=True)
+    module.parametrizations[name].train(module.training)  # type: ignore[index, union-attr]
+    return module
+
+
+class WeightDrop(Keyed):
+    """Drops the recurrent weights of a network: one mask for all time steps of a forward.
+
+    Args:
+        module: LSTM, GRU, RNN or their cells.
+        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
+        weights: names of the weights to drop; those from state to state (weight_hh...) if not given.
+        key: each weight's mask has the key `key.fold_in(name)`; None draws one key per weight and forward.
+
+    Shape: as the module's.
+
+    Raises:
+        ValueError: if the module has no such parameter.
+        TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
+
+    Reference: Merity, Keskar and Socher: Regularizing and optimizing LSTM language models (ICLR 2018).
+
+    >>> output, state = WeightDrop(torch.nn.LSTM(3, 4), 0.5)(torch.ones(5, 2, 3))
+    >>> output.shape
+    torch.Size([5, 2, 4])
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        p: float | Tensor = 0.5,
+        weights: Sequence[str] | None = None,
+        *,
+        key: Key | None = None,
+    ) -> None:
+        super().__init__(p, key=key)
+        named = dict(module.named_parameters(recurse=False))
+        chosen = [name for name in named if name.startswith("weight_hh")] if weights is None else list(weights)
+        missing = [name for name in chosen if name not in named]
+        if missing or not chosen:
+            raise ValueError(f"weights is {weights!r}; expected names among the module's parameters, {list(named)}")
+        self.module = module
+        self.weights = chosen
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """What the module returns, in training mode with weights dropped."""
+        if not self.training:
+            return self.module(*arguments, **named)
+        dropped = {
+            name: functional.dropout(
+                getattr(self.module, name), self.p, key=None if self.key is None else self.key.fold_in(name)
+            )
+            for name in self.weights
+        }
+        return _called_with(self.module, dropped, arguments, named)
+
+    def extra_repr(self) -> str:
+        """The rate, the weights, and the key if there is one."""
+        return f"p={self.p}, weights={self.weights}" + ("" if self.key is None else f", key={self.key}")
+
+
+def _called_with(
+    module: torch.nn.Module, weights: dict[str, Tensor], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> Any:
+    """A module's forward with other tensors for some parameters; recurrent networks read theirs from a list."""
+    if not isinstance(module, torch.nn.RNNBase):
+        return torch.func.functional_call(module, weights, arguments, named)
+    own = module._flat_weights
+    module._flat_weights = [
+        weights.get(name, weight) for name, weight in zip(module._flat_weights_names, own, strict=True)
+    ]
+    try:
+        return module(*arguments, **named)
+    finally:
+        module._flat_weights = own
+
+
+class EmbeddingDropout(Keyed):
+    """Drops whole words of an embedding: wherever a dropped word occurs in the batch, its vector is zero.
+
+    The same as dropping rows of the embedding's matrix, whose expectation is the matrix, without a copy of it: the mask
+    follows the word's number.
+
+    Args:
+        embedding: module from integer ids (...) to vectors (..., E), such as torch.nn.Embedding.
+        p: probability of dropping a word, in [0, 1], a number or a 0-d tensor.
+        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+
+    Shape: ids (...) to vectors (..., E).
+
+    Raises:
+        TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
+
+    Reference: Gal and Ghahramani: A theoretically grounded application of dropout in recurrent neural networks
+    (NeurIPS 2016).
+    """
+
+    def __init__(self, embedding: torch.nn.Module, p: float | Tensor = 0.5, *, key: Key | None = None) -> None:
+        super().__init__(p, key=key)
+        self.embedding = embedding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The words' vectors, in training mode some words' zero."""
+        vectors: Tensor = self.embedding(ids)
+        if not self.training:
+            return vectors
+        rows = vectors.flatten(0, -2) if vectors.dim() > 1 else vectors.unsqueeze(0)
+        dropped = functional.dropout(rows, self.p, key=self.key, shared_dims=(1,), sample_ids=ids.long().flatten())
+        return dropped.view(vectors.shape)
+
+    def extra_repr(self) -> str:
+        """The rate, and the key if there is one."""
+        return f"p={self.p}" + ("" if self.key is None else f", key={self.key}")
