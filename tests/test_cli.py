@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -61,3 +62,49 @@ def test_the_study_extra_installs_all_that_compare_imports():
     needed = metadata.requires("puredrop")
     study = {re.split(r"[^a-z0-9-]", need)[0] for need in needed if 'extra == "study"' in need.replace("'", '"')}
     assert study == {"scikit-learn" if name == "sklearn" else name for name in _STUDY}
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A folder with a module of models, where the command runs."""
+    (tmp_path / "some_models.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "def plain(): return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3))\n"
+        "def given(): return plain(), torch.ones(2, 4)\n"
+        "def tuples(): return plain(), (torch.ones(2, 4),)\n"
+        "def named(): return plain(), {'input': torch.ones(2, 4)}\n"
+        "def number(): return 3\n"
+        "def broken(): raise OSError('no\\nweights')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("some_models", None)
+
+
+@pytest.mark.parametrize("arguments", [["plain", "--input", "2,4"], ["given"], ["tuples"], ["named"]], ids=" ".join)
+def test_sites_prints_a_table(arguments, models, capsys):
+    name, *rest = arguments
+    assert main(["sites", f"some_models:{name}", *rest]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("1     dropout  0.3  2x4")
+    assert main(["sites", f"some_models:{name}", *rest, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["path"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("some_models", "MODEL is 'some_models'; expected module:factory, such as mymodels:small"),
+        ("some_models:nothing", "MODEL some_models:nothing: some_models has no function or class 'nothing'"),
+        ("no_such:f", "MODEL no_such:f: cannot import no_such (ModuleNotFoundError: No module named 'no_such')"),
+        ("some_models:plain", "MODEL some_models:plain: no inputs to run it on; give --input 1,3,224,224, or return"),
+        ("some_models:number", "MODEL some_models:number: the factory gave int; expected a torch.nn.Module"),
+        ("some_models:broken", "OSError: no weights"),
+    ],
+)
+def test_what_sites_cannot_run_is_one_line(spec, message, models, capsys):
+    assert main(["sites", spec]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"puredrop sites: error: {message}")
+    assert len(error.splitlines()) == 1

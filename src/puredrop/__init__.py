@@ -8,7 +8,21 @@ from puredrop.convert import convert, revert
 from puredrop.functional import keep_mask
 from puredrop.ops import Window
 from puredrop.rng import Key
+from puredrop.sites import Site, sites
 
 __version__ = version("puredrop")
 
-__all__ = ["Key", "Window", "__version__", "backend", "convert", "functional", "keep_mask", "nn", "revert", "schedules"]
+__all__ = [
+    "Key",
+    "Site",
+    "Window",
+    "__version__",
+    "backend",
+    "convert",
+    "functional",
+    "keep_mask",
+    "nn",
+    "revert",
+    "schedules",
+    "sites",
+]

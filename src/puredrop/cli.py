@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -79,7 +80,29 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--tensorboard", action="store_true", help="write losses for TensorBoard to DIR/tensorboard")
     compare.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
     compare.set_defaults(run=_compare)
+    sites = commands.add_parser(
+        "sites",
+        help="run a model once and list every place where it drops",
+        description="Run a model once in training and once in eval mode, and list every place where it drops.",
+    )
+    _add_model(sites)
+    sites.add_argument("--json", action="store_true", help="print the sites as JSON")
+    sites.set_defaults(run=_sites)
     return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODULE:FACTORY", help="a function without arguments that returns a model, or (model, inputs)"
+    )
+    parser.add_argument(
+        "--input",
+        type=_numbers(int, "1,3,224,224"),
+        action="append",
+        default=[],
+        metavar="N,N",
+        help="sizes of a float input to run the model on, if the factory returns none; once for each",
+    )
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
@@ -127,10 +150,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     missing = [name for name in _STUDY if importlib.util.find_spec(name) is None]
     if arguments.tensorboard and importlib.util.find_spec("tensorboard") is None:
         return _fail(
-            "--tensorboard needs the package tensorboard; install it with: pip install 'puredrop[tensorboard]'"
+            "compare",
+            "--tensorboard needs the package tensorboard; install it with: pip install 'puredrop[tensorboard]'",
         )
     if missing:
-        return _fail(f"compare needs {', '.join(missing)}; install what it needs with: pip install 'puredrop[study]'")
+        return _fail(
+            "compare", f"compare needs {', '.join(missing)}; install what it needs with: pip install 'puredrop[study]'"
+        )
     from rich.console import Console
 
     from puredrop.compare import terminal
@@ -140,7 +166,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     try:
         run = prepare(Options(**options))
     except (ValueError, OSError) as error:
-        return _fail(" ".join(str(error).split()))
+        return _fail("compare", _line(error))
     for note in run.data.notes:
         print(note, file=sys.stderr)
     try:
@@ -153,8 +179,24 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fail(message: str) -> int:
-    print(f"puredrop compare: error: {message}", file=sys.stderr)
+def _sites(arguments: argparse.Namespace) -> int:
+    from puredrop.sites import load, sites
+
+    try:
+        model, inputs, named = load(arguments.model, arguments.input)
+        found = sites(model, *inputs, **named)
+    except Exception as error:  # whatever the user's code raises is the answer
+        return _fail("sites", f"{type(error).__name__ + ': ' if type(error) is not ValueError else ''}{_line(error)}")
+    print(json.dumps([asdict(site) for site in found], indent=1) if arguments.json else found)
+    return 0
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(command: str, message: str) -> int:
+    print(f"puredrop {command}: error: {message}", file=sys.stderr)
     return 2
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from puredrop.compare.data import Data
 from puredrop.compare.network import Parameters
 from puredrop.convert import convert
 from puredrop.rng import Key
+from puredrop.sites._load import find
 
 __all__ = ["UserModel", "load_model"]
 
@@ -135,7 +134,7 @@ def load_model(spec: str, data: Data) -> tuple[UserModel, tuple[str, ...]]:
     Raises:
         ValueError: with one line that names what is wrong.
     """
-    factory = _factory(spec)
+    factory: Callable[[], nn.Module] = find(spec, "--model")
     model = _make(spec, factory)
     x = data.train.x[:2]
     model = model.to(x.device, x.dtype)
@@ -154,24 +153,6 @@ def load_model(spec: str, data: Data) -> tuple[UserModel, tuple[str, ...]]:
     if reason is not None:
         notes.append(f"seeds train one after the other, since the model cannot be batched ({reason})")
     return user, tuple(notes)
-
-
-def _factory(spec: str) -> Callable[[], nn.Module]:
-    module_name, colon, name = spec.partition(":")
-    if not (module_name and colon and name):
-        raise ValueError(f"--model is {spec!r}; expected module:factory, such as mymodels:small")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's file raises is the answer
-        raise ValueError(f"--model {spec}: cannot import {module_name} ({type(error).__name__}: {error})") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ValueError(f"--model {spec}: {module_name} has no function or class {name!r}")
-    factory: Callable[[], nn.Module] = found
-    return factory
 
 
 def _make(spec: str, factory: Callable[[], nn.Module]) -> nn.Module:

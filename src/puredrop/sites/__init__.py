@@ -1,0 +1,111 @@
+"""Where a model drops: every place of one forward, seen and listed."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import Module
+
+from puredrop.sites._load import load
+from puredrop.sites._site import Site, Sites
+from puredrop.sites._state import restored
+from puredrop.sites._watch import Event, Visit, Watch, holds_dropout, kind_of, rate_of
+
+__all__ = ["Site", "Sites", "load", "sites"]
+
+
+def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
+    """List every place where a model drops, by running it once in training mode and once in eval mode.
+
+    Seen are dropout modules, functional dropout, attention dropout, dropout between recurrent layers, and every other
+    call that advances a generator of torch's, such as a stochastic depth written by hand; further the modules that
+    hold a dropout which the forward never calls, and what cannot be looked into. Modes, buffers and generators are as
+    before when it returns; no gradient is computed; compiled parts run uncompiled.
+
+    Args:
+        model: any module.
+        args, kwargs: what it is called with. A mapping (a dict, a Hugging Face BatchEncoding) given alone is passed by
+            keywords if the forward takes them so.
+
+    Returns:
+        The sites in the order of the forward, then those never reached; prints as a table.
+
+    Raises:
+        TypeError: if the model is no module.
+        Whatever the forward raises, untouched.
+
+    >>> sites(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)), torch.ones(1, 2))
+    path  kind     p    shape  uses  in eval  where
+    1     dropout  0.3  1x2    1     off      torch.nn.Dropout
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    args, kwargs = _spread(model, args, kwargs)
+    notes: list[Site] = []
+    seen = {}
+    with restored(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for training in (True, False):
+            model.train(training)
+            before = _outside()
+            with Watch(model) as watch:
+                model(*args, **kwargs)
+            seen[training] = watch.found
+            if training and _outside() != before:
+                notes.append(Site("", "unseen", None, None, "?", 1, None, "draws by Python's or NumPy's generator"))
+    return Sites([*_reached(seen[True], seen[False]), *_never(model, seen[True]), *_scripted(model), *notes])
+
+
+def _reached(training: dict[str, Visit | Event], evaluated: dict[str, Visit | Event]) -> list[Site]:
+    found = []
+    for path, one in {**training, **{path: one for path, one in evaluated.items() if one.drops}}.items():
+        in_eval = path in evaluated and evaluated[path].drops
+        first = training.get(path, one)
+        uses, note = (first.uses, "") if path in training else (0, "in eval mode only")
+        if isinstance(first, Visit):
+            kind, p = kind_of(first.module), rate_of(first.module)
+        else:
+            kind, p, note = first.kind, first.p, note or first.note
+        found.append(Site(path, kind, p, first.shape, first.where, uses, in_eval, note))
+    return found
+
+
+def _never(model: Module, reached: dict[str, Visit | Event]) -> list[Site]:
+    return [
+        Site(path, kind_of(module), rate_of(module), None, type(module).__name__, 0, None, "never called")
+        for path, module in model.named_modules()
+        if holds_dropout(module) and path not in reached
+    ]
+
+
+def _scripted(model: Module) -> list[Site]:
+    """The outermost TorchScript modules."""
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    outer = [path for path in scripted if not any(path.startswith(f"{other}.") for other in scripted if other != path)]
+    note = "TorchScript cannot be looked into"
+    return [
+        Site(path, "unseen", None, None, "TorchScript", 0, None, note) for path in outer if path or scripted == [""]
+    ]
+
+
+def _spread(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch given as one mapping, by keywords if the forward takes them."""
+    if len(args) != 1 or kwargs or not isinstance(args[0], Mapping):
+        return args, kwargs
+    named = dict(args[0])
+    try:
+        inspect.signature(model.forward).bind(**named)
+    except TypeError:
+        return args, kwargs
+    return (), named
+
+
+def _outside() -> tuple[Any, ...]:
+    """Where the generators stand that are not torch's."""
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), name, np.asarray(keys).tobytes(), *rest
