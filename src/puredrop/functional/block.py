@@ -26,6 +26,7 @@ def drop_block2d(
     training: bool = True,
     inplace: bool = False,
     *,
+    couple_channels: bool = False,
     key: Key | Tensor | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
@@ -41,6 +42,7 @@ def drop_block2d(
         input: float tensor (N, C, H, W).
         p: the share of elements to zero, in [0, 1], a number or a 0-d tensor.
         block_size: side of the squares, in elements; a larger one than the map is cut to it, with a warning.
+        couple_channels: whether all channels of a sample lose the same squares (timm's default).
         training, inplace, key, sample_ids, sample_dim: as in `dropout`.
         window: as in `dropout`, of samples and channels: blocks need the whole map.
 
@@ -83,7 +85,7 @@ def drop_block2d(
             )
         window = Window((*window.shape[:2], *places), window.offset)
     corners = input[:, :, : places[0], : places[1]]  # the places, with one decision each
-    place = ops.place_of(corners.shape, (), window, sample_ids, sample_dim)
+    place = ops.place_of(corners.shape, (1,) if couple_channels else (), window, sample_ids, sample_dim)
     corner = ~kept(corners, _corner_rate(rate, height, width, *block), key, place)
     padding = (block[1] - 1, block[1] - 1, block[0] - 1, block[0] - 1)
     keep = F.max_pool2d(F.pad(corner.float(), padding), block, stride=1) == 0
