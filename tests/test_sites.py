@@ -157,6 +157,20 @@ def test_a_functional_site_is_numbered_within_one_run_of_its_module():
     assert {path: site.uses for path, site in seen.items()} == {"0:dropout0": 2, "0:dropout1": 2}
 
 
+def test_a_module_that_lends_its_rate():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(0.2)
+
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x, dropout_p=self.dropout.p * self.training)
+
+    seen = found(nn.Sequential(Attention()), torch.randn(1, 2, 3))
+    assert seen["0.dropout"].note == "never called, but 0:attention0 has its rate"
+    assert puredrop.check(nn.Sequential(Attention(), nn.Linear(3, 3)), torch.randn(1, 2, 3)).ok
+
+
 def test_no_dropout_and_bad_input():
     assert str(sites(nn.Linear(2, 2), torch.ones(1, 2))).startswith("no dropout")
     with pytest.raises(TypeError, match=r"model is function; expected a torch\.nn\.Module"):

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from puredrop import functional, nn, schedules
 from puredrop._backend import backend
+from puredrop.check import check
 from puredrop.convert import convert, revert
 from puredrop.functional import keep_mask
 from puredrop.ops import Window
@@ -18,6 +19,7 @@ __all__ = [
     "Window",
     "__version__",
     "backend",
+    "check",
     "convert",
     "functional",
     "keep_mask",

@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from puredrop.check import Report
 
 __all__ = ["main"]
 
@@ -85,16 +88,28 @@ def _parser() -> argparse.ArgumentParser:
         help="run a model once and list every place where it drops",
         description="Run a model once in training and once in eval mode, and list every place where it drops.",
     )
-    _add_model(sites)
+    sites.add_argument(
+        "model", metavar="MODULE:FACTORY", help="a function without arguments that returns a model, or (model, inputs)"
+    )
+    _add_inputs(sites)
     sites.add_argument("--json", action="store_true", help="print the sites as JSON")
     sites.set_defaults(run=_sites)
+    check = commands.add_parser(
+        "check",
+        help="name the mistakes that a model's dropout, or source files, make",
+        description="Name the mistakes that a model's dropout makes, or those that source files show.",
+    )
+    check.add_argument(
+        "targets", nargs="+", metavar="MODEL|PATH", help="one model as module:factory, or files and folders of source"
+    )
+    _add_inputs(check)
+    check.add_argument("--format", choices=("text", "json", "sarif", "github"), default="text", help="default: text")
+    check.add_argument("--fix", action="store_true", help="of files: mend what can be mended safely")
+    check.set_defaults(run=_check)
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODULE:FACTORY", help="a function without arguments that returns a model, or (model, inputs)"
-    )
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         type=_numbers(int, "1,3,224,224"),
@@ -189,6 +204,40 @@ def _sites(arguments: argparse.Namespace) -> int:
         return _fail("sites", f"{type(error).__name__ + ': ' if type(error) is not ValueError else ''}{_line(error)}")
     print(json.dumps([asdict(site) for site in found], indent=1) if arguments.json else found)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from puredrop.check._formats import FORMATS
+
+    models = [target for target in arguments.targets if ":" in target and not Path(target).exists()]
+    if models and len(arguments.targets) > 1:
+        return _fail("check", f"{models[0]} is a model; expected it alone, or files and folders only")
+    if not models and importlib.util.find_spec("libcst") is None:
+        return _fail("check", "files need libcst; install it with: pip install 'puredrop[check]'")
+    try:
+        report = _of_model(models[0], arguments) if models else _of_files(arguments)
+    except Exception as error:  # whatever the user's code raises is the answer
+        return _fail("check", f"{type(error).__name__ + ': ' if type(error) is not ValueError else ''}{_line(error)}")
+    print(FORMATS[arguments.format](report))
+    return 0 if report.ok else 1
+
+
+def _of_model(spec: str, arguments: argparse.Namespace) -> Report:
+    from puredrop.check import check
+    from puredrop.sites import load
+
+    if arguments.fix:
+        raise ValueError("--fix is for files; a model is not changed")
+    model, inputs, named = load(spec, arguments.input)
+    return check(model, *inputs, **named)
+
+
+def _of_files(arguments: argparse.Namespace) -> Report:
+    from puredrop.check._source import check_paths
+
+    if arguments.input:
+        raise ValueError("--input is for a model; files are not run")
+    return check_paths([Path(target) for target in arguments.targets], arguments.fix)
 
 
 def _line(error: Exception) -> str:

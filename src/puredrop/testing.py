@@ -6,7 +6,7 @@ import copy
 import io
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,10 +14,33 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
+from puredrop.check import CODES, check
 from puredrop.nn._keyed import HasKey
 from puredrop.rng import Key
 
-__all__ = ["LayerConformance"]
+__all__ = ["LayerConformance", "assert_dropout_ok"]
+
+
+def assert_dropout_ok(model: Module, *args: Any, ignore: Iterable[str] = (), **kwargs: Any) -> None:
+    """Assert that `puredrop.check` finds nothing in a model.
+
+    Args:
+        model: any module.
+        args, kwargs: what it is called with.
+        ignore: codes of findings that are meant.
+
+    Raises:
+        AssertionError: with the findings.
+        ValueError: for a code that is none.
+
+    >>> assert_dropout_ok(torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 2)), torch.ones(1, 2))
+    """
+    ignored = set(ignore)
+    if unknown := ignored - set(CODES):
+        raise ValueError(f"ignore has {sorted(unknown)}; expected codes among {list(CODES)}")
+    left = [finding for finding in check(model, *args, **kwargs) if finding.code not in ignored]
+    if left:
+        raise AssertionError("\n".join(map(str, left)))
 
 
 def _refuses(make: Callable[[], object], kinds: tuple[type[Exception], ...], word: str) -> None:

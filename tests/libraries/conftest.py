@@ -29,7 +29,7 @@ def library():
 
     def find(name):
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f"needs {name}: pip install 'puredrop[libraries]'")
+            pytest.skip(f"needs {name}: pip install 'puredrop[libraries,vision]'")
         return importlib.import_module(name)
 
     yield find

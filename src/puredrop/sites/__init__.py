@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from puredrop.sites._site import Site, Sites
 from puredrop.sites._state import restored
 from puredrop.sites._watch import Event, Visit, Watch, holds_dropout, kind_of, rate_of
 
-__all__ = ["Site", "Sites", "load", "sites"]
+__all__ = ["Observed", "Site", "Sites", "load", "observe", "sites"]
+
+W = TypeVar("W", bound=Watch)
 
 
 def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
@@ -43,22 +46,46 @@ def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
     path  kind     p    shape  uses  in eval  where
     1     dropout  0.3  1x2    1     off      torch.nn.Dropout
     """
+    return observe(Watch, model, args, kwargs).sites
+
+
+@dataclass(frozen=True)
+class Observed(Generic[W]):
+    """Two forwards under watch.
+
+    Args:
+        sites: what was seen.
+        training, evaluated: the watches, in training mode and in eval mode.
+        stuck: paths of modules that `model.eval()` leaves in training mode.
+    """
+
+    sites: Sites
+    training: W
+    evaluated: W
+    stuck: tuple[str, ...]
+
+
+def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observed[W]:
+    """Run a model in training and in eval mode under a kind of watch; arguments and errors as `sites`."""
     if not isinstance(model, Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     args, kwargs = _spread(model, args, kwargs)
     notes: list[Site] = []
-    seen = {}
+    watches: list[W] = []
     with restored(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for training in (True, False):
             model.train(training)
+            stuck = tuple(path for path, module in model.named_modules() if module.training)
             before = _outside()
-            with Watch(model) as watch:
-                model(*args, **kwargs)
-            seen[training] = watch.found
+            with kind(model) as watch:
+                watch.output = model(*args, **kwargs)
+            watches.append(watch)
             if training and _outside() != before:
                 notes.append(Site("", "unseen", None, None, "?", 1, None, "draws by Python's or NumPy's generator"))
-    return Sites([*_reached(seen[True], seen[False]), *_never(model, seen[True]), *_scripted(model), *notes])
+    on, off = watches
+    found = [*_reached(on.found, off.found), *_never(model, on.found), *_scripted(model), *notes]
+    return Observed(Sites(found), on, off, stuck)
 
 
 def _reached(training: dict[str, Visit | Event], evaluated: dict[str, Visit | Event]) -> list[Site]:
@@ -76,11 +103,20 @@ def _reached(training: dict[str, Visit | Event], evaluated: dict[str, Visit | Ev
 
 
 def _never(model: Module, reached: dict[str, Visit | Event]) -> list[Site]:
-    return [
-        Site(path, kind_of(module), rate_of(module), None, type(module).__name__, 0, None, "never called")
-        for path, module in model.named_modules()
-        if holds_dropout(module) and path not in reached
-    ]
+    """Modules that hold a dropout and were not called; some lend their rate to a function beside them."""
+    found = []
+    for path, module in model.named_modules():
+        if not holds_dropout(module) or path in reached:
+            continue
+        beside = f"{path.rpartition('.')[0]}:"
+        users = [other for other, one in reached.items() if other.startswith(beside) and _rate(one) == rate_of(module)]
+        note = f"never called, but {users[0]} has its rate" if users else "never called"
+        found.append(Site(path, kind_of(module), rate_of(module), None, type(module).__name__, 0, None, note))
+    return found
+
+
+def _rate(one: Visit | Event) -> float | None:
+    return rate_of(one.module) if isinstance(one, Visit) else one.p
 
 
 def _scripted(model: Module) -> list[Site]:

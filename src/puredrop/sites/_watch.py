@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from puredrop.functional._intercept import recognise
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Event", "Visit", "Watch", "holds_dropout", "kind_of", "rate_of"]
 
@@ -99,7 +102,12 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         found: visits and events by their paths, in the order of the forward.
+        dropped: path of the site that the last call was, None where it was none.
+        output: what the forward returned.
     """
+
+    dropped: str | None = None
+    output: Any = None
 
     def __init__(self, model: Module) -> None:
         super().__init__()
@@ -108,7 +116,7 @@ class Watch(TorchFunctionMode):
         self._frames = [_Frame("", None)]
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         for path, module in self.model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # has no hooks; what it draws shows in the generator
@@ -124,6 +132,11 @@ class Watch(TorchFunctionMode):
         super().__exit__(kind, error, trace)
         for hook in self._hooks:
             hook.remove()
+
+    @property
+    def path(self) -> str:
+        """Of the module that is being run."""
+        return self._frames[-1].path
 
     def _entering(self, path: str) -> Callable[..., None]:
         def enter(module: Module, inputs: tuple[Any, ...]) -> None:
@@ -147,6 +160,7 @@ class Watch(TorchFunctionMode):
         """Torch's hook."""
         kwargs = kwargs or {}
         self._note_unseen()
+        self.dropped = None
         call = recognise(func, args, kwargs)
         output = func(*args, **kwargs)
         position = _positions()
@@ -175,10 +189,11 @@ class Watch(TorchFunctionMode):
         frame = self._frames[-1]
         if frame.visit is not None:
             frame.visit.drops |= drops
+            self.dropped = frame.path
             return
         order = frame.counts.get(kind, 0)
         frame.counts[kind] = order + 1
-        path = f"{frame.path}:{kind}{order}"
+        self.dropped = path = f"{frame.path}:{kind}{order}"
         known = self.found.get(path)
         if isinstance(known, Event):
             known.uses += 1
@@ -196,31 +211,40 @@ def _positions() -> tuple[bytes, ...]:
 
 
 def _frames() -> Iterator[tuple[str, int]]:
+    """Files and lines of the code that is being run, innermost first, without watches' own."""
     frame = sys._getframe(1)
     while frame is not None:
-        yield frame.f_code.co_filename, frame.f_lineno
+        if frame.f_code.co_filename != __file__ and frame.f_code.co_name != "__torch_function__":
+            yield frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
 
 
 def _is_ours() -> bool:
     """Whether the call comes from this package, which draws its keys so."""
-    files = [name for name, _ in _frames() if not name.startswith(_TORCH) and name != __file__]
+    files = [name for name, _ in _frames() if not name.startswith(_TORCH)]
     return bool(files) and files[0].startswith(_HERE) and not files[0].startswith(str(Path(__file__).parent))
 
 
 def _caller() -> str | None:
     """File and line of the user's code that led here; None where there is none below the call of `sites`."""
     for name, line in _frames():
-        if name == __file__ or name.startswith((_TORCH, "<")):
+        if name.startswith((_TORCH, "<")):
             continue
         if name.startswith(str(Path(__file__).parent)):
             return None
         if not name.startswith(_HERE):
-            path = Path(name)
-            return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}:{line}"
+            return f"{_short(Path(name))}:{line}"
     return None
+
+
+def _short(path: Path) -> str:
+    """A file within its package, or below the working folder, or by its name."""
+    if "site-packages" in path.parts:
+        return str(Path(*path.parts[path.parts.index("site-packages") + 1 :]))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def _class(module: Module) -> str:
     kind = type(module)
-    return f"{kind.__module__.partition('.modules')[0]}.{kind.__name__}"
+    package = ".".join(kind.__module__.split(".")[:2])
+    return f"{package}.{kind.__name__}"
