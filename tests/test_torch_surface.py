@@ -398,6 +398,39 @@ def _(lib):
     return f"{round(sum(kept) / 4000)}"
 
 
+@behaviour("alpha_dropout, feature_alpha_dropout: default of training")
+def _(lib):
+    x = torch.randn(4, 6, 5)
+    return one("False" if f(x, 0.5) is x else "True" for f in (lib.F.alpha_dropout, lib.F.feature_alpha_dropout))
+
+
+@behaviour("alpha_dropout, p = 1")
+def _(lib):
+    return one(
+        "zeros" if not f(torch.randn(4, 6, 5), 1.0, True).any() else "other"
+        for f in (lib.F.alpha_dropout, lib.F.feature_alpha_dropout)
+    )
+
+
+@behaviour("AlphaDropout, FeatureAlphaDropout: two values of a zero input, p = 0.3")
+def _(lib):
+    outputs = [getattr(lib.nn, name)(0.3)(torch.zeros(50, 40, 2)) for name in ("AlphaDropout", "FeatureAlphaDropout")]
+    return "; ".join(" and ".join(f"{value:.4f}" for value in output.unique().tolist()) for output in outputs)
+
+
+@behaviour("AlphaDropout, MultiheadAttention, LSTM: isinstance of torch's")
+def _(lib):
+    layers = lib.nn.AlphaDropout(), lib.nn.MultiheadAttention(4, 2, dropout=0.1), lib.nn.LSTM(3, 4, 2, dropout=0.1)
+    kinds = torch.nn.AlphaDropout, torch.nn.MultiheadAttention, torch.nn.LSTM
+    return all(isinstance(layer, kind) for layer, kind in zip(layers, kinds, strict=True))
+
+
+@behaviour("MultiheadAttention, LSTM: state_dict")
+def _(lib):
+    layers = lib.nn.MultiheadAttention(4, 2, dropout=0.1), lib.nn.LSTM(3, 4, 2, dropout=0.1)
+    return ", ".join(name for layer in layers for name in layer.state_dict())
+
+
 @pytest.mark.parametrize(("text", "function", "deliberate"), BEHAVIOURS, ids=[text for text, _, _ in BEHAVIOURS])
 def test_behaviour(text, function, deliberate):
     theirs, ours = function(TORCH), function(OURS)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.overrides import TorchFunctionMode
 
 from puredrop.compare.data import Data
 from puredrop.compare.network import Parameters
 from puredrop.convert import convert
 from puredrop.rng import Key
+from puredrop.sites import sites
 from puredrop.sites._load import find
 
 __all__ = ["UserModel", "load_model"]
@@ -139,17 +136,17 @@ def load_model(spec: str, data: Data) -> tuple[UserModel, tuple[str, ...]]:
     x = data.train.x[:2]
     model = model.to(x.device, x.dtype)
     dropping, plain = convert(copy.deepcopy(model)), copy.deepcopy(model)
-    sites = _silence(plain)
-    if not sites:
+    silenced = _silence(plain)
+    if not silenced:
         raise ValueError(f"--model {spec}: no module with a dropout rate above 0; there is nothing to compare")
     _check_output(spec, plain, x, data)
     _check_silence(spec, plain, x)
-    user = UserModel(factory, dropping, plain, sites)
+    user = UserModel(factory, dropping, plain, silenced)
     reason = _unbatchable(user, x)
     if reason is not None:
-        user = UserModel(factory, dropping, plain, sites, batched=False)
+        user = UserModel(factory, dropping, plain, silenced, batched=False)
     count = sum(value.numel() for value in model.parameters())
-    notes = [f"model {spec}: {count} parameters, dropout in {', '.join(sites)}"]
+    notes = [f"model {spec}: {count} parameters, dropout in {', '.join(silenced)}"]
     if reason is not None:
         notes.append(f"seeds train one after the other, since the model cannot be batched ({reason})")
     return user, tuple(notes)
@@ -197,38 +194,16 @@ def _check_output(spec: str, model: nn.Module, x: Tensor, data: Data) -> None:
         )
 
 
-class _Functional(TorchFunctionMode):
-    """Notes every dropout that acts although all modules' rates are 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        rate = kwargs.get("p", kwargs.get("dropout_p", args[1] if "dropout" in name and len(args) > 1 else 0.0))
-        acts = isinstance(rate, float) and rate > 0 and kwargs.get("training", True)
-        if acts and ("dropout" in name or name == "scaled_dot_product_attention"):
-            torch_folder = str(Path(torch.__file__).parent)
-            frames = [f for f in traceback.extract_stack()[:-1] if not f.filename.startswith(torch_folder)]
-            self.found.append(f"{name}(p={rate}) at {Path(frames[-1].filename).name}:{frames[-1].lineno}")
-        return func(*args, **kwargs)
-
-
 def _check_silence(spec: str, plain: nn.Module, x: Tensor) -> None:
     """Refuse a model that still drops with every rate 0: its arm without dropout would be none."""
-    model = copy.deepcopy(plain).train()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Functional() as seen:
-        before = torch.get_rng_state()
-        model(x)
-        drew = not torch.equal(before, torch.get_rng_state())
-    if seen.found:
+    acting = [site for site in sites(plain, x) if site.is_reached and (site.p is None or site.p > 0)]
+    functional = [f"{site.kind}(p={site.p:g}) at {site.where}" for site in acting if site.p is not None]
+    if functional:
         raise ValueError(
             f"--model {spec}: functional dropout cannot be switched off for the arm without it: "
-            f"{'; '.join(seen.found)}; make it a torch.nn.Dropout layer"
+            f"{'; '.join(functional)}; make it a torch.nn.Dropout layer"
         )
-    if drew:
+    if acting:
         raise ValueError(
             f"--model {spec}: draws random numbers with every known rate at 0; "
             "a dropout of its own cannot be switched off"
