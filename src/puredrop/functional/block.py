@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections import Counter
 from typing import Any
 
 import torch
@@ -112,8 +111,9 @@ def _corner_rate(p: float | Tensor, *sizes: int) -> float | Tensor:
 def _solve(p: Any, height: int, width: int, block_height: int, block_width: int) -> Any:
     """By bisection, of a number or a 0-d tensor alike."""
     rows, columns = _covers(height, block_height), _covers(width, block_width)
-    # How many elements so many corners can zero, any of which does.
-    elements = Counter(a * b for a in rows for b in columns)
+    elements: dict[int, int] = {}  # how many so many corners can zero, any of which does; no Counter under compile
+    for count in [a * b for a in rows for b in columns]:
+        elements[count] = elements.get(count, 0) + 1
     rate, step = 0.0 * p, 1.0
     for _ in range(60):
         step /= 2

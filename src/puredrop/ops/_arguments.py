@@ -165,7 +165,7 @@ def place_of(
         ValueError: if a dimension is out of range or repeated, the window does not fit, or the ids do not.
     """
     if window is None and sample_ids is None:
-        if shared_dims == ():
+        if type(shared_dims) is tuple and not shared_dims:
             return WHOLE
         if type(shared_dims) is range and not torch.compiler.is_compiling():  # which would warn of the cache
             return _shared(len(shape), shared_dims)
