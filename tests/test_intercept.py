@@ -74,6 +74,19 @@ def test_without_a_key_torchs_seed_decides():
     assert not torch.equal(outputs[0][0], outputs[0][1])
 
 
+def test_compiled_code_is_reached_too():
+    torch._dynamo.reset()
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), torch.randn(4, 8)
+    compiled = torch.compile(net, backend="aot_eager")
+    outputs = []
+    for run in (compiled, net, compiled):
+        with intercept(Key(1)):
+            outputs.append(run(x))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[0] == 0, ~puredrop.keep_mask((4, 8), 0.5, Key(1).fold_in("dropout").fold_in(0)))
+
+
 def test_nothing_else_changes():
     with intercept(Key(1)):
         assert torch.equal(torch.relu(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))
