@@ -80,7 +80,7 @@ def test_compiled_code_is_reached_too():
     compiled = torch.compile(net, backend="aot_eager")
     outputs = []
     for run in (compiled, net, compiled):
-        with intercept(Key(1)):
+        with intercept(Key(1)), torch.no_grad():  # the graph breaks at each dropout, and torch warns of gradients there
             outputs.append(run(x))
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
