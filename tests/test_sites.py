@@ -159,6 +159,43 @@ def test_a_functional_site_is_numbered_within_one_run_of_its_module():
     assert {path: site.uses for path, site in seen.items()} == {"0:dropout0": 2, "0:dropout1": 2}
 
 
+def test_a_call_is_known_again_in_eval_where_others_are_left_out():
+    class Guarded(nn.Module):
+        def forward(self, x):
+            if self.training:
+                x = F.dropout(x, 0.1)
+            x = puredrop.functional.dropout(x, 0.2, self.training)
+            return F.dropout(F.dropout(x, 0.3, self.training), 0.4)
+
+    seen = found(Guarded(), torch.ones(2, 4))
+    assert [(s.p, s.in_eval) for s in seen.values()] == [(0.1, False), (0.2, False), (0.3, False), (0.4, True)]
+    assert [f.detail[:5] for f in puredrop.check(Guarded(), torch.ones(2, 4)) if f.code == "PD101"] == ["p=0.4"]
+
+    class OnlyInEval(nn.Module):
+        def forward(self, x):
+            return x if self.training else F.dropout(x, 0.1)
+
+    (only,) = sites(OnlyInEval(), torch.ones(2, 4))
+    assert (only.path, only.in_eval, only.uses, only.note) == (":dropout0 (eval)", True, 0, "in eval mode only")
+
+
+def test_a_buffer_that_a_forward_replaces_is_put_back():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return x
+
+    model = Counts()
+    before = model.calls
+    sites(model, torch.ones(1))
+    assert model.calls is before
+    assert before == 0
+
+
 def test_a_module_that_lends_its_rate():
     class Attention(nn.Module):
         def __init__(self):

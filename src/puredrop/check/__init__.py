@@ -10,7 +10,7 @@ from torch.nn import Module
 from puredrop.check._findings import CODES, Code, Finding, Report
 from puredrop.check._trace import Trace
 from puredrop.nn._keyed import HasKey
-from puredrop.sites import Observed, Site, observe
+from puredrop.sites import Observed, Site, observe, outermost
 
 __all__ = ["CODES", "Code", "Finding", "Report", "check"]
 
@@ -40,7 +40,7 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
     modules = dict(model.named_modules())
     findings = [
         *(one for site in seen.sites for one in _of_site(site, modules.get(site.path), site.path in seen.stuck)),
-        *(Finding("PD104", path) for path in _outermost(seen.stuck)),
+        *(Finding("PD104", path) for path in outermost(seen.stuck)),
         *_of_rates(seen.sites),
         *_of_norms(seen),
         *_of_outputs(seen),
@@ -106,11 +106,3 @@ def _of_outputs(seen: Observed[Trace]) -> list[Finding]:
 
 def _drops_between_nothing(module: Module) -> bool:
     return isinstance(module, nn.RNNBase) and module.num_layers == 1 and module.dropout > 0
-
-
-def _outermost(paths: tuple[str, ...]) -> list[str]:
-    return [
-        path
-        for path in paths
-        if not any(path != other and (not other or path.startswith(f"{other}.")) for other in paths)
-    ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,9 +17,10 @@ from puredrop.sites._site import Site, Sites
 from puredrop.sites._state import restored
 from puredrop.sites._watch import Event, Visit, Watch, holds_dropout, kind_of, rate_of
 
-__all__ = ["Observed", "Site", "Sites", "load", "observe", "sites"]
+__all__ = ["Observed", "Site", "Sites", "load", "observe", "outermost", "sites"]
 
 W = TypeVar("W", bound=Watch)
+Found = dict[Hashable, Visit | Event]
 
 
 def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
@@ -88,28 +89,32 @@ def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[st
     return Observed(Sites(found), on, off, stuck)
 
 
-def _reached(training: dict[str, Visit | Event], evaluated: dict[str, Visit | Event]) -> list[Site]:
+def _reached(training: Found, evaluated: Found) -> list[Site]:
     found = []
-    for path, one in {**training, **{path: one for path, one in evaluated.items() if one.drops}}.items():
-        in_eval = path in evaluated and evaluated[path].drops
-        first = training.get(path, one)
-        uses, note = (first.uses, "") if path in training else (0, "in eval mode only")
-        if isinstance(first, Visit):
-            kind, p = kind_of(first.module), rate_of(first.module)
-        else:
-            kind, p, note = first.kind, first.p, note or first.note
-        found.append(Site(path, kind, p, first.shape, first.where, uses, in_eval, note))
-    return found
+    for key, one in training.items():
+        in_eval = key in evaluated and evaluated[key].drops
+        found.append(_site(one, one.path, in_eval, ""))
+    only = [one for key, one in evaluated.items() if key not in training and one.drops]
+    return [*found, *(replace(_site(one, f"{one.path} (eval)", True, "in eval mode only"), uses=0) for one in only)]
 
 
-def _never(model: Module, reached: dict[str, Visit | Event]) -> list[Site]:
+def _site(one: Visit | Event, path: str, in_eval: bool, note: str) -> Site:
+    if isinstance(one, Visit):
+        kind, p = kind_of(one.module), rate_of(one.module)
+    else:
+        kind, p, note = one.kind, one.p, note or one.note
+    return Site(path, kind, p, one.shape, one.where, one.uses, in_eval, note)
+
+
+def _never(model: Module, reached: Found) -> list[Site]:
     """Modules that hold a dropout and were not called; some lend their rate to a function beside them."""
     found = []
     for path, module in model.named_modules():
         if not holds_dropout(module) or path in reached:
             continue
         beside = f"{path.rpartition('.')[0]}:"
-        users = [other for other, one in reached.items() if other.startswith(beside) and _rate(one) == rate_of(module)]
+        seen = reached.values()
+        users = [one.path for one in seen if one.path.startswith(beside) and _rate(one) == rate_of(module)]
         note = f"never called, but {users[0]} has its rate" if users else "never called"
         found.append(Site(path, kind_of(module), rate_of(module), None, type(module).__name__, 0, None, note))
     return found
@@ -120,13 +125,18 @@ def _rate(one: Visit | Event) -> float | None:
 
 
 def _scripted(model: Module) -> list[Site]:
-    """The outermost TorchScript modules."""
-    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    outer = [path for path in scripted if not any(path.startswith(f"{other}.") for other in scripted if other != path)]
+    paths = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     note = "TorchScript cannot be looked into"
-    return [
-        Site(path, "unseen", None, None, "TorchScript", 0, None, note) for path in outer if path or scripted == [""]
-    ]
+    return [Site(path, "unseen", None, None, "TorchScript", 0, None, note) for path in outermost(paths)]
+
+
+def outermost(paths: Sequence[str]) -> list[str]:
+    """Those of some modules' paths that lie within none of the others."""
+    return [one for one in paths if not any(one != other and _is_within(one, other) for other in paths)]
+
+
+def _is_within(path: str, other: str) -> bool:
+    return not other or path.startswith(f"{other}.")
 
 
 def _spread(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Visit", "Watch", "holds_dropout", "kind_of", "rate_of"]
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+_OPERATORS = {torch.ops.puredrop.dropout.default: "dropout"}
+_OPERATORS[torch.ops.puredrop.gaussian_dropout.default] = "gaussian_dropout"
 _RATES = ("p", "drop_prob", "drop_rate", "prob", "dropout", "dropout_p")
 
 
@@ -87,11 +89,17 @@ class Visit:
 
 @dataclass
 class _Frame:
-    """A module being run: how many calls of each kind it has made."""
+    """A module being run: how many calls of each kind it has made, and at each line."""
 
     path: str
     visit: Visit | None
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[Hashable, int] = field(default_factory=dict)
+
+    def count(self, what: Hashable) -> int:
+        """How often this was asked before."""
+        before = self.counts.get(what, 0)
+        self.counts[what] = before + 1
+        return before
 
 
 class Watch(TorchFunctionMode):
@@ -101,7 +109,8 @@ class Watch(TorchFunctionMode):
         model: whose modules are told apart by their paths.
 
     Attributes:
-        found: visits and events by their paths, in the order of the forward.
+        found: visits by their modules' paths, events by module, kind, line and how often that line came before in one
+            run of the module: so that an event of another mode is known again where other calls are left out there.
         dropped: path of the site that the last call was, None where it was none.
         output: what the forward returned.
     """
@@ -112,7 +121,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: Module) -> None:
         super().__init__()
         self.model = model
-        self.found: dict[str, Visit | Event] = {}
+        self.found: dict[Hashable, Visit | Event] = {}
         self._frames = [_Frame("", None)]
         self._hooks: list[Any] = []
 
@@ -169,8 +178,8 @@ class Watch(TorchFunctionMode):
         if call is not None:
             if call.kind != "attention" or call.p or not call.training:
                 self._add(call.kind, float(call.p), tuple(call.input.shape), call.training and call.p > 0)
-        elif func is torch.ops.puredrop.dropout.default or func is torch.ops.puredrop.gaussian_dropout.default:
-            self._add("dropout", float(args[2]), tuple(args[0].shape), float(args[2]) > 0)
+        elif func in _OPERATORS:
+            self._add(_OPERATORS[func], float(args[2]), tuple(args[0].shape), float(args[2]) > 0)
         elif drew and not _is_ours():
             name = getattr(func, "__name__", str(func))
             shape = tuple(output.shape) if isinstance(output, Tensor) else None
@@ -191,15 +200,13 @@ class Watch(TorchFunctionMode):
             frame.visit.drops |= drops
             self.dropped = frame.path
             return
-        order = frame.counts.get(kind, 0)
-        frame.counts[kind] = order + 1
-        self.dropped = path = f"{frame.path}:{kind}{order}"
-        known = self.found.get(path)
-        if isinstance(known, Event):
-            known.uses += 1
-            known.drops |= drops
-        else:
-            self.found[path] = Event(path, kind, p, shape, _caller() or "?", drops, note=note)
+        where = _caller() or "?"
+        path = f"{frame.path}:{kind}{frame.count(kind)}"
+        event = Event(path, kind, p, shape, where, False, 0, note)
+        known = self.found.setdefault((frame.path, kind, where, frame.count((kind, where))), event)
+        known.uses += 1
+        known.drops |= drops
+        self.dropped = known.path
 
 
 def _positions() -> tuple[bytes, ...]:
