@@ -181,7 +181,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     try:
         run = prepare(Options(**options))
     except (ValueError, OSError) as error:
-        return _fail("compare", _line(error))
+        return _fail("compare", _line(error, (ValueError, OSError)))
     for note in run.data.notes:
         print(note, file=sys.stderr)
     try:
@@ -201,7 +201,7 @@ def _sites(arguments: argparse.Namespace) -> int:
         model, inputs, named = load(arguments.model, arguments.input)
         found = sites(model, *inputs, **named)
     except Exception as error:  # whatever the user's code raises is the answer
-        return _fail("sites", f"{type(error).__name__ + ': ' if type(error) is not ValueError else ''}{_line(error)}")
+        return _fail("sites", _line(error))
     print(json.dumps([asdict(site) for site in found], indent=1) if arguments.json else found)
     return 0
 
@@ -217,7 +217,7 @@ def _check(arguments: argparse.Namespace) -> int:
     try:
         report = _of_model(models[0], arguments) if models else _of_files(arguments)
     except Exception as error:  # whatever the user's code raises is the answer
-        return _fail("check", f"{type(error).__name__ + ': ' if type(error) is not ValueError else ''}{_line(error)}")
+        return _fail("check", _line(error))
     print(FORMATS[arguments.format](report))
     return 0 if report.ok else 1
 
@@ -240,8 +240,10 @@ def _of_files(arguments: argparse.Namespace) -> Report:
     return check_paths([Path(target) for target in arguments.targets], arguments.fix)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _line(error: Exception, speaks: type[Exception] | tuple[type[Exception], ...] = ValueError) -> str:
+    """An error in one line, with the name of its class unless it is of those that speak for themselves."""
+    text, name = " ".join(str(error).split()), type(error).__name__
+    return text if text and isinstance(error, speaks) else f"{name}: {text}" if text else name
 
 
 def _fail(command: str, message: str) -> int:

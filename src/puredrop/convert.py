@@ -134,6 +134,14 @@ def convert(model: Module, inplace: bool = True, *, report: bool = False) -> Mod
     'puredrop.nn.element'
     """
     model = model if inplace else copy.deepcopy(model)
+    if not report:
+        return _exchange(model, _as_ours)
+    done = _conversion(model)
+    return _exchange(model, _as_ours), done
+
+
+def _conversion(model: Module) -> Conversion:
+    """What there is to do."""
     replaced, left = {}, {}
     for path, layer in model.named_modules():
         rule = _rule(layer)
@@ -145,8 +153,7 @@ def convert(model: Module, inplace: bool = True, *, report: bool = False) -> Mod
             replaced[path] = (f"{type(layer).__module__.partition('.')[0]} {type(layer).__name__}", ours.__name__)
         elif holds_dropout(layer) and not isinstance(layer, HasKey):
             left[path] = f"{type(layer).__module__}.{type(layer).__name__} is none of the classes that are known"
-    found = _exchange(model, _as_ours)
-    return (found, Conversion(replaced, left)) if report else found
+    return Conversion(replaced, left)
 
 
 def revert(model: Module, inplace: bool = True) -> Module:

@@ -13,7 +13,18 @@ from torch import Tensor
 
 from puredrop._backend import library
 
-__all__ = ["DRAWS", "FOLD_IN", "NORMAL", "Key", "as_key_number", "as_key_tensor", "draw_key", "fold_in", "philox"]
+__all__ = [
+    "DRAWS",
+    "FOLD_IN",
+    "NORMAL",
+    "Key",
+    "as_key_number",
+    "as_key_tensor",
+    "check_key",
+    "draw_key",
+    "fold_in",
+    "philox",
+]
 
 # Values of the counter's last word, so that no two uses of one key ever meet (contract.md, "Generator").
 DRAWS, FOLD_IN, NORMAL = 0, 1, 2
@@ -257,6 +268,16 @@ def as_key_tensor(key: Key | Tensor | None, device: torch.device) -> Tensor:
     if key is None:
         return draw_key(device)
     return key.tensor(device) if isinstance(key, Key) else _checked(key)
+
+
+def check_key(key: Key | None) -> None:
+    """Refuse what is no key for a layer or a block, which keep theirs: a `Key`, or None.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if key is not None and not isinstance(key, Key):
+        raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
 
 
 def _checked(key: Tensor) -> Tensor:

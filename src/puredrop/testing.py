@@ -76,8 +76,8 @@ class LayerConformance:
     """Whether what a rate drops, every larger rate drops under the same key."""
     differentiable: bool = True
     """Whether gradients flow to the first input."""
-    repeats: bool = True
-    """Whether a dropped p=1 gives zeros and p=0 the layer without dropout."""
+    zeroes: bool = True
+    """Whether p = 1 gives zeros."""
     fullgraph: bool = True
     """Whether it compiles without a break of the graph."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -121,7 +121,7 @@ class LayerConformance:
     def test_the_expectation_is_as_stated(self) -> None:
         """Each element's mean over keys within 6 standard errors; chance fails it once in 500 million elements."""
         inputs = self.example(torch.float64)
-        layer = self._double(self.make(self.p))
+        layer = self.make(self.p).to(torch.float64)
         expected = self.expected(layer, *inputs)
         if expected is None:
             return
@@ -133,7 +133,7 @@ class LayerConformance:
     def test_the_realised_rate_is_p(self) -> None:
         """The share dropped over keys within 6 standard errors of independent decisions."""
         inputs = self.example(torch.float64)
-        layer = self._double(self.make(self.p))
+        layer = self.make(self.p).to(torch.float64)
         if self.dropped(self.output(layer, *inputs), *inputs) is None:
             return
         shares = [self.dropped(self._under(layer, Key(k), *inputs), *inputs) for k in range(self.draws)]
@@ -179,7 +179,7 @@ class LayerConformance:
         torch.testing.assert_close(
             self.output(layer, *inputs), self.without(layer, *inputs), rtol=self.tolerance, atol=self.tolerance
         )
-        if not self.repeats:
+        if not self.zeroes:
             return
         output = self.output(self.make(1.0, Key(1)), *inputs)
         assert not output.any()
@@ -208,7 +208,7 @@ class LayerConformance:
         """First derivatives against differences, in float64."""
         if not self.differentiable:
             return
-        layer = self._double(self.make(self.p, Key(4)))
+        layer = self.make(self.p, Key(4)).to(torch.float64)
         inputs = self._differentiable(self.example(torch.float64))
         assert torch.autograd.gradcheck(lambda *args: self.output(layer, *args), inputs)
 
@@ -273,9 +273,6 @@ class LayerConformance:
                 module.set_key(key)
         with torch.no_grad():
             return self.output(layer, *inputs)
-
-    def _double(self, layer: Module) -> Module:
-        return layer.to(torch.float64)
 
     def _differentiable(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(one.detach().requires_grad_(self.differentiable and one.is_floating_point()) for one in inputs)

@@ -108,7 +108,7 @@ class TestFeatureAlphaDropout(Alpha):
 
 
 class TestGaussianDropout(Shaped):
-    repeats = False
+    zeroes = False
     nested = False
 
     def make(self, p, key=None):
@@ -149,7 +149,7 @@ class TestDropPathUnscaled(Shaped):
 
 class TestLayerDrop(LayerConformance):
     nested = False
-    repeats = False
+    zeroes = False
     fullgraph = False
     decisions = 1
 
@@ -218,7 +218,7 @@ class TestDropBlock2d(Shaped):
 class TestDropConnect(LayerConformance):
     decisions = 18
     nested = False
-    repeats = False
+    zeroes = False
 
     def make(self, p, key=None):
         torch.manual_seed(2)
@@ -239,7 +239,7 @@ class TestDropConnect(LayerConformance):
 
 class TestWeightDrop(LayerConformance):
     nested = False
-    repeats = False
+    zeroes = False
     fullgraph = False
     draws = 400
 
@@ -326,7 +326,7 @@ class TestLockedDropout(Shaped):
 class TestWordDropout(LayerConformance):
     differentiable = False
     nested = False
-    repeats = False
+    zeroes = False
     dtypes = ()
 
     def make(self, p, key=None):
@@ -349,7 +349,7 @@ class TestWordDropout(LayerConformance):
 
 class TestPatchDropout(LayerConformance):
     nested = False
-    repeats = False
+    zeroes = False
     p = 0.5
 
     def make(self, p, key=None):
@@ -381,7 +381,7 @@ class TestPatchDropout(LayerConformance):
 
 class TestMultiheadAttention(LayerConformance):
     nested = False
-    repeats = False
+    zeroes = False
     draws = 1500
 
     def make(self, p, key=None):
@@ -408,7 +408,7 @@ class TestMultiheadAttention(LayerConformance):
 
 class Recurrent(LayerConformance):
     nested = False
-    repeats = False
+    zeroes = False
     fullgraph = False
     kind = None
     dtypes = (torch.float32, torch.float64)

@@ -16,7 +16,7 @@ from puredrop.functional.attention import multi_head_attention_forward, scaled_d
 from puredrop.functional.channel import dropout1d, dropout2d, dropout3d
 from puredrop.functional.element import dropout
 from puredrop.functional.recurrent import recurrent
-from puredrop.rng import Key
+from puredrop.rng import Key, check_key
 
 __all__ = ["Call", "Interception", "intercept", "recognise"]
 
@@ -32,7 +32,6 @@ class Call:
         input: what it drops from; for attention the query, for recurrent networks the input.
         p: the rate; where `training` is False nothing is dropped.
         training: as the call says it.
-        layers: of a recurrent network, else 0.
         ours: the same with our operator, under a key or None.
     """
 
@@ -41,7 +40,6 @@ class Call:
     p: float
     training: bool
     ours: Keyed
-    layers: int = 0
 
 
 def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> Callable[..., Call]:
@@ -89,7 +87,7 @@ def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Call]:
         layers, p, training = arguments[5:8] if isinstance(arguments[2], Tensor) else arguments[4:7]
         ours: Keyed = lambda key: recurrent(kernel, *arguments, key=key)  # noqa: E731
         # With one layer there is no boundary to drop at.
-        return Call("recurrent", arguments[0], p, training and layers > 1, ours, layers)
+        return Call("recurrent", arguments[0], p, training and layers > 1, ours)
 
     return read
 
@@ -166,8 +164,7 @@ class intercept(Interception):  # noqa: N801, used as a function is, after `with
     """
 
     def __init__(self, key: Key | None = None) -> None:
-        if key is not None and not isinstance(key, Key):
-            raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
+        check_key(key)
         counts: dict[str, int] = {}
 
         def serve(call: Call) -> Any:

@@ -70,8 +70,8 @@ def scaled_dot_product_attention(
     if attn_mask is not None:
         scores = scores + _additive(attn_mask, query.dtype)
     weights = torch._safe_softmax(scores, -1)  # zeros, as torch has them, where nothing may be attended to
-    place = {"window": window, "sample_ids": sample_ids, "sample_dim": sample_dim}
-    return dropout(weights, rate, key=dropout_key, **place) @ value  # type: ignore[arg-type]
+    dropped = dropout(weights, rate, key=dropout_key, window=window, sample_ids=sample_ids, sample_dim=sample_dim)
+    return dropped @ value
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -121,15 +121,6 @@ def keep_mask(
     """
     if key is None:
         raise TypeError("key is None; expected puredrop.Key or a 0-d int64 tensor: a mask is a function of its key")
-    # The operator drops elements of a tensor of ones: what is not 0 was kept, at any rate.
     ones = torch.ones((), device=device).expand(ops.as_sizes("shape", shape))
-    rate = ops.as_rate(p)
-    return dropout(
-        ones,
-        rate if isinstance(rate, Tensor) else torch.scalar_tensor(rate, dtype=torch.float64),
-        key=key,
-        shared_dims=shared_dims,
-        window=window,
-        sample_ids=sample_ids,
-        sample_dim=sample_dim,
-    ).ne(0)
+    place = ops.place_of(ones.shape, shared_dims, window, sample_ids, sample_dim)
+    return kept(ones, ops.as_rate(p), key, place).expand(ones.shape).clone()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from puredrop import ops
-from puredrop.rng import Key
+from puredrop.rng import Key, check_key
 
 __all__ = ["HasKey", "Keyed"]
 
@@ -24,13 +24,16 @@ class HasKey(nn.Module):
         Raises:
             TypeError: if the key is no `Key`.
         """
-        if key is not None and not isinstance(key, Key):
-            raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
+        check_key(key)
         self.key = key
 
+    shown: tuple[str, ...] = ()
+    """Attributes that a layer shows; none for the text of torch's class beside this one."""
+
     def extra_repr(self) -> str:
-        """The text of the class beside this one, then the key if there is one."""
-        return ", ".join(filter(None, (super().extra_repr(), "" if self.key is None else f"key={self.key}")))
+        """What is shown, then the key if there is one."""
+        text = ", ".join(f"{name}={getattr(self, name)}" for name in self.shown) or super().extra_repr()
+        return ", ".join(filter(None, (text, "" if self.key is None else f"key={self.key}")))
 
     def __prepare_scriptable__(self) -> NoReturn:
         """TorchScript asks for a stand-in here; there is none, since it knows neither keys nor our operator."""

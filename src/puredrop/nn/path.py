@@ -89,6 +89,8 @@ class LayerDrop(Keyed):
     tensor([1., 1.])
     """
 
+    shown = ("p",)
+
     def __init__(self, layer: torch.nn.Module, p: float | Tensor = 0.5, *, key: Key | None = None) -> None:
         super().__init__(p, key=key)
         self.layer = layer
@@ -100,7 +102,3 @@ class LayerDrop(Keyed):
             if not functional.keep_mask((1,), self.p, key, device="cpu").item():
                 return input
         return self.layer(input, *arguments, **named)
-
-    def extra_repr(self) -> str:
-        """The rate, and the key if there is one."""
-        return f"p={self.p}" + ("" if self.key is None else f", key={self.key}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from puredrop import functional, ops
+from puredrop.functional.element import kept
 from puredrop.nn._keyed import Keyed
 from puredrop.rng import Key
 
@@ -71,6 +72,8 @@ class WordDropout(Keyed):
     tensor([2, 0, 0, 9])
     """
 
+    shown = ("replacement", "p", "protected")
+
     def __init__(
         self,
         replacement: int,
@@ -89,15 +92,10 @@ class WordDropout(Keyed):
             raise TypeError(f"ids has dtype {ids.dtype}; expected integers: words are dropped before their embedding")
         if not self.training or ids.numel() == 0:
             return ids
-        kept = functional.dropout(torch.ones((), device=ids.device).expand(ids.shape), self.p, key=self.key).ne(0)
+        stays = kept(ids, self.p, self.key, ops.place_of(ids.shape))
         for word in self.protected:
-            kept = kept | (ids == word)
-        return torch.where(kept, ids, self.replacement)
-
-    def extra_repr(self) -> str:
-        """Replacement, rate, and what else was given."""
-        extra = f", protected={self.protected}" if self.protected else ""
-        return f"replacement={self.replacement}, p={self.p}{extra}" + ("" if self.key is None else f", key={self.key}")
+            stays = stays | (ids == word)
+        return torch.where(stays, ids, self.replacement)
 
 
 class PatchDropout(Keyed):
@@ -122,6 +120,8 @@ class PatchDropout(Keyed):
     >>> PatchDropout(0.5)(torch.zeros(2, 1 + 10, 3)).shape
     torch.Size([2, 6, 3])
     """
+
+    shown = ("p", "num_prefix_tokens", "ordered")
 
     def __init__(
         self,
@@ -155,8 +155,3 @@ class PatchDropout(Keyed):
         places = indices.view(batch, -1, *[1] * (tokens.dim() - 2)).expand(-1, -1, *tokens.shape[2:])
         output = torch.cat((prefix, tokens.gather(1, places)), dim=1)
         return (output, indices) if self.return_indices else output
-
-    def extra_repr(self) -> str:
-        """The rate, and what else was given."""
-        key = "" if self.key is None else f", key={self.key}"
-        return f"p={self.p}, num_prefix_tokens={self.num_prefix_tokens}, ordered={self.ordered}" + key

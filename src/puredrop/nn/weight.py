@@ -110,6 +110,8 @@ class WeightDrop(Keyed):
     torch.Size([5, 2, 4])
     """
 
+    shown = ("p", "weights")
+
     def __init__(
         self,
         module: torch.nn.Module,
@@ -138,10 +140,6 @@ class WeightDrop(Keyed):
             for name in self.weights
         }
         return _called_with(self.module, dropped, arguments, named)
-
-    def extra_repr(self) -> str:
-        """The rate, the weights, and the key if there is one."""
-        return f"p={self.p}, weights={self.weights}" + ("" if self.key is None else f", key={self.key}")
 
 
 def _called_with(
@@ -180,6 +178,8 @@ class EmbeddingDropout(Keyed):
     (NeurIPS 2016).
     """
 
+    shown = ("p",)
+
     def __init__(self, embedding: torch.nn.Module, p: float | Tensor = 0.5, *, key: Key | None = None) -> None:
         super().__init__(p, key=key)
         self.embedding = embedding
@@ -192,7 +192,3 @@ class EmbeddingDropout(Keyed):
         rows = vectors.flatten(0, -2) if vectors.dim() > 1 else vectors.unsqueeze(0)
         dropped = functional.dropout(rows, self.p, key=self.key, shared_dims=(1,), sample_ids=ids.long().flatten())
         return dropped.view(vectors.shape)
-
-    def extra_repr(self) -> str:
-        """The rate, and the key if there is one."""
-        return f"p={self.p}" + ("" if self.key is None else f", key={self.key}")
