@@ -8,6 +8,7 @@ from puredrop.check import check
 from puredrop.convert import convert, revert
 from puredrop.functional import keep_mask
 from puredrop.ops import Window
+from puredrop.reproducible import reproducible
 from puredrop.rng import Key
 from puredrop.sites import Site, sites
 
@@ -24,6 +25,7 @@ __all__ = [
     "functional",
     "keep_mask",
     "nn",
+    "reproducible",
     "revert",
     "schedules",
     "sites",

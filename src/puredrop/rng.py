@@ -20,6 +20,7 @@ __all__ = [
     "Key",
     "as_key_number",
     "as_key_tensor",
+    "as_number",
     "check_key",
     "draw_key",
     "fold_in",
@@ -115,14 +116,7 @@ class Key:
         >>> int(Key(8696911656944052979).fold_in(2**64 - 1))
         15070913094112436058
         """
-        if isinstance(data, str):
-            number = int.from_bytes(hashlib.blake2b(data.encode(), digest_size=8).digest(), "little")
-        else:
-            try:
-                number = operator.index(data)
-            except TypeError:
-                raise TypeError(f"fold_in: data is {data!r}; expected an integer or a str") from None
-        return Key(_folded(self.value, number % 2**64))
+        return Key(_folded(self.value, as_number(data)))
 
     def tensor(self, device: torch.device | str | None = None) -> Tensor:
         """The key as the operators take it.
@@ -138,6 +132,23 @@ class Key:
         """
         signed = self.value - 2**64 if self.value >= 2**63 else self.value
         return torch.tensor(signed, dtype=torch.int64, device=device)
+
+
+def as_number(data: int | str) -> int:
+    """What is folded in for some data: a text by its digest.
+
+    Returns:
+        A number below 2^64.
+
+    Raises:
+        TypeError: if data is neither an integer nor a text.
+    """
+    if isinstance(data, str):
+        return int.from_bytes(hashlib.blake2b(data.encode(), digest_size=8).digest(), "little")
+    try:
+        return operator.index(data) % 2**64
+    except TypeError:
+        raise TypeError(f"fold_in: data is {data!r}; expected an integer or a str") from None
 
 
 def _folded(key: int, data: int) -> int:

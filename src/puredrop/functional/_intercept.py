@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from puredrop import ops
 from puredrop.functional.alpha import alpha_dropout, feature_alpha_dropout
 from puredrop.functional.attention import multi_head_attention_forward, scaled_dot_product_attention
 from puredrop.functional.channel import dropout1d, dropout2d, dropout3d
@@ -32,14 +33,20 @@ class Call:
         input: what it drops from; for attention the query, for recurrent networks the input.
         p: the rate; where `training` is False nothing is dropped.
         training: as the call says it.
-        ours: the same with our operator, under a key or None.
+        under: the same with our operator, under a key or None.
+        sample_dim: where the samples lie in what is dropped; None where that is the caller's habit.
     """
 
     kind: str
     input: Tensor
     p: float
     training: bool
-    ours: Keyed
+    under: Keyed
+    sample_dim: int | None = None
+
+    def ours(self, key: Any) -> Any:
+        """The same with our operator, under a key, a source of keys, or None."""
+        return self.under(ops.along(key, self.sample_dim))
 
 
 def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> Callable[..., Call]:
@@ -68,6 +75,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: A
         p,
         True,
         lambda k: scaled_dot_product_attention(query, key, value, *rest, **named, dropout_key=k),
+        sample_dim=0,
     )
 
 
@@ -79,15 +87,18 @@ def _multi_head(*arguments: Any, **named: Any) -> Call:
         arguments[10],
         training,
         lambda key: multi_head_attention_forward(*arguments, **named, dropout_key=key),
+        sample_dim=0,
     )
 
 
 def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Call]:
     def read(*arguments: Any) -> Call:
-        layers, p, training = arguments[5:8] if isinstance(arguments[2], Tensor) else arguments[4:7]
-        ours: Keyed = lambda key: recurrent(kernel, *arguments, key=key)  # noqa: E731
+        is_packed = isinstance(arguments[2], Tensor)
+        layers, p, training = arguments[5:8] if is_packed else arguments[4:7]
+        under: Keyed = lambda key: recurrent(kernel, *arguments, key=key)  # noqa: E731
+        dim = ops.PACKED if is_packed else 0 if arguments[8] else 1  # batch_first
         # With one layer there is no boundary to drop at.
-        return Call("recurrent", arguments[0], p, training and layers > 1, ours)
+        return Call("recurrent", arguments[0], p, training and layers > 1, under, dim)
 
     return read
 

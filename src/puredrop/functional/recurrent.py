@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from puredrop.functional.element import dropout
-from puredrop.rng import Key
+from puredrop.rng import Key, fold_in
 
 __all__ = ["recurrent"]
 
@@ -45,14 +45,19 @@ def recurrent(
     output, finals = arguments[0], []
     for layer in range(layers):
         if layer:
-            fold = key.fold_in(layer) if isinstance(key, Key) else key
-            output = dropout(output, rate, key=fold)
+            output = dropout(output, rate, key=_folded(key, layer))
         rows = slice(directions * layer, directions * (layer + 1))
         state: Any = [one[rows].contiguous() for one in states] if are_pairs else states[rows].contiguous()
         own = weights[per_layer * layer : per_layer * (layer + 1)]
         output, *last = kernel(output, *inner, state, own, has_biases, 1, 0.0, training, bidirectional, *rest)
         finals.append(last)
     return (output, *_joined(finals))
+
+
+def _folded(key: Key | Tensor | None, layer: int) -> Key | Tensor | None:
+    if key is None:
+        return None
+    return fold_in(key, layer) if isinstance(key, Tensor) else key.fold_in(layer)
 
 
 def _joined(finals: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:

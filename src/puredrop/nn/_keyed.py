@@ -27,6 +27,14 @@ class HasKey(nn.Module):
         check_key(key)
         self.key = key
 
+    def samples_in(self, dim: int) -> int | None:
+        """Where samples lie in what this layer drops from; None for what belongs to no sample.
+
+        Args:
+            dim: the dimension of the samples in the model.
+        """
+        return dim
+
     shown: tuple[str, ...] = ()
     """Attributes that a layer shows; none for the text of torch's class beside this one."""
 

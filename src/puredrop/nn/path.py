@@ -95,6 +95,9 @@ class LayerDrop(Keyed):
         super().__init__(p, key=key)
         self.layer = layer
 
+    def samples_in(self, dim: int) -> None:
+        """In none: the layer is left out for all of them."""
+
     def forward(self, input: Any, *arguments: Any, **named: Any) -> Any:
         """What the layer returns, or in training mode, with probability p, the input."""
         if self.training:

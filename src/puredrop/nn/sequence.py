@@ -42,6 +42,10 @@ class LockedDropout(Keyed):
         super().__init__(p, inplace, key=key)
         self.batch_first = batch_first
 
+    def samples_in(self, dim: int) -> int:
+        """Where time is not."""
+        return 0 if self.batch_first else 1
+
     def forward(self, input: Tensor) -> Tensor:
         """Drop units of the input in training mode; in eval mode return it untouched."""
         time = (1,) if self.batch_first else (0,)
@@ -138,6 +142,10 @@ class PatchDropout(Keyed):
         self.num_prefix_tokens = num_prefix_tokens
         self.ordered = ordered
         self.return_indices = return_indices
+
+    def samples_in(self, dim: int) -> int:
+        """First, as the tokens' shape says."""
+        return 0
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """Take tokens out in training mode; in eval mode return the input untouched."""

@@ -36,6 +36,9 @@ class DropConnect(Keyed):
         super().__init__(p, key=key)
         self.shared_dims = tuple(shared_dims)
 
+    def samples_in(self, dim: int) -> None:
+        """In none: weights belong to all of them."""
+
     def forward(self, weight: Tensor) -> Tensor:
         """Drop weights in training mode; in eval mode return them untouched."""
         return functional.dropout(weight, self.p, self.training, key=self.key, shared_dims=self.shared_dims)
@@ -128,6 +131,9 @@ class WeightDrop(Keyed):
             raise ValueError(f"weights is {weights!r}; expected names among the module's parameters, {list(named)}")
         self.module = module
         self.weights = chosen
+
+    def samples_in(self, dim: int) -> None:
+        """In none: weights belong to all of them."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """What the module returns, in training mode with weights dropped."""

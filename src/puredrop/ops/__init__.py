@@ -9,11 +9,16 @@ from torch import Tensor
 from puredrop.ops import _eager, _fused, _operator
 from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtype, check_tensor, place_of
 from puredrop.ops._kernel import check_overlap
+from puredrop.ops._shards import is_spread, over_shards
+from puredrop.ops._source import PACKED, Source, along, opened, resolved
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
 __all__ = [
+    "PACKED",
     "Place",
+    "Source",
     "Window",
+    "along",
     "as_rate",
     "as_sizes",
     "bias_dropout_add",
@@ -23,11 +28,14 @@ __all__ = [
     "dropout",
     "gaussian_dropout",
     "gelu_dropout",
+    "is_spread",
+    "opened",
     "place_of",
     "relu_dropout",
 ]
 
 Rate = float | Tensor
+AnyKey = Key | Tensor | Source | None
 
 
 def _are_plain(key: Key | Tensor | None, p: Rate, place: Place) -> bool:
@@ -39,12 +47,13 @@ def _are_plain(key: Key | Tensor | None, p: Rate, place: Place) -> bool:
     )
 
 
-def dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inplace: bool = False) -> Tensor:
+def dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = False) -> Tensor:
     """Drop elements of a tensor, differentiable any number of times.
 
     Args:
         input: float tensor of any shape.
-        key: `Key` or 0-d int64 tensor; None draws one from torch's generator of the input's device.
+        key: `Key` or 0-d int64 tensor; None takes it from what is open, else draws one from torch's generator of the
+            input's device.
         p: drop probability in [0, 1]; as a 0-d float tensor it is data, so that another value needs no recompilation.
         place: where the input lies in its logical tensor.
         inplace: write the result into the input.
@@ -52,29 +61,40 @@ def dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inpl
     Returns:
         A new tensor like the input, or the input.
     """
+    key, place = resolved("dropout", input, key, place)
     if _eager.is_plain(input) and _are_plain(key, p, place):
         return _eager.dropout(input, as_key_number(key), float(p), place, inplace)
-    rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64)
-    output = _operator.dropout(input, as_key_tensor(key, input.device), rate, place)
+    output = _applied(_operator.dropout, input, key, p, place)
     return input.copy_(output) if inplace else output
 
 
-def gaussian_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place) -> Tensor:
-    """Multiply by noise of mean 1 and variance p/(1-p); arguments as `dropout`, p below 1."""
+def _applied(operator: _operator.Operator, input: Tensor, key: Key | Tensor | None, p: Rate, place: Place) -> Tensor:
+    """One of the operators, on a tensor of any kind."""
     rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64)
-    return _operator.gaussian_dropout(input, as_key_tensor(key, input.device), rate, place)
+    number = as_key_tensor(key, input.device)
+    if is_spread(input):
+        return over_shards(lambda local, part: operator(local, number, rate, part), input, place)
+    return operator(input, number, rate, place)
 
 
-def relu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, inplace: bool = False) -> Tensor:
+def gaussian_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place) -> Tensor:
+    """Multiply by noise of mean 1 and variance p/(1-p); arguments as `dropout`, p below 1."""
+    key, place = resolved("gaussian_dropout", input, key, place)
+    return _applied(_operator.gaussian_dropout, input, key, p, place)
+
+
+def relu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = False) -> Tensor:
     """`dropout(relu(input))`; arguments as `dropout`."""
+    key, place = resolved("dropout", input, key, place)
     if _fused.fits(place, input) and _are_plain(key, p, place) and (not inplace or _eager.may_write(input)):
         return _fused.relu_dropout(input, as_key_number(key), float(p), place, inplace)
     output = dropout(torch.relu(input), key, p, place)
     return input.copy_(output) if inplace else output
 
 
-def gelu_dropout(input: Tensor, key: Key | Tensor | None, p: Rate, place: Place, approximate: str = "none") -> Tensor:
+def gelu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, approximate: str = "none") -> Tensor:
     """`dropout(gelu(input))`; arguments as `dropout`, and as torch's gelu."""
+    key, place = resolved("dropout", input, key, place)
     if approximate == "none" and _fused.fits(place, input) and _are_plain(key, p, place):
         return _fused.gelu_dropout(input, as_key_number(key), float(p), place)
     return dropout(F.gelu(input, approximate=approximate), key, p, place)
@@ -84,6 +104,7 @@ def bias_dropout_add(
     input: Tensor, bias: Tensor | None, residual: Tensor, key: Key | Tensor | None, p: Rate, place: Place
 ) -> Tensor:
     """`dropout(input + bias) + residual`; arguments as `dropout`, bias and residual broadcast to the input."""
+    key, place = resolved("dropout", input, key, place)
     others = (residual,) if bias is None else (residual, bias)
     if _fused.fits(place, input, *others) and _are_plain(key, p, place):
         return _fused.bias_dropout_add(input, bias, residual, as_key_number(key), float(p), place)

@@ -21,7 +21,7 @@ from puredrop.functional._intercept import recognise
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Event", "Visit", "Watch", "holds_dropout", "kind_of", "rate_of"]
+__all__ = ["Event", "Visit", "Watch", "holds_dropout", "kind_of", "positions", "rate_of"]
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
 _OPERATORS = {torch.ops.puredrop.dropout.default: "dropout"}
@@ -131,7 +131,7 @@ class Watch(TorchFunctionMode):
                 continue  # has no hooks; what it draws shows in the generator
             self._hooks.append(module.register_forward_pre_hook(self._entering(path), prepend=True))
             self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
-        self._position = _positions()
+        self._position = positions()
         super().__enter__()
         return self
 
@@ -172,7 +172,7 @@ class Watch(TorchFunctionMode):
         self.dropped = None
         call = recognise(func, args, kwargs)
         output = func(*args, **kwargs)
-        position = _positions()
+        position = positions()
         drew = position != self._position or kwargs.get("generator") is not None
         self._position = position
         if call is not None:
@@ -189,7 +189,7 @@ class Watch(TorchFunctionMode):
 
     def _note_unseen(self) -> None:
         """What advanced the generator since the last call was none that can be seen."""
-        position = _positions()
+        position = positions()
         if position != self._position:
             self._position = position
             self._add("unseen", None, None, True, "something drew random numbers out of sight")
@@ -209,7 +209,7 @@ class Watch(TorchFunctionMode):
         self.dropped = known.path
 
 
-def _positions() -> tuple[bytes, ...]:
+def positions() -> tuple[bytes, ...]:
     """Where torch's default generators stand, CPU and GPUs."""
     states = [torch.default_generator.get_state()]
     if torch.cuda.is_initialized():

@@ -1,0 +1,60 @@
+"""Tensors that are spread over processes (DTensor): each draws its part of the one mask."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from puredrop.ops._arguments import Place
+
+__all__ = ["is_spread", "over_shards"]
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, without loading what defines it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def over_shards(function: Callable[[Tensor, Place], Tensor], input: Any, place: Place) -> Tensor:
+    """Apply an operator to the part that this process holds, with the window that the tensor's layout says.
+
+    Args:
+        function: local tensor and its place -> a tensor like it.
+        input: a DTensor; terms of a sum that is still to be taken are summed first.
+        place: of the whole tensor.
+
+    Returns:
+        A DTensor of the same layout.
+
+    Raises:
+        NotImplementedError: for a layout whose parts are no windows (strided shards).
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    placements = [Replicate() if isinstance(one, Partial) else one for one in input.placements]
+    for one in placements:
+        if type(one) not in (Replicate, Shard):
+            raise NotImplementedError(
+                f"input is a DTensor placed {one}; expected Replicate or Shard, whose parts are windows "
+                "(redistribute it first)"
+            )
+    input = input.redistribute(input.device_mesh, placements)
+    local = input.to_local()
+    sizes, start = compute_local_shape_and_global_offset(input.shape, input.device_mesh, placements)
+    own = place.window_offset or (0,) * input.dim()
+    offset = tuple(a + b for a, b in zip(own, start, strict=True))
+    ids = place.sample_ids
+    if ids is not None:
+        d = place.sample_dim
+        ids = ids.narrow(0, start[d], sizes[d]) if local.shape[d] else ids[:0]
+        offset = (*offset[:d], 0, *offset[d + 1 :])
+    part = Place(place.shared_dims, place.window_shape or tuple(input.shape), offset, ids, place.sample_dim)
+    output = function(local, part)
+    return DTensor.from_local(
+        output, input.device_mesh, placements, run_check=False, shape=input.shape, stride=input.stride()
+    )

@@ -1,0 +1,62 @@
+"""What stands in the place of a key where masks are pinned: it says key and place when the call is made."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+from torch import Tensor
+
+from puredrop.ops._arguments import Place
+from puredrop.rng import Key
+
+__all__ = ["PACKED", "Source", "along", "opened", "resolved"]
+
+PACKED = -1
+"""Instead of a dimension: the samples lie in none, as in a packed sequence's data."""
+
+
+class Source(ABC):
+    """Abstract: where the key and the place of a call come from when the caller knows neither."""
+
+    @abstractmethod
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+        """Key and place of the call that is being made, once for each.
+
+        Args:
+            kind: the operator's name.
+            input: what it is applied to.
+            place: as far as the caller knows it.
+        """
+
+    @abstractmethod
+    def fold_in(self, data: int | str) -> Source:
+        """Where the keys come from that are these with data folded in."""
+
+    @abstractmethod
+    def along(self, dim: int) -> Source:
+        """The same for a call whose samples lie in another dimension than the model's do, or `PACKED`."""
+
+
+class _Opened(threading.local):
+    source: Source | None = None
+
+
+opened = _Opened()
+"""In each thread, what gives keys to the calls that are given none."""
+
+K = TypeVar("K")
+
+
+def along(key: K, dim: int | None) -> K:
+    """A key, told where the samples lie if it is a source; None where that is not known."""
+    return key.along(dim) if isinstance(key, Source) and dim is not None else key  # type: ignore[return-value]
+
+
+def resolved(
+    kind: str, input: Tensor, key: Key | Tensor | Source | None, place: Place
+) -> tuple[Key | Tensor | None, Place]:
+    """Key and place of a call, from what was given or from what is open; None for a key to be drawn."""
+    source = opened.source if key is None else key
+    return source.at(kind, input, place) if isinstance(source, Source) else (source, place)

@@ -1,0 +1,300 @@
+"""The forward of a pinned model that is open: the module being run in it, and the functions it calls."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop.functional._intercept import Call, Interception
+from puredrop.ops import Place, Source, opened
+from puredrop.reproducible._batches import Batches, Tally
+from puredrop.reproducible._hooks import Hooks
+from puredrop.reproducible._keys import Keys
+from puredrop.reproducible._ranks import holds_parts
+from puredrop.reproducible._recompute import in_backward, watch_checkpoints
+from puredrop.reproducible._samples import FIRST, Samples, count_of
+from puredrop.reproducible._site import Site
+from puredrop.rng import Key
+from puredrop.sites._watch import positions
+
+__all__ = ["Forward"]
+
+
+class Frame:
+    """A module being run.
+
+    Args:
+        path: its path.
+        site: the site that it is, if it is one; what drops in it is no site of its own then.
+        counts: calls of each kind so far.
+    """
+
+    def __init__(self, path: str, site: Site | None, counts: dict[str, int]) -> None:
+        self.path = path
+        self.site = site
+        self.counts = counts
+
+
+class State(NamedTuple):
+    """What a recomputation starts from."""
+
+    step: int
+    tally: Tally
+    ids: Tensor | None
+    samples: Samples
+    depth: int
+    uses: dict[Site, int]
+    frames: list[tuple[str, Site | None, dict[str, int]]]
+    outer: Any
+
+
+class Forward(Source):
+    """The forwards of one pinned model, and where keys come from for functions that are called in them.
+
+    Args:
+        root: the model.
+        keys: of its sites.
+        batches: of its samples.
+        hooks: on modules that may call functions.
+        droppers: its modules that are sites.
+        sample_dim: the dimension of the samples in its inputs.
+        watches: whether it calls torch's functions that drop; None where the first forward has to show.
+    """
+
+    def __init__(
+        self,
+        root: Module,
+        keys: Keys,
+        batches: Batches,
+        hooks: Hooks,
+        droppers: list[Module],
+        sample_dim: int,
+        watches: bool | None,
+    ) -> None:
+        self.is_released = self.is_copy = False
+        self.root = root
+        self.keys = keys
+        self.batches = batches
+        self.hooks = hooks
+        self.droppers = droppers
+        self.sample_dim = sample_dim
+        self.depth = 0
+        self.samples = FIRST
+        self.has_dropped = False
+        self.is_replayed = False
+        self.is_parallel = False
+        self.outer: Any = None
+        self._is_prepared = False
+        self._frames: list[Frame] = []
+        self._modes: list[Interception | None] = []
+        self._watches = watches
+        self._needs_hooks = True
+        self._called = False  # a function, in the first forward
+        self._served = False  # a function of torch's
+        self._position: tuple[bytes, ...] | None = None
+        watch_checkpoints(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
+        """A copied model is pinned as its original is, on its own; a part that is copied alone is not."""
+        new = Forward.__new__(Forward)
+        memo[id(self)] = new
+        new.is_released = id(self.root) not in memo
+        if new.is_released:
+            new.depth = 0
+            return new
+        batches = self.batches
+        for shared in (batches.mesh, batches.group, batches.ranks):
+            memo[id(shared)] = shared  # processes are not copied
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        new.is_copy = True
+        watch_checkpoints(new)
+        return new
+
+    def prepare(self) -> None:
+        """What can be known only when the model is run: how it lies on processes."""
+        if not self._is_prepared:
+            self.is_parallel = holds_parts(self.root)
+            self._is_prepared = True
+        self.batches.find_ranks(self.root)
+
+    # A compiler leaves the two hooks alone: they do nothing with tensors, and what they count would be constants to it.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before(self, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Hook on the model: open a forward; within an open one, learn how many samples it has."""
+        if self.is_released:
+            return
+        if self.depth == 0:
+            if self._drops():
+                self.open(*count_of(self.sample_dim, args, kwargs))
+            elif self.hooks.are_on:
+                self.hooks.take_off(self)
+            return
+        self.depth += 1
+        self._frames.append(Frame("", self._root_site, {}))
+        if self.samples.count is None:
+            self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after(self, *_: Any) -> None:
+        """Hook on the model: close what `before` opened, whatever happened."""
+        if self.depth > 1:
+            self.depth -= 1
+            self._frames.pop()
+        elif self.depth == 1:
+            self.close()
+
+    def _drops(self) -> bool:
+        """Whether anything is in training mode."""
+        return self.root.training or any(module.training for module in self.droppers)
+
+    def open(self, count: int | None, is_spread: bool = False) -> None:
+        """Begin a forward: no site has been used in it.
+
+        Args:
+            count: its samples on this process, None where that is not known.
+            is_spread: whether the inputs hold those of all processes.
+        """
+        if in_backward() != -1 and not self.is_replayed:
+            raise RuntimeError(
+                "the pinned model is run in backward, but not by torch.utils.checkpoint, so that it is not known which "
+                "forward it repeats; use torch.utils.checkpoint"
+            )
+        self.prepare()
+        self.samples = self.batches.begin(count, is_spread)
+        for site in self.keys:
+            site.uses = 0
+        if self._needs_hooks and not self.hooks.are_on:
+            self.hooks.put_on(self)
+        self.has_dropped = False
+        self._frames = [Frame("", self._root_site, {})]
+        self.outer, opened.source = opened.source, self
+        self.depth = 1
+        mode = Interception(self._serve) if self._watches is not False else None
+        self._modes.append(mode)
+        if mode is not None:
+            mode.__enter__()
+        if self._watches is not True:
+            self._position = positions()
+
+    def close(self, failed: bool = False) -> None:
+        """End it; one that failed counts for nothing."""
+        mode = self._modes.pop()
+        if mode is not None:
+            mode.__exit__(None, None, None)
+        opened.source = self.outer
+        self.depth, self.outer = 0, None
+        if failed or sys.exc_info()[0] is not None:
+            return
+        if self.has_dropped:
+            self.batches.end(self.samples)
+        if not self.is_replayed:
+            self._look_back()
+
+    def _look_back(self) -> None:
+        """What this forward showed of functions that drop: after the first, they are looked for only if there are."""
+        self.keys.check_names()
+        if self._watches is True:
+            return
+        has_drawn = positions() != self._position
+        if self._watches is None:
+            self._watches = self._served or has_drawn
+            self._needs_hooks = self._watches or self._called
+            if not self._needs_hooks:
+                self.hooks.take_off(self)
+        elif has_drawn:
+            raise RuntimeError(
+                "this forward drew random numbers, which the first one did not; if that was dropout by a function of "
+                "torch's, its mask was not pinned. Say that there is such: reproducible(..., functional=True)"
+            )
+
+    @property
+    def _root_site(self) -> Site | None:
+        return self.keys.site("", (), self.sample_dim) if self.root in self.droppers else None
+
+    def enter(self, path: str, is_site: bool) -> None:
+        """A module is being run."""
+        if self.depth:
+            self._frames.append(Frame(path, self.keys.site(path, (), self.sample_dim) if is_site else None, {}))
+
+    def leave(self) -> None:
+        """It has been."""
+        if self.depth:
+            self._frames.pop()
+
+    def _serve(self, call: Call) -> Any:
+        """A function of torch's that drops, by ours."""
+        if call.kind == "attention" and call.training and not call.p:
+            return call.ours(None)  # attention without dropout is no site
+        self._served = self._served or call.training
+        return call.ours(self._site_of(call.kind))
+
+    def _site_of(self, kind: str) -> Site:
+        """The site of a function that is being called."""
+        frame = self._frames[-1]
+        if frame.site is not None:
+            return frame.site
+        if not self.hooks.are_on:
+            raise RuntimeError(
+                f"{kind} was called as a function, which no forward before did, so that the module around it is not "
+                "known; say that there is such: reproducible(..., functional=True)"
+            )
+        order = frame.counts.get(kind, 0)
+        frame.counts[kind] = order + 1
+        return self.keys.site(f"{frame.path}:{kind}{order}", (), self.sample_dim)
+
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+        """Of one of our functions that was called without a key."""
+        self._called = True
+        return self._site_of(kind).at(kind, input, place)
+
+    def fold_in(self, data: int | str) -> Source:
+        """Nobody folds into keys he was not given."""
+        raise NotImplementedError
+
+    def along(self, dim: int) -> Source:
+        """As `fold_in`."""
+        raise NotImplementedError
+
+    def snapshot(self) -> State:
+        """The state that a region of the forward begins with."""
+        frames = [(frame.path, frame.site, dict(frame.counts)) for frame in self._frames]
+        uses = {site: site.uses for site in self.keys if site.uses}
+        batches = self.batches
+        return State(self.keys.step, batches.tally, batches.ids, self.samples, self.depth, uses, frames, self.outer)
+
+    @contextmanager
+    def replayed(self, state: State) -> Iterator[None]:
+        """Run a region again from the state that it began with."""
+        if self.is_released:
+            raise RuntimeError(
+                "a checkpointed region is run again after its model was released; release it after the backward"
+            )
+        now, was_replayed, has_dropped = self.snapshot(), self.is_replayed, self.has_dropped
+        self._restore(state)
+        self.is_replayed = True
+        mode = Interception(self._serve) if state.depth and self._watches is not False else None
+        try:
+            if mode is not None:
+                mode.__enter__()
+            yield
+        finally:
+            if mode is not None:
+                mode.__exit__(None, None, None)
+            self._restore(now)
+            self.is_replayed, self.has_dropped = was_replayed, has_dropped
+
+    def _restore(self, state: State) -> None:
+        if state.step != self.keys.step:
+            self.keys.go_to(state.step)
+        self.batches.tally, self.batches.ids = state.tally, state.ids
+        self.samples, self.depth, self.outer = state.samples, state.depth, state.outer
+        for site in self.keys:
+            site.uses = state.uses.get(site, 0)
+        self._frames = [Frame(path, site, dict(counts)) for path, site, counts in state.frames]

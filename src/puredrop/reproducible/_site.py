@@ -1,0 +1,169 @@
+"""A site of a pinned model: its keys, and how often it was used in the forward that is open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from puredrop.ops import Place, Source, is_spread, opened
+from puredrop.reproducible._ranks import check_whole
+from puredrop.reproducible._recompute import in_backward
+from puredrop.reproducible._samples import Layout, placed
+from puredrop.rng import Key, as_number, draw_key, fold_in
+
+if TYPE_CHECKING:
+    from puredrop.reproducible._keys import Keys
+
+__all__ = ["Shared", "Site"]
+
+
+class Site(Source):
+    """Where one site's keys come from.
+
+    Args:
+        keys: of the model; their forward is the one that is open.
+        layout: its path, and where samples lie in it.
+        tail: numbers folded into its keys last, for the masks of one use: weights, boundaries between layers.
+    """
+
+    pair: Tensor
+    """The step's key and that of call 0, a row of the table, for where a key must be a tensor."""
+    table: Tensor | None = None
+
+    def __init__(self, keys: Keys, layout: Layout, tail: tuple[int, ...] = ()) -> None:
+        self.keys = keys
+        self.layout = layout
+        self.tail = tail
+        self.base = keys.base.fold_in(layout.path)
+        self.uses = 0
+        self._whole: set[tuple[int, ...]] = set()  # shapes that were found to be no parts
+        self.begin_step(keys.step)
+
+    def begin_step(self, step: int) -> None:
+        """Forget the keys of another step."""
+        self._step_key = self.base.fold_in(step)
+        self._of_calls: list[Key] = []
+
+    def key(self, call: int) -> Key:
+        """Of this step and a call, the tail folded in."""
+        while len(self._of_calls) <= call:
+            key = self._step_key.fold_in(len(self._of_calls))
+            for data in self.tail:
+                key = key.fold_in(data)
+            self._of_calls.append(key)
+        return self._of_calls[call]
+
+    def numbers(self) -> list[int]:
+        """The step's key and that of call 0, two's complement."""
+        return [value - 2**64 if value >= 2**63 else value for value in (int(self._step_key), int(self.key(0)))]
+
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+        """The key of this use in the open forward, and the place among the step's samples."""
+        forward, layout = self.keys.forward, self.layout
+        if forward.is_released:
+            return draw_key(input.device), place  # a part that was copied out of its model
+        is_traced = torch.compiler.is_compiling()
+        if is_traced:
+            if torch.compiler.is_exporting():
+                raise RuntimeError(
+                    f"site {layout.path!r} cannot be exported in training mode: the program would hold this step's "
+                    "key for ever; call model.eval() first, or run.release()"
+                )
+        elif in_backward() != -1 and not forward.is_replayed:
+            raise RuntimeError(
+                f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so that it is not known "
+                "which use it repeats; use torch.utils.checkpoint"
+            )
+        if forward.depth == 0:
+            return self._outside(place)
+        call = self.uses
+        self.uses = call + 1
+        forward.has_dropped = True
+        if forward.is_parallel:
+            self._check_whole(input, is_traced)
+        if layout.window is not None or not forward.samples.are_whole:
+            place = placed(input, place, forward.samples, layout)
+        if is_traced or not input.is_cpu:
+            return self._tensor(call, input.device), place
+        return self.key(call), place
+
+    def _outside(self, place: Place) -> tuple[Key | Tensor, Place]:
+        if self.layout.sample_dim is None:
+            return self.key(0), place  # a weight, looked at between forwards
+        raise RuntimeError(
+            f"site {self.layout.path!r} was used outside of a forward of the pinned model, so that its call number and "
+            "samples are unknown; call the model itself, pin the part that you call, or open the forward by hand: "
+            "`with run.forward():`"
+        )
+
+    def _tensor(self, call: int, device: torch.device) -> Tensor:
+        if self.pair.device != device:
+            self.keys.move(device)
+        if call == 0:
+            return self.pair[1]
+        key = fold_in(self.pair[0], call)
+        for data in self.tail:
+            key = fold_in(key, data)
+        return key
+
+    def _check_whole(self, input: Tensor, is_traced: bool) -> None:
+        path = self.layout.path
+        if is_spread(input) or path in self.keys.windows:
+            return
+        if is_traced:
+            if not self._whole:
+                raise RuntimeError(
+                    f"site {path!r} drops from a plain tensor in a model in parallel parts, compiled: whether it is a "
+                    "part cannot be seen here; run one forward uncompiled first, or give windows"
+                )
+        elif tuple(input.shape) not in self._whole:
+            check_whole(input, path)
+            self._whole.add(tuple(input.shape))
+
+    def fold_in(self, data: int | str) -> Source:
+        """The site of one mask among those of a use."""
+        return self.keys.site(self.layout.path, (*self.tail, as_number(data)), self.layout.sample_dim)
+
+    def along(self, dim: int) -> Source:
+        """The same, its samples elsewhere, unless the user has said where."""
+        return self.keys.site(self.layout.path, self.tail, dim)
+
+    def __repr__(self) -> str:
+        return f"pinned({self.layout.path!r})"
+
+
+class Shared(Source):
+    """A layer that belongs to several pinned models: its keys are those of the one that is being run.
+
+    Args:
+        sites: one for each model.
+    """
+
+    def __init__(self, sites: tuple[Any, ...]) -> None:
+        self.sites = sites
+
+    def _now(self) -> Source:
+        source: Any = opened.source
+        while source is not None:
+            for site in self.sites:
+                if site.keys.forward is source:
+                    return site  # type: ignore[no-any-return]
+            source = source.outer
+        return self.sites[0]  # type: ignore[no-any-return]
+
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+        """As the site's."""
+        return self._now().at(kind, input, place)
+
+    def fold_in(self, data: int | str) -> Source:
+        """As the site's."""
+        return self._now().fold_in(data)
+
+    def along(self, dim: int) -> Source:
+        """As the site's."""
+        return self._now().along(dim)
+
+    def __repr__(self) -> str:
+        return " or ".join(map(repr, self.sites))
