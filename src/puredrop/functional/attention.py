@@ -69,7 +69,8 @@ def scaled_dot_product_attention(
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None:
         scores = scores + _additive(attn_mask, query.dtype)
-    weights = torch._safe_softmax(scores, -1)  # zeros, as torch has them, where nothing may be attended to
+    # Zeros, as torch has them, where nothing may be attended to; torch._safe_softmax itself compilers do not know.
+    weights: Tensor = torch.ops.aten._safe_softmax.default(scores, -1)
     dropped = dropout(weights, rate, key=dropout_key, window=window, sample_ids=sample_ids, sample_dim=sample_dim)
     return dropped @ value
 

@@ -11,12 +11,11 @@ from puredrop.nn._keyed import HasKey
 from puredrop.reproducible._batches import Batches
 from puredrop.reproducible._forward import Forward
 from puredrop.reproducible._hooks import Hooks, may_call
-from puredrop.reproducible._keys import Keys
 from puredrop.reproducible._names import named, unwrapped
 from puredrop.reproducible._recompute import watch_checkpoints
 from puredrop.reproducible._run import Run, let_go
 from puredrop.reproducible._samples import Windows
-from puredrop.reproducible._site import Shared, Site
+from puredrop.reproducible._sites import Keys, Shared, Site
 from puredrop.rng import Key
 from puredrop.sites._watch import holds_dropout
 

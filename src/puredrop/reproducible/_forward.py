@@ -16,11 +16,11 @@ from puredrop.functional._intercept import Call, Interception
 from puredrop.ops import Place, Source, opened
 from puredrop.reproducible._batches import Batches, Tally
 from puredrop.reproducible._hooks import Hooks
-from puredrop.reproducible._keys import Keys
+from puredrop.reproducible._moment import Moment
 from puredrop.reproducible._ranks import holds_parts
 from puredrop.reproducible._recompute import in_backward, watch_checkpoints
-from puredrop.reproducible._samples import FIRST, Samples, count_of
-from puredrop.reproducible._site import Site
+from puredrop.reproducible._samples import Samples, count_of
+from puredrop.reproducible._sites import Keys, Site
 from puredrop.rng import Key
 from puredrop.sites._watch import positions
 
@@ -55,7 +55,7 @@ class State(NamedTuple):
     outer: Any
 
 
-class Forward(Source):
+class Forward(Moment):
     """The forwards of one pinned model, and where keys come from for functions that are called in them.
 
     Args:
@@ -78,19 +78,13 @@ class Forward(Source):
         sample_dim: int,
         watches: bool | None,
     ) -> None:
-        self.is_released = self.is_copy = False
+        self.is_copy = False
         self.root = root
         self.keys = keys
         self.batches = batches
         self.hooks = hooks
         self.droppers = droppers
         self.sample_dim = sample_dim
-        self.depth = 0
-        self.samples = FIRST
-        self.has_dropped = False
-        self.is_replayed = False
-        self.is_parallel = False
-        self.outer: Any = None
         self._is_prepared = False
         self._frames: list[Frame] = []
         self._modes: list[Interception | None] = []
@@ -107,7 +101,6 @@ class Forward(Source):
         memo[id(self)] = new
         new.is_released = id(self.root) not in memo
         if new.is_released:
-            new.depth = 0
             return new
         batches = self.batches
         for shared in (batches.mesh, batches.group, batches.ranks):

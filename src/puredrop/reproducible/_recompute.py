@@ -1,19 +1,17 @@
-"""Forwards that are run again in backward: each starts from the state in which it was run first."""
+"""Moments that are run again in backward: each starts from the state in which it was run first."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils import checkpoint
 
 from puredrop.ops import opened
-
-if TYPE_CHECKING:
-    from puredrop.reproducible._forward import Forward
+from puredrop.reproducible._moment import Moment
 
 __all__ = ["forget", "in_backward", "watch_checkpoints"]
 
@@ -23,7 +21,7 @@ in_backward = torch._C._current_graph_task_id
 _Function = Callable[..., Any]
 
 
-_watched: weakref.WeakSet[Forward] = weakref.WeakSet()
+_watched: weakref.WeakSet[Moment] = weakref.WeakSet()
 
 
 def _remembering(function: _Function) -> _Function:
@@ -61,7 +59,7 @@ def _remembering_forward(ctx: Any, run_function: _Function, *rest: Any) -> Any:
     return output
 
 
-def watch_checkpoints(forward: Forward) -> None:
+def watch_checkpoints(forward: Moment) -> None:
     """Have torch.utils.checkpoint remember a model's state with each region, as long as there is the model.
 
     Torch tells nobody that a region begins or is run again: its `context_fn` belongs to the user. A recomputation that
@@ -73,6 +71,6 @@ def watch_checkpoints(forward: Forward) -> None:
     checkpoint.CheckpointFunction.forward = staticmethod(_remembering_forward)  # type: ignore[method-assign]
 
 
-def forget(forward: Forward) -> None:
+def forget(forward: Moment) -> None:
     """A model is pinned no longer."""
     _watched.discard(forward)

@@ -15,7 +15,7 @@ from puredrop.nn._keyed import HasKey
 from puredrop.reproducible._forward import Forward
 from puredrop.reproducible._hooks import remove
 from puredrop.reproducible._recompute import forget
-from puredrop.reproducible._site import Shared, Site
+from puredrop.reproducible._sites import Shared, Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
