@@ -24,6 +24,7 @@ __all__ = [
     "check_key",
     "draw_key",
     "fold_in",
+    "folded",
     "philox",
 ]
 
@@ -116,7 +117,7 @@ class Key:
         >>> int(Key(8696911656944052979).fold_in(2**64 - 1))
         15070913094112436058
         """
-        return Key(_folded(self.value, as_number(data)))
+        return Key(folded(self.value, as_number(data)))
 
     def tensor(self, device: torch.device | str | None = None) -> Tensor:
         """The key as the operators take it.
@@ -151,7 +152,8 @@ def as_number(data: int | str) -> int:
         raise TypeError(f"fold_in: data is {data!r}; expected an integer or a str") from None
 
 
-def _folded(key: int, data: int) -> int:
+def folded(key: int, data: int) -> int:
+    """`Key.fold_in` on numbers below 2^64, for what folds many keys in each step."""
     compiled = None if torch.compiler.is_compiling() else library()
     if compiled is not None:
         return compiled.fold_in(key, data)
@@ -184,7 +186,7 @@ def _fold_in_kernel(key: Tensor, data: Tensor) -> Tensor:
             raise TypeError(f"fold_in: {name} has dtype {value.dtype}; expected torch.int64")
     if key.numel() == data.numel() == 1 and key.device.type == data.device.type == "cpu":
         # One key, as a training step folds it: no need of the tensor operators below.
-        number = _folded(int(key.item()) % 2**64, int(data.item()) % 2**64)
+        number = folded(int(key.item()) % 2**64, int(data.item()) % 2**64)
         return Key(number).tensor(key.device).view(torch.broadcast_shapes(key.shape, data.shape))
     zero = torch.zeros_like(data)
     word0, word1, _, _ = philox(key, (data & _LOW, (data >> 32) & _LOW, zero, zero + FOLD_IN))

@@ -9,10 +9,10 @@ from torch.nn import Module
 
 from puredrop.nn._keyed import HasKey
 from puredrop.reproducible._batches import Batches
+from puredrop.reproducible._compilers import tell_compilers
 from puredrop.reproducible._forward import Forward
 from puredrop.reproducible._hooks import Hooks, may_call
 from puredrop.reproducible._names import named, unwrapped
-from puredrop.reproducible._recompute import watch_checkpoints
 from puredrop.reproducible._run import Run, let_go
 from puredrop.reproducible._samples import Windows
 from puredrop.reproducible._sites import Keys, Shared, Site
@@ -95,7 +95,7 @@ def reproducible(
             _pin(module, keys.site(path, (), module.samples_in(sample_dim or 0)))
     root.register_forward_pre_hook(forward.before, prepend=True, with_kwargs=True)
     root.register_forward_hook(forward.after, always_call=True)
-    watch_checkpoints(forward)
+    tell_compilers()
     return Run(seed, name, forward)
 
 

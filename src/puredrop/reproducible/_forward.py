@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -117,8 +116,6 @@ class Forward(Moment):
             self._is_prepared = True
         self.batches.find_ranks(self.root)
 
-    # A compiler leaves the two hooks alone: they do nothing with tensors, and what they count would be constants to it.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Hook on the model: open a forward; within an open one, learn how many samples it has."""
         if self.is_released:
@@ -134,7 +131,6 @@ class Forward(Moment):
         if self.samples.count is None:
             self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, *_: Any) -> None:
         """Hook on the model: close what `before` opened, whatever happened."""
         if self.depth > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Samples:
     total: int | None = None
     batch_size: int | None = None
     places: Tensor | None = None
+    known: dict[Any, Place] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(count: int | None, offset: int | None, ids: Tensor | None, **rest: Any) -> Samples:
@@ -89,6 +90,17 @@ def count_of(dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
 
 
 def placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Place:
+    """As `_placed`, which sites of one shape need ask but once in a forward."""
+    if layout.window is not None or not place.is_whole or torch.compiler.is_compiling() or is_spread(input):
+        return _placed(input, place, samples, layout)
+    what = (input.shape, layout.sample_dim)
+    found = samples.known.get(what)
+    if found is None:
+        found = samples.known[what] = _placed(input, place, samples, layout)
+    return found
+
+
+def _placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Place:
     """A call's place in the logical tensor of the whole step.
 
     Args:

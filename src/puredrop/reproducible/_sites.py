@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from puredrop.reproducible._moment import Moment
 from puredrop.reproducible._ranks import check_whole
 from puredrop.reproducible._recompute import in_backward
 from puredrop.reproducible._samples import Layout, Windows, placed
-from puredrop.rng import Key, as_number, draw_key, fold_in
+from puredrop.rng import Key, as_number, draw_key, fold_in, folded
 
 __all__ = ["Keys", "Shared", "Site"]
 
@@ -37,28 +38,33 @@ class Site(Source):
         self.keys = keys
         self.layout = layout
         self.tail = tail
-        self.base = keys.base.fold_in(layout.path)
         self.uses = 0
+        self._base = int(keys.base.fold_in(layout.path))
         self._whole: set[tuple[int, ...]] = set()  # shapes that were found to be no parts
-        self.begin_step(keys.step)
 
-    def begin_step(self, step: int) -> None:
-        """Forget the keys of another step."""
-        self._step_key = self.base.fold_in(step)
-        self._of_calls: list[Key] = []
+    def begin_step(self, step: int) -> tuple[int, int]:
+        """Forget the keys of another step.
+
+        Returns:
+            The step's key and that of call 0, as numbers.
+        """
+        self._step_key = folded(self._base, step)
+        first = self._number(0)
+        self._of_calls = [Key(first)]
+        return self._step_key, first
+
+    def _number(self, call: int) -> int:
+        number = folded(self._step_key, call)
+        for data in self.tail:
+            number = folded(number, data)
+        return number
 
     def key(self, call: int) -> Key:
         """Of this step and a call, the tail folded in."""
-        while len(self._of_calls) <= call:
-            key = self._step_key.fold_in(len(self._of_calls))
-            for data in self.tail:
-                key = key.fold_in(data)
-            self._of_calls.append(key)
-        return self._of_calls[call]
-
-    def numbers(self) -> list[int]:
-        """The step's key and that of call 0, two's complement."""
-        return [value - 2**64 if value >= 2**63 else value for value in (int(self._step_key), int(self.key(0)))]
+        keys = self._of_calls
+        while len(keys) <= call:
+            keys.append(Key(self._number(len(keys))))
+        return keys[call]
 
     def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """The key of this use in the open forward, and the place among the step's samples."""
@@ -174,7 +180,6 @@ _numbers = itertools.count()
 _all: weakref.WeakValueDictionary[str, Keys] = weakref.WeakValueDictionary()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _make(number: str, name: str, path: str, tail: tuple[int, ...], dim: int | None) -> int:
     """Have a site made while a compiler traces, which cannot hash a path: it runs this, for its result."""
     keys = _all[number]
@@ -253,15 +258,13 @@ class Keys:
         setattr(self._by_name, name, site)
         if len(self.sites) > len(self._table):
             self._table = _table(2 * len(self._table), self._table.device)
-            self._write(list(self), 0)
+            self.go_to(self.step)
         else:
             self._write([site], len(self.sites) - 1)
 
     def go_to(self, step: int) -> None:
         """Be at a step."""
         self.step = step
-        for site in self:
-            site.begin_step(step)
         self._write(list(self), 0)
 
     def move(self, device: torch.device) -> None:
@@ -272,8 +275,9 @@ class Keys:
     def _write(self, sites: list[Site], row: int) -> None:
         """Write into the one table, in place: what was captured or compiled reads the new step there."""
         rows = self._table[row : row + len(sites)]
-        numbers = [site.numbers() for site in sites]
-        rows.copy_(torch.tensor(numbers, dtype=torch.int64, device="cpu").view(-1, 2))
+        step = self.step
+        numbers = array("Q", [number for site in sites for number in site.begin_step(step)])
+        rows.copy_(torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2) if numbers else rows)
         if sites and sites[0].table is not self._table:
             for site, pair in zip(sites, rows, strict=True):
                 site.table, site.pair = self._table, pair
