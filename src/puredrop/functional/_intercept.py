@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from puredrop.functional.channel import dropout1d, dropout2d, dropout3d
 from puredrop.functional.element import dropout
 from puredrop.functional.recurrent import recurrent
 from puredrop.rng import Key, check_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Call", "Interception", "intercept", "recognise"]
 
@@ -150,7 +153,21 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         """Torch's hook."""
         call = recognise(func, args, kwargs or {})
-        return func(*args, **(kwargs or {})) if call is None else self._serve(call)
+        if call is None:
+            return func(*args, **(kwargs or {}))
+        ops.transparent.modes -= 1  # torch closes the mode while this runs
+        try:
+            return self._serve(call)
+        finally:
+            ops.transparent.modes += 1
+
+    def __enter__(self) -> Self:
+        ops.transparent.modes += 1
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        ops.transparent.modes -= 1
+        super().__exit__(*error)
 
 
 class intercept(Interception):  # noqa: N801, used as a function is, after `with`

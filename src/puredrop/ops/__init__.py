@@ -8,6 +8,7 @@ from torch import Tensor
 
 from puredrop.ops import _eager, _fused, _operator
 from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtype, check_tensor, place_of
+from puredrop.ops._eager import transparent
 from puredrop.ops._kernel import check_overlap
 from puredrop.ops._shards import is_spread, over_shards
 from puredrop.ops._source import PACKED, Source, along, opened, resolved
@@ -32,6 +33,8 @@ __all__ = [
     "opened",
     "place_of",
     "relu_dropout",
+    "resolved",
+    "transparent",
 ]
 
 Rate = float | Tensor

@@ -5,6 +5,7 @@ The dispatcher, and a Function that torch.func understands, would cost more than
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from puredrop.ops._arguments import Place
 from puredrop.ops._kernel import DROPOUT, run
 from puredrop.rng import Key
 
-__all__ = ["dropout", "dropout_again", "is_plain", "may_write", "needs_gradient", "plain_apply"]
+__all__ = ["dropout", "dropout_again", "is_plain", "may_write", "needs_gradient", "plain_apply", "transparent"]
 
 _TYPES = (Tensor, torch.nn.Parameter)
 
@@ -32,6 +33,15 @@ _profiler = torch._C._autograd._profiler_enabled
 _is_compiling = torch.compiler.is_compiling
 
 
+class _Transparent(threading.local):
+    """How many of a thread's open function modes do not care for our operators: they need not be watched by them."""
+
+    modes = 0
+
+
+transparent = _Transparent()
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor's memory can be handed to the library, and no mode, transform or tracer would miss the call."""
     return (
@@ -41,7 +51,7 @@ def is_plain(tensor: Tensor) -> bool:
         and _has_storage(tensor)
         and not tensor.is_neg()
         and not _dispatch_modes()
-        and not _function_modes()
+        and (not _function_modes() or _function_modes() == transparent.modes)
         and not _transforms()
         and not _tracer()
         and not _profiler()
