@@ -38,6 +38,18 @@ def test_recurrent_networks_equal_torchs(kind, bidirectional, batch_first, packe
     torch.testing.assert_close(a_state, b_state)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_dropout_between_layers_is_the_keys(kind, packed):
+    net = getattr(puredrop.nn, kind)(5, 4, 2, dropout=0.5, key=Key(1))
+    x = pack_sequence([torch.randn(7, 5), torch.randn(4, 5)]) if packed else torch.randn(7, 2, 5)
+    one, again = net(x)[0], net(x)[0]
+    assert torch.equal(getattr(one, "data", one), getattr(again, "data", again))
+    net.set_key(Key(2))
+    other = net(x)[0]
+    assert not torch.equal(getattr(one, "data", one), getattr(other, "data", other))
+
+
 FLAGS = (
     "bias_kv",
     "zero",

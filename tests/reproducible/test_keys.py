@@ -29,7 +29,7 @@ def expected(model, x, seed=0, name="", step=0):
     def key(path, call=0):
         return base.fold_in(path).fold_in(step).fold_in(call)
 
-    samples, tokens, width = x.shape
+    samples, tokens, _width = x.shape
     return [
         kept(key("ours"), x.shape, 0.4),
         kept(key("attention"), (samples, 2, tokens, tokens), 0.2),

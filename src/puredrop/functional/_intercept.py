@@ -16,7 +16,7 @@ from puredrop.functional.alpha import alpha_dropout, feature_alpha_dropout
 from puredrop.functional.attention import multi_head_attention_forward, scaled_dot_product_attention
 from puredrop.functional.channel import dropout1d, dropout2d, dropout3d
 from puredrop.functional.element import dropout
-from puredrop.functional.recurrent import recurrent
+from puredrop.functional.recurrent import packs, recurrent
 from puredrop.rng import Key, check_key
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _multi_head(*arguments: Any, **named: Any) -> Call:
 
 def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Call]:
     def read(*arguments: Any) -> Call:
-        is_packed = isinstance(arguments[2], Tensor)
+        is_packed = packs(arguments)
         layers, p, training = arguments[5:8] if is_packed else arguments[4:7]
         under: Keyed = lambda key: recurrent(kernel, *arguments, key=key)  # noqa: E731
         dim = ops.PACKED if is_packed else 0 if arguments[8] else 1  # batch_first

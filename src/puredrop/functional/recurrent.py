@@ -11,7 +11,7 @@ from torch import Tensor
 from puredrop.functional.element import dropout
 from puredrop.rng import Key, fold_in
 
-__all__ = ["recurrent"]
+__all__ = ["packs", "recurrent"]
 
 
 def recurrent(
@@ -33,7 +33,7 @@ def recurrent(
     Returns:
         As torch's: the output and the states of all layers.
     """
-    is_packed = isinstance(arguments[2], Tensor)
+    is_packed = packs(arguments)
     first = 2 if is_packed else 1
     states, weights, has_biases, layers, rate, training, bidirectional = arguments[first : first + 7]
     if layers == 1 or not training or rate == 0:
@@ -52,6 +52,11 @@ def recurrent(
         output, *last = kernel(output, *inner, state, own, has_biases, 1, 0.0, training, bidirectional, *rest)
         finals.append(last)
     return (output, *_joined(finals))
+
+
+def packs(arguments: Sequence[Any]) -> bool:
+    """Whether the arguments of a recurrent kernel are those of a packed sequence: weights stand one place later."""
+    return isinstance(arguments[3], (list, tuple))
 
 
 def _folded(key: Key | Tensor | None, layer: int) -> Key | Tensor | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -21,6 +22,7 @@ from puredrop.reproducible._recompute import in_backward, watch_checkpoints
 from puredrop.reproducible._samples import Samples, count_of
 from puredrop.reproducible._sites import Keys, Site
 from puredrop.rng import Key
+from puredrop.sites._state import kept_too
 from puredrop.sites._watch import positions
 
 __all__ = ["Forward"]
@@ -92,7 +94,11 @@ class Forward(Moment):
         self._called = False  # a function, in the first forward
         self._served = False  # a function of torch's
         self._position: tuple[bytes, ...] | None = None
+        self._be_known()
+
+    def _be_known(self) -> None:
         watch_checkpoints(self)
+        kept_too.add(self)  # when `sites` runs the model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
         """A copied model is pinned as its original is, on its own; a part that is copied alone is not."""
@@ -106,7 +112,7 @@ class Forward(Moment):
             memo[id(shared)] = shared  # processes are not copied
         vars(new).update(copy.deepcopy(vars(self), memo))
         new.is_copy = True
-        watch_checkpoints(new)
+        new._be_known()
         return new
 
     def prepare(self) -> None:
@@ -117,13 +123,32 @@ class Forward(Moment):
         self.batches.find_ranks(self.root)
 
     def before(self, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Hook on the model: open a forward; within an open one, learn how many samples it has."""
-        if self.is_released:
+        """Hook on the model. Compilers follow it, so that a model in eval mode is one program, and exported."""
+        if self.is_released or (self.depth == 0 and not self.hooks.are_on and not self._drops()):
             return
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+            self.refuse_tracer()
+        self.open_by_hook(args, kwargs)
+
+    def after(self, *_: Any) -> None:
+        """Hook on the model, run whatever happened."""
+        if self.depth:
+            self.close_by_hook()
+
+    def refuse_tracer(self) -> None:
+        """A program that is recorded once and run for ever has no step."""
+        if self._drops():
+            raise RuntimeError(
+                "a pinned model cannot be exported in training mode: the program would hold this step's keys for ever; "
+                "call model.eval() first, or run.release()"
+            )
+
+    def open_by_hook(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Open a forward; within an open one, learn how many samples it has."""
         if self.depth == 0:
             if self._drops():
                 self.open(*count_of(self.sample_dim, args, kwargs))
-            elif self.hooks.are_on:
+            else:
                 self.hooks.take_off(self)
             return
         self.depth += 1
@@ -131,12 +156,12 @@ class Forward(Moment):
         if self.samples.count is None:
             self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
 
-    def after(self, *_: Any) -> None:
-        """Hook on the model: close what `before` opened, whatever happened."""
+    def close_by_hook(self) -> None:
+        """Close what was opened."""
         if self.depth > 1:
             self.depth -= 1
             self._frames.pop()
-        elif self.depth == 1:
+        else:
             self.close()
 
     def _drops(self) -> bool:
@@ -149,7 +174,14 @@ class Forward(Moment):
         Args:
             count: its samples on this process, None where that is not known.
             is_spread: whether the inputs hold those of all processes.
+
+        Raises:
+            RuntimeError: if one is open, or this is a recomputation that cannot be told.
         """
+        if self.depth:
+            raise RuntimeError(
+                "a forward of the pinned model is opened by hand while another is open; close that first"
+            )
         if in_backward() != -1 and not self.is_replayed:
             raise RuntimeError(
                 "the pinned model is run in backward, but not by torch.utils.checkpoint, so that it is not known which "
@@ -193,7 +225,8 @@ class Forward(Moment):
             return
         has_drawn = positions() != self._position
         if self._watches is None:
-            self._watches = self._served or has_drawn
+            # For compiled code another mode would be another program, and the one it has costs it nothing.
+            self._watches = self._served or has_drawn or self.is_compiled
             self._needs_hooks = self._watches or self._called
             if not self._needs_hooks:
                 self.hooks.take_off(self)
@@ -221,7 +254,8 @@ class Forward(Moment):
         """A function of torch's that drops, by ours."""
         if call.kind == "attention" and call.training and not call.p:
             return call.ours(None)  # attention without dropout is no site
-        self._served = self._served or call.training
+        if call.training:
+            self._served = True
         return call.ours(self._site_of(call.kind))
 
     def _site_of(self, kind: str) -> Site:
@@ -266,7 +300,7 @@ class Forward(Moment):
                 "a checkpointed region is run again after its model was released; release it after the backward"
             )
         now, was_replayed, has_dropped = self.snapshot(), self.is_replayed, self.has_dropped
-        self._restore(state)
+        self.restore(state)
         self.is_replayed = True
         mode = Interception(self._serve) if state.depth and self._watches is not False else None
         try:
@@ -276,10 +310,11 @@ class Forward(Moment):
         finally:
             if mode is not None:
                 mode.__exit__(None, None, None)
-            self._restore(now)
+            self.restore(now)
             self.is_replayed, self.has_dropped = was_replayed, has_dropped
 
-    def _restore(self, state: State) -> None:
+    def restore(self, state: State) -> None:
+        """Go back to a state."""
         if state.step != self.keys.step:
             self.keys.go_to(state.step)
         self.batches.tally, self.batches.ids = state.tally, state.ids

@@ -20,6 +20,7 @@ class Moment(Source):
         samples: that it is given.
         has_dropped: whether a site was used in it.
         is_replayed: whether it is a recomputation by torch.utils.checkpoint.
+        is_compiled: whether a site was ever used in compiled code.
         is_parallel: whether the model's layers are cut over processes.
         is_released: whether the model is pinned no longer.
         outer: what gave keys where this was opened.
@@ -29,6 +30,7 @@ class Moment(Source):
     samples: Samples = FIRST
     has_dropped: bool = False
     is_replayed: bool = False
+    is_compiled: bool = False
     is_parallel: bool = False
     is_released: bool = False
     outer: Any = None

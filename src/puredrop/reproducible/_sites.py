@@ -72,13 +72,7 @@ class Site(Source):
         if forward.is_released:
             return draw_key(input.device), place  # a part that was copied out of its model
         is_traced = torch.compiler.is_compiling()
-        if is_traced:
-            if torch.compiler.is_exporting():
-                raise RuntimeError(
-                    f"site {layout.path!r} cannot be exported in training mode: the program would hold this step's "
-                    "key for ever; call model.eval() first, or run.release()"
-                )
-        elif in_backward() != -1 and not forward.is_replayed:
+        if not is_traced and in_backward() != -1 and not forward.is_replayed:
             raise RuntimeError(
                 f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so that it is not known "
                 "which use it repeats; use torch.utils.checkpoint"
@@ -92,6 +86,8 @@ class Site(Source):
             self._check_whole(input, is_traced)
         if layout.window is not None or not forward.samples.are_whole:
             place = placed(input, place, forward.samples, layout)
+        if is_traced:
+            forward.is_compiled = True
         if is_traced or not input.is_cpu:
             return self._tensor(call, input.device), place
         return self.key(call), place

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import Module
 
-__all__ = ["restored"]
+__all__ = ["kept_too", "restored"]
+
+kept_too: weakref.WeakSet[Any] = weakref.WeakSet()
+"""What else a forward may change: objects with `snapshot()` and `restore(state)`."""
 
 
 @contextmanager
@@ -24,10 +29,13 @@ def restored(model: Module) -> Iterator[None]:
         if buffer is not None
     ]
     python, numpy = random.getstate(), np.random.get_state()
+    others = [(other, other.snapshot()) for other in kept_too]
     try:
         with torch.random.fork_rng():
             yield
     finally:
+        for other, state in others:
+            other.restore(state)
         random.setstate(python)
         np.random.set_state(numpy)
         for module, mode in modes:
