@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -181,7 +182,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     try:
         run = prepare(Options(**options))
     except (ValueError, OSError) as error:
-        return _fail("compare", _line(error, (ValueError, OSError)))
+        # Of the processes that torchrun starts, the first speaks.
+        return 2 if int(os.environ.get("RANK", "0")) else _fail("compare", _line(error, (ValueError, OSError)))
+    if run.share.rank:
+        run.execute()
+        return 0
     for note in run.data.notes:
         print(note, file=sys.stderr)
     try:

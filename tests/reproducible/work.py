@@ -259,6 +259,7 @@ def main(case, folder):
     function = globals()[case]
     found = function(Path(folder)) if case == "elastic" else function()
     torch.save(found, Path(folder) / f"{dist.get_rank()}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -48,6 +48,11 @@ class UserModel:
     sites: tuple[str, ...]
     batched: bool = True
 
+    @property
+    def splits(self) -> bool:
+        """Only where seeds run one after the other: as one call they share a generator."""
+        return not self.batched
+
     def initial(self, seeds: Sequence[int]) -> Parameters:
         """Fresh parameters and buffers, a pure function of each seed, stacked: (seeds, ...)."""
         models = []
@@ -78,6 +83,7 @@ class UserModel:
         *,
         one_mask: bool = False,
         training: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """Run every copy on its own rows.
 
@@ -86,6 +92,7 @@ class UserModel:
             x: (seeds, rows, features).
             key: draw masks from a generator seeded by it; None drops nothing.
             one_mask: without effect: a model of the user's draws a mask per row, also as a member.
+            first: how many of the seeds come before these.
             training: put the whole model in training mode; else dropout alone is active, and BatchNorm is not.
 
         Returns:
@@ -97,11 +104,11 @@ class UserModel:
             for path in self.sites:
                 model.get_submodule(path).train()
         if key is None and not training:
-            return self._run(model, parameters, x, None)
+            return self._run(model, parameters, x, None, first)
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            return self._run(model, parameters, x, key)
+            return self._run(model, parameters, x, key, first)
 
-    def _run(self, model: nn.Module, parameters: Parameters, x: Tensor, key: Key | None) -> Tensor:
+    def _run(self, model: nn.Module, parameters: Parameters, x: Tensor, key: Key | None, first: int) -> Tensor:
         if self.batched:
             if key is not None:
                 torch.manual_seed(int(key))
@@ -111,7 +118,7 @@ class UserModel:
             outputs = []
             for seed, rows in enumerate(x):
                 if key is not None:
-                    torch.manual_seed(int(key.fold_in(seed)))
+                    torch.manual_seed(int(key.fold_in(first + seed)))
                 # Views, so that what a layer writes into its buffers arrives in the stack.
                 outputs.append(functional_call(model, {name: v[seed] for name, v in parameters.items()}, (rows,)))
             output = torch.stack(outputs)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop import functional
+from puredrop.ops import Window
 from puredrop.rng import Key
 
 __all__ = ["Model", "Network", "Parameters"]
@@ -20,7 +21,14 @@ Parameters = dict[str, Tensor]
 
 
 class Model(Protocol):
-    """What training and measuring need: one copy of a network per seed, parameters stacked along dimension 0."""
+    """What training and measuring need: one copy of a network per seed, parameters stacked along dimension 0.
+
+    Attributes:
+        splits: whether some of the seeds can be run without the others, with the masks that they have among them.
+    """
+
+    @property
+    def splits(self) -> bool: ...  # noqa: D102, above
 
     def initial(self, seeds: Sequence[int]) -> Parameters:
         """Fresh parameters, a pure function of each seed."""
@@ -36,6 +44,7 @@ class Model(Protocol):
         *,
         one_mask: bool = False,
         training: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """(seeds, rows, features) to (seeds, rows, outputs)."""
 
@@ -56,6 +65,7 @@ class Network:
     sizes: tuple[int, ...]
     rates: tuple[float, ...]
     input_rate: float = 0.0
+    splits = True
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -91,6 +101,7 @@ class Network:
         *,
         one_mask: bool = False,
         training: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """Run every copy on its own rows.
 
@@ -101,6 +112,7 @@ class Network:
                 deterministic pass by weight scaling.
             one_mask: share each copy's mask over its rows: one member of the ensemble instead of one per row.
             training: without effect: nothing but dropout differs in training.
+            first: how many of the seeds come before these.
 
         Returns:
             float32 (seeds, rows, outputs).
@@ -110,7 +122,8 @@ class Network:
         def drop(h: Tensor, rate: float, site: str) -> Tensor:
             if key is None:
                 return h
-            return functional.dropout(h, rate, key=key.fold_in(site), shared_dims=shared_dims)
+            window = None if first == 0 else Window((first + len(h), *h.shape[1:]), (first, 0, 0))
+            return functional.dropout(h, rate, key=key.fold_in(site), shared_dims=shared_dims, window=window)
 
         h = drop(x, self.input_rate, "input")
         for i, name in enumerate(self.layers):

@@ -22,6 +22,7 @@ from puredrop.compare.board import Board
 from puredrop.compare.data import SUFFIXES, Data, load
 from puredrop.compare.measure import ensemble, measure
 from puredrop.compare.network import Model, Network
+from puredrop.compare.share import Share, joined
 from puredrop.compare.training import Arm, train
 
 __all__ = ["ARMS", "Options", "Run", "prepare"]
@@ -134,6 +135,7 @@ class Run:
         arms: by name, those begun.
         finished: the results, where the folder already holds them.
         board: where losses go for TensorBoard, if anywhere.
+        share: which of the processes that torchrun started this is; the first measures and writes.
     """
 
     folder: Path
@@ -143,6 +145,7 @@ class Run:
     arms: dict[str, Arm] = field(default_factory=dict)
     finished: dict[str, Any] | None = None
     board: Board | None = None
+    share: Share = field(default_factory=Share)
     _saved_at: float = 0.0
 
     @property
@@ -168,11 +171,23 @@ class Run:
             on_measure: called when training is done and measuring begins.
 
         Returns:
-            The results, as in results.json.
+            The results, as in results.json; nothing on a process that is not the first.
         """
         if self.finished is not None:
             return self.finished
+        self.share.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._train(on_epoch)
+        if self.share.rank > 0:
+            return {}
+        if self.board is not None:
+            self.board.close()
+        on_measure()
+        found = self._measured()
+        self._write(found)
+        return found
+
+    def _train(self, on_epoch: Callable[[str, Arm], None]) -> None:
         seeds = range(self.identity["seeds"])
         for name in ARMS:
             if name not in self.arms:
@@ -186,16 +201,13 @@ class Run:
                 if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._save()
 
-            train(self.arms[name], self.network, self.data, seeds, self.epochs, after)
+            share = self.share if self.network.splits else None
+            train(self.arms[name], self.network, self.data, seeds, self.epochs, after, share)
             self._save()
-        if self.board is not None:
-            self.board.close()
-        on_measure()
-        found = self._measured()
-        self._write(found)
-        return found
 
     def _save(self) -> None:
+        if self.share.rank > 0:
+            return
         tensors = {f"{name}/{key}": v for name, arm in self.arms.items() for key, v in arm.tensors().items()}
         state = {
             "identity": self.identity,
@@ -267,9 +279,11 @@ def prepare(options: Options) -> Run:
         "rows": options.rows,
         "torch": torch.__version__,
     }
-    run = Run(options.out or Path("runs") / data.name, data, network, identity)
+    run = Run(options.out or Path("runs") / data.name, data, network, identity, share=joined())
+    if options.seeds < run.share.size:
+        raise ValueError(f"--seeds is {options.seeds}, fewer than the {run.share.size} processes that train them")
     _check_folder(run.folder)
-    run.board = Board(run.folder / "tensorboard") if options.tensorboard else None
+    run.board = Board(run.folder / "tensorboard") if options.tensorboard and run.share.rank == 0 else None
     if not run.checkpoint.exists():
         run.finished = _finished(run) if options.resume else None
         return run

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from puredrop.compare.data import Data
 from puredrop.compare.network import Model, Parameters
+from puredrop.compare.share import Share
 from puredrop.rng import Key
 
 __all__ = ["BATCH", "LEARNING_RATE", "PATIENCE", "Arm", "train"]
@@ -75,6 +76,50 @@ class Arm:
         names = ("dropout", "epoch", "best_epoch", "training_loss", "validation_loss", "seconds")
         return {name: getattr(self, name) for name in names}
 
+    def part(self, seeds: slice) -> Arm:
+        """The same of some of the seeds, on its own."""
+
+        def of(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value if _is_step(name) else value[seeds].clone() for name, value in values.items()}
+
+        return Arm(
+            self.dropout,
+            of(self.current),
+            of(self.best),
+            of(self.moments),
+            self.epoch,
+            self.best_epoch[seeds],
+            [losses[seeds] for losses in self.training_loss],
+            [losses[seeds] for losses in self.validation_loss],
+        )
+
+    def take_over(self, part: Arm, share: Share) -> None:
+        """Take an epoch over from the parts that processes have trained.
+
+        Args:
+            part: of this process.
+            share: which it is.
+        """
+        count = len(self.best_epoch)
+        for name, value in part.moments.items():
+            if _is_step(name):
+                self.moments[name] = value
+            elif name not in self.moments:
+                self.moments[name] = value.new_empty(count, *value.shape[1:])
+        whole, own = self.tensors(), part.tensors()
+        for name in sorted(own):
+            if not _is_step(name):
+                share.gather(whole[name], own[name].detach())
+        table = torch.empty(count, 3, dtype=torch.float64)
+        share.gather(
+            table, torch.tensor([part.training_loss[-1], part.validation_loss[-1], part.best_epoch]).double().T
+        )
+        training, validation, best = table.T.tolist()
+        self.training_loss.append(training)
+        self.validation_loss.append(validation)
+        self.best_epoch = [int(epoch) for epoch in best]
+        self.epoch, self.seconds = part.epoch, [*self.seconds, part.seconds[-1]]
+
     @staticmethod
     def restore(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Arm:
         """The inverse of `tensors` and `state`."""
@@ -82,8 +127,13 @@ class Arm:
         for name, value in tensors.items():
             group, _, rest = name.partition("/")
             # Adam keeps its step on the CPU.
-            groups[group][rest] = value if rest.endswith("/step") else value.to(device)
+            groups[group][rest] = value if _is_step(rest) else value.to(device)
         return Arm(**groups, **state)
+
+
+def _is_step(name: str) -> bool:
+    """Whether this is Adam's step, the one number that is not of a seed."""
+    return name.endswith("/step")
 
 
 def train(
@@ -93,6 +143,7 @@ def train(
     seeds: Sequence[int],
     epochs: int,
     on_epoch: Callable[[Arm], None] = lambda arm: None,
+    share: Share | None = None,
 ) -> None:
     """Train an arm to its end, from wherever it stands.
 
@@ -105,33 +156,44 @@ def train(
         seeds: one number per copy.
         epochs: at most so many.
         on_epoch: called after each epoch.
+        share: of this process, where several train one arm; all have all of it after each epoch.
     """
     if not arm.finished(epochs):
-        _train(arm, network, data, seeds, epochs, on_epoch)
+        _train(arm, network, data, seeds, epochs, on_epoch, share or Share())
     arm.current, arm.moments = {}, {}  # only the best epoch counts from here on
 
 
 def _train(
-    arm: Arm, network: Model, data: Data, seeds: Sequence[int], epochs: int, on_epoch: Callable[[Arm], None]
+    arm: Arm,
+    network: Model,
+    data: Data,
+    seeds: Sequence[int],
+    epochs: int,
+    on_epoch: Callable[[Arm], None],
+    share: Share,
 ) -> None:
-    trained = network.trainable(arm.current)
+    own = share.of(len(seeds))
+    part = arm if share.size == 1 else arm.part(own)
+    trained = network.trainable(part.current)
     optimizer = torch.optim.Adam([value.requires_grad_() for value in trained.values()], fused=True)
-    _restore_moments(optimizer, arm, list(trained))
+    _restore_moments(optimizer, part, list(trained))
     while not arm.finished(epochs):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * arm.epoch / epochs)) / 2
+            group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * part.epoch / epochs)) / 2
         started = time.perf_counter()
-        loss = _one_epoch(arm, network, data, seeds, optimizer)
-        arm.seconds.append(time.perf_counter() - started)
-        arm.training_loss.append(loss)
-        arm.epoch += 1
-        _keep_the_best(arm, network, data)
-        arm.moments = _moments(optimizer, list(trained))
+        loss = _one_epoch(part, network, data, seeds[own], own.start, optimizer)
+        part.seconds.append(time.perf_counter() - started)
+        part.training_loss.append(loss)
+        part.epoch += 1
+        _keep_the_best(part, network, data)
+        part.moments = _moments(optimizer, list(trained))
+        if share.size > 1:
+            arm.take_over(part, share)
         on_epoch(arm)
 
 
 def _one_epoch(
-    arm: Arm, network: Model, data: Data, seeds: Sequence[int], optimizer: torch.optim.Optimizer
+    arm: Arm, network: Model, data: Data, seeds: Sequence[int], first: int, optimizer: torch.optim.Optimizer
 ) -> list[float]:
     """One pass over the training rows, every seed in its own order; the mean loss of each seed."""
     rows = data.train
@@ -141,7 +203,8 @@ def _one_epoch(
     for i, batch in enumerate(batches):
         step = arm.epoch * len(batches) + i
         key = Key(0).fold_in("compare").fold_in(step) if arm.dropout else None
-        losses = data.task.loss(network.outputs(arm.current, rows.x[batch], key, training=True), rows.y[batch])
+        outputs = network.outputs(arm.current, rows.x[batch], key, training=True, first=first)
+        losses = data.task.loss(outputs, rows.y[batch])
         optimizer.zero_grad()
         losses.mean(1).sum().backward()  # a sum over seeds: each has the gradient it would have alone
         optimizer.step()

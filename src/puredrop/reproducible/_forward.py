@@ -115,12 +115,13 @@ class Forward(Moment):
         new._be_known()
         return new
 
-    def prepare(self) -> None:
-        """What can be known only when the model is run: how it lies on processes."""
+    def _prepare(self, is_spread: bool) -> None:
+        """What can be known only when the model is run: how it lies on processes, and whose samples come first."""
         if not self._is_prepared:
             self.is_parallel = holds_parts(self.root)
             self._is_prepared = True
-        self.batches.find_ranks(self.root)
+        if not is_spread:
+            self.batches.find_ranks(self.root)
 
     def before(self, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Hook on the model. Compilers follow it, so that a model in eval mode is one program, and exported."""
@@ -187,7 +188,7 @@ class Forward(Moment):
                 "the pinned model is run in backward, but not by torch.utils.checkpoint, so that it is not known which "
                 "forward it repeats; use torch.utils.checkpoint"
             )
-        self.prepare()
+        self._prepare(is_spread)
         self.samples = self.batches.begin(count, is_spread)
         for site in self.keys:
             site.uses = 0
