@@ -41,6 +41,12 @@ class Share:
         if self.size > 1:
             dist.barrier()
 
+    def leave(self) -> None:
+        """When nothing is left to say: a process that ended with the group open would be aborted now and then."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
 
 def joined() -> Share:
     """The share of this process: all, unless torchrun started several."""

@@ -1,0 +1,51 @@
+"""`puredrop compare` on several processes: the numbers of one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", "5", "--epochs", "4"]
+
+
+def run(size, out, *options):
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
+    command = [sys.executable, *several, "-m", "puredrop", "compare", "digits", "--out", str(out), *SMALL, *options]
+    # Sums over other numbers of threads round differently.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def numbers(out):
+    results = json.loads((out / "results.json").read_text())
+    results.pop("created")
+    for arm in results["arms"].values():
+        arm.pop("seconds_per_epoch")
+    weights = [(out / f"weights-{name}.safetensors").read_bytes() for name in ("none", "dropout")]
+    return results, weights
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert run(1, out).returncode == 0
+    return numbers(out)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_share_the_seeds(alone, size, tmp_path):
+    done = run(size, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "run") == alone
+    assert done.stdout.count("page ") == 1  # one process speaks
+
+
+def test_more_processes_than_seeds(tmp_path):
+    done = run(2, tmp_path / "run", "--seeds", "1")
+    assert "--seeds is 1; expected at least 2" in done.stderr
+    assert done.stderr.count("puredrop compare: error") == 1
+    done = run(3, tmp_path / "run", "--seeds", "2")
+    assert "--seeds is 2, fewer than the 3 processes that train them" in done.stderr
+    assert not (tmp_path / "run").exists()
