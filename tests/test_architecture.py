@@ -22,6 +22,7 @@ LAW = [
     "sites",
     "convert",
     "reproducible",
+    "callbacks",
     "batchwise",
     "ensemble",
     "explain",

@@ -48,16 +48,25 @@ def worst(weights, expected):
     return max((weights[name] - value).abs().max().item() for name, value in expected.items())
 
 
-def gathered(ranks):
-    """Masks of each forward, the ranks' one below the other."""
-    return [stacked(parts) for parts in zip(*(rank["masks"] for rank in ranks), strict=True)]
+def gathered(ranks, dealt="batches"):
+    """Masks of each forward, the ranks' one below the other, or their rows in turn."""
+    together = stacked if dealt == "batches" else in_turn
+    return [together(parts) for parts in zip(*(rank["masks"] for rank in ranks), strict=True)]
 
 
-@pytest.mark.parametrize(("case", "size"), [("ddp", 2), ("ddp", 4), ("ddp_wrapped_first", 2), ("fsdp", 2)])
+def in_turn(parts):
+    return [torch.stack(pieces, 1).flatten(0, 1) for pieces in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("case", "size"), [("ddp", 2), ("ddp", 4), ("ddp_wrapped_first", 2), ("ddp_sampler", 2), ("fsdp", 2)]
+)
 def test_data_parallel(case, size, tmp_path, record_property):
     ranks = launch(case, size, tmp_path)
     expected = alone()
-    for found, whole in zip(gathered(ranks), expected["masks"], strict=True):
+    for found, whole in zip(
+        gathered(ranks, "rows" if case == "ddp_sampler" else "batches"), expected["masks"], strict=True
+    ):
         assert same(found, whole)
     difference = max(worst(rank["weights"], expected["weights"]) for rank in ranks)
     record_property("largest difference of a final weight", difference)

@@ -108,6 +108,15 @@ def ddp_unequal():
     return {}
 
 
+def ddp_sampler():
+    """Rows dealt by torch's DistributedSampler: sample i on rank i mod size."""
+    model = net()
+    run = puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD, dealt="rows")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    parts = lambda x: [part[rank::size] for part in x.chunk(MICRO)]  # noqa: E731
+    return train(DistributedDataParallel(model), run, parts, model)
+
+
 def fsdp():
     model = net()
     for block in model.blocks:
@@ -253,11 +262,104 @@ def elastic(folder, steps=40, rows=16):
     return {"weights": dict(model.state_dict())}
 
 
+class Rows(torch.utils.data.Dataset):
+    """What the libraries' loops train on."""
+
+    def __init__(self):
+        self.x = batch(0, MLP, 48)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "labels": self.x[i].sum()}
+
+
+class ForTrainer(nn.Module):
+    """A model as Hugging Face's Trainer calls one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(MLP)
+
+    def forward(self, x, labels):
+        output = self.net(x).sum(1)
+        return {"loss": (output - labels).square().mean(), "logits": output}
+
+
+def hugging_face(folder, rows_at_once=4, resume=False, **named):
+    """Two micro-batches a step, stopped and resumed in the middle if asked to."""
+    from transformers import Trainer, TrainingArguments
+
+    from puredrop.callbacks.hugging_face import Reproducible
+
+    def trainer(**more):
+        arguments = TrainingArguments(
+            output_dir=str(folder / "hf"),
+            per_device_train_batch_size=rows_at_once,
+            gradient_accumulation_steps=2,
+            num_train_epochs=2,
+            learning_rate=0.01,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            **more,
+        )
+        return Trainer(model, arguments, train_dataset=Rows(), callbacks=[Reproducible(SEED)])
+
+    model = ForTrainer()
+    with Masks() as record:
+        if resume:
+            trainer(max_steps=2, save_steps=2).train()
+            model = ForTrainer()
+            trainer(save_strategy="no").train(resume_from_checkpoint=str(folder / "hf" / "checkpoint-2"))
+        else:
+            trainer(save_strategy="no").train()
+    pairs = zip(record.kept[::2], record.kept[1::2], strict=True)  # a forward has two masks
+    return {"masks": [list(pair) for pair in pairs], "weights": dict(model.state_dict())}
+
+
+def lightning(folder, rows_at_once=4):
+    """The module's training_step calls a part of it, not the module."""
+    import lightning.pytorch as pl
+
+    from puredrop.callbacks.lightning import Reproducible
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = net(MLP)
+
+        def training_step(self, rows, index):
+            return (self.net(rows["x"]).sum(1) - rows["labels"]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    module = Module()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=dist.get_world_size() if dist.is_initialized() else 1,
+        strategy="ddp" if dist.is_initialized() else "auto",
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        enable_model_summary=False,
+        callbacks=[Reproducible(SEED)],
+        **quiet,
+    )
+    with Masks() as record:
+        trainer.fit(module, torch.utils.data.DataLoader(Rows(), rows_at_once))
+    pairs = zip(record.kept[::2], record.kept[1::2], strict=True)
+    return {"masks": [list(pair) for pair in pairs], "weights": dict(module.net.state_dict())}
+
+
 def main(case, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     function = globals()[case]
-    found = function(Path(folder)) if case == "elastic" else function()
+    found = function(Path(folder)) if case in ("elastic", "hugging_face", "lightning") else function()
     torch.save(found, Path(folder) / f"{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch.nn import Module
 
@@ -32,6 +32,7 @@ def reproducible(
     windows: Windows | None = None,
     mesh: Any = None,
     dp_group: Any = None,
+    dealt: Literal["batches", "rows"] = "batches",
     functional: bool | None = None,
 ) -> Run:
     """Pin a model: from now on its masks are functions of seed, name, site, step, call and sample alone.
@@ -52,6 +53,8 @@ def reproducible(
             parallel layers; DTensors carry theirs.
         mesh: DeviceMesh of the processes that share a step's samples, or
         dp_group: their process group; without both, all processes, which is said in a warning.
+        dealt: how these share them: a forward's samples are their batches one after the other, or their rows in turn,
+            as torch's DistributedSampler deals them, so that masks meet the samples that they meet on one process.
         functional: whether functions of torch's drop in the forward; if not given, the first forward shows.
 
     Returns:
@@ -73,6 +76,8 @@ def reproducible(
     root = unwrapped(model)
     if mesh is not None and dp_group is not None:
         raise ValueError("mesh and dp_group are given; expected one of them")
+    if dealt not in ("batches", "rows"):
+        raise ValueError(f"dealt is {dealt!r}; expected 'batches' or 'rows'")
     base = Key(seed).fold_in(name)
     for hook in list(root._forward_pre_hooks.values()):
         other = getattr(hook, "__self__", None)
@@ -86,7 +91,7 @@ def reproducible(
     foreign = [module for module in droppers if not isinstance(module, HasKey)]
     is_guessed = sample_dim is None and any(getattr(module, "batch_first", True) is False for _, module in modules)
     keys = Keys(base, sample_dims or {}, windows or {})
-    batches = Batches(is_guessed, mesh, dp_group)
+    batches = Batches(is_guessed, mesh, dp_group, dealt)
     hooks = Hooks([(m, p, m in foreign) for p, m in modules if m is not root and (m in foreign or may_call(m))])
     forward = Forward(root, keys, batches, hooks, droppers, sample_dim or 0, True if foreign else functional)
     keys.forward = forward

@@ -34,12 +34,14 @@ class Batches:
     Args:
         is_guessed: whether nobody said in which dimension the samples are, and a module may have them elsewhere.
         mesh, group: of the processes that share a step's samples, as the user said.
+        dealt: how they share them, "batches" or "rows".
     """
 
-    def __init__(self, is_guessed: bool, mesh: Any = None, group: Any = None) -> None:
+    def __init__(self, is_guessed: bool, mesh: Any = None, group: Any = None, dealt: str = "batches") -> None:
         self.is_guessed = is_guessed
         self.mesh = mesh
         self.group = group
+        self.dealt = dealt
         self.batch_size: int | None = None
         self.ranks: Ranks | None = None  # not looked for before samples are counted
         self.tally = Tally()
@@ -91,10 +93,13 @@ class Batches:
         else:
             base, ranks = self.tally.seen, self.ranks or Ranks()
             own, total = base, count
-            if not is_spread and ranks.size > 1:
-                own = None if count is None or base is None else base + ranks.rank * count
-                total = None if count is None else count * ranks.size
-            samples = Samples.of(count, own, None, base=base, total=total, batch_size=size)
+            if not is_spread and ranks.size > 1 and count is not None and base is not None:
+                own, total = base + ranks.rank * count, count * ranks.size
+                if self.dealt == "rows":
+                    own, ids = 0, torch.arange(base + ranks.rank, base + total, ranks.size)
+            elif not is_spread and ranks.size > 1:
+                own = None
+            samples = Samples.of(count, own, ids, base=base, total=total, batch_size=size)
         if self.is_guessed and not samples.are_whole:
             raise ValueError(
                 "a module of the model has batch_first=False, so that samples may be in dimension 1 of its inputs; say "
@@ -105,7 +110,7 @@ class Batches:
     def end(self, samples: Samples) -> None:
         """A forward that dropped is over."""
         seen, forwards, weighted = self.tally
-        if samples.ids is not None:
+        if self.ids is not None:
             return
         if samples.count is None or samples.total is None or seen is None:
             self.tally = Tally(None, forwards + 1, weighted)

@@ -15,6 +15,7 @@ from puredrop.nn._keyed import HasKey
 from puredrop.reproducible._forward import Forward
 from puredrop.reproducible._hooks import remove
 from puredrop.reproducible._recompute import forget
+from puredrop.reproducible._samples import count_of
 from puredrop.reproducible._sites import Shared, Site
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Run:
             raise TypeError(f"step is {step!r}; expected an integer, the number of steps taken so far") from None
         if number < 0:
             raise ValueError(f"step is {step}; expected 0 or more, the number of steps taken so far")
+        if self._forward.depth:
+            raise RuntimeError(
+                "the step is changed while a forward is open; close it first, its samples are this step's"
+            )
         self._forward.keys.go_to(number)
         self._forward.batches.begin_step()
 
@@ -86,8 +91,16 @@ class Run:
         Raises:
             RuntimeError: if processes were given unequal numbers of samples without names.
         """
-        self._forward.batches.check()
+        self.check_batches()
         self.step += 1
+
+    def check_batches(self) -> None:
+        """Before weights change: that all processes were given as many samples in this step, or names for them.
+
+        Raises:
+            RuntimeError: on every process, if not.
+        """
+        self._forward.batches.check()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Self:
         """Go to the next step whenever an optimizer has made one; a step skipped by a GradScaler is none.
@@ -102,7 +115,7 @@ class Run:
             raise ValueError("an optimizer is attached already, and a second would advance the step twice; attach one")
 
         def check(*_: Any) -> None:
-            self._forward.batches.check()
+            self.check_batches()
 
         def advance(*_: Any) -> None:
             self.step += 1
@@ -111,13 +124,18 @@ class Run:
         return self
 
     @contextmanager
-    def forward(self, batch_size: int | None = None) -> Iterator[None]:
+    def forward(self, batch_size: int | None = None, *, batch: Any = None) -> Iterator[None]:
         """Open a forward by hand, for code that calls parts of the model or calls it several times in one forward.
 
         Args:
-            batch_size: samples of this forward on this process; if not given, as the model's inputs say.
+            batch_size: samples of this forward on this process; if not given, as the model's inputs say, or
+            batch: tensors, or containers of them, that hold so many.
         """
-        self._forward.open(batch_size)
+        forward = self._forward
+        if batch is None:
+            forward.open(batch_size)
+        else:
+            forward.open(*count_of(forward.sample_dim, [batch], {}))
         try:
             yield
         except BaseException:

@@ -1,0 +1,1 @@
+"""Pinned models in other people's training loops; each file needs its library."""
