@@ -300,6 +300,7 @@ def hugging_face(folder, rows_at_once=4, resume=False, **named):
             gradient_accumulation_steps=2,
             num_train_epochs=2,
             learning_rate=0.01,
+            lr_scheduler_type="constant",
             report_to=[],
             use_cpu=True,
             disable_tqdm=True,
@@ -346,11 +347,14 @@ def lightning(folder, rows_at_once=4):
         max_epochs=2,
         accumulate_grad_batches=2,
         enable_model_summary=False,
+        use_distributed_sampler=False,  # which would shuffle, and with one process it would not
         callbacks=[Reproducible(SEED)],
         **quiet,
     )
     with Masks() as record:
-        trainer.fit(module, torch.utils.data.DataLoader(Rows(), rows_at_once))
+        rows = Rows()
+        sampler = torch.utils.data.DistributedSampler(rows, shuffle=False) if dist.is_initialized() else None
+        trainer.fit(module, torch.utils.data.DataLoader(rows, rows_at_once, sampler=sampler))
     pairs = zip(record.kept[::2], record.kept[1::2], strict=True)
     return {"masks": [list(pair) for pair in pairs], "weights": dict(module.net.state_dict())}
 
