@@ -13,6 +13,9 @@ SAYS = {
     "hugging_face": ("transformers", "again with the same seed"),
     "timm_vit": ("timm", "eval outputs as before: True"),
     "lightning_module": ("lightning", "the rate after 12 steps: 0.499"),
+    "resume": (None, "the same weights at step 20: True"),
+    "ddp": (None, "at step 40"),
+    "tensor_parallel": (None, "plain tensors with one: True"),
 }
 
 
@@ -25,8 +28,29 @@ def test_it_says_what_it_should(name, tmp_path):
     needed, last = SAYS[name]
     if needed is not None and importlib.util.find_spec(needed) is None:
         pytest.skip(f"needs {needed}: pip install 'puredrop[libraries,vision]'")
+    assert last in output_of(name, tmp_path, processes=2 if name == "tensor_parallel" else 1)
+
+
+def output_of(name, folder, processes):
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     found = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, *several, str(EXAMPLES / f"{name}.py")],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
     )
     assert found.returncode == 0, found.stderr[-2000:]
-    assert last in found.stdout
+    return found.stdout
+
+
+def test_two_processes_print_what_one_does(tmp_path):
+    one, two = (output_of("ddp", tmp_path, processes) for processes in (1, 2))
+    assert one == two
+    assert one.count("loss") == 5
+
+
+def test_parallel_layers_say_what_they_should(tmp_path):
+    output = output_of("tensor_parallel", tmp_path, 2)
+    assert "DTensors, the masks of one process: True" in output
+    assert "without a window: site '2' drops from a plain tensor of shape (8, 32) that is a part of one" in output
