@@ -90,7 +90,8 @@ def run(
         ids, named = place.sample_ids, None if place.sample_ids is None else place.sample_dim
         start, dims = _layout(input.shape, strides, place.shared_dims, place.window_shape, place.window_offset, named)
         if ids is not None:
-            ids = ids.to("cpu").contiguous()  # held until the call returns
+            if not (ids.is_cpu and ids.is_contiguous()):
+                ids = ids.to("cpu").contiguous()  # held until the call returns
             end = (place.sample_dim + 1) * _DIM_SIZE
             dims = dims[: end - 8] + ids.data_ptr().to_bytes(8, sys.byteorder) + dims[end:]
         status = compiled.run(_pack_head(op, dtype, key, p, to, at, second_at, third_at, start, input.dim()) + dims)
