@@ -46,4 +46,5 @@ for epoch in range(5):
     if rank == 0:
         print(f"epoch {epoch}: loss {total / size:.5f} at step {run.step}")
 if size > 1:
+    dist.barrier()
     dist.destroy_process_group()

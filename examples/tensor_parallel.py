@@ -53,4 +53,5 @@ if rank == 0:
     print("DTensors, the masks of one process:", close)
     print("plain tensors without a window:", refused)
     print("plain tensors with one:", local_close)
+dist.barrier()
 dist.destroy_process_group()

@@ -186,7 +186,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         return 2 if int(os.environ.get("RANK", "0")) else _fail("compare", _line(error, (ValueError, OSError)))
     if run.share.rank:
         run.execute()
-        return 0
+        return run.share.end(0)
     for note in run.data.notes:
         print(note, file=sys.stderr)
     try:
@@ -196,7 +196,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(f"stopped; go on with: puredrop {shlex.join([*again, '--resume'])}", file=sys.stderr)
         return 130
     terminal.summary(found, run.folder / "report.html", Console())
-    return 0
+    return run.share.end(0)
 
 
 def _sites(arguments: argparse.Namespace) -> int:

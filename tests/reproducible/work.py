@@ -1,6 +1,7 @@
 """What each process does, started by torchrun: `work.py CASE FOLDER` writes what rank N saw to FOLDER/N.pt."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -252,9 +253,12 @@ def elastic(folder, steps=40, rows=16):
         optimizer.step()
         total = loss.detach().clone()
         dist.all_reduce(total)
-        torch.save({"masks": record.kept, "loss": total / size}, folder / f"seen-{step}-{rank}-{size}.pt")
+        seen = folder / f"seen-{step}-{rank}-{size}.pt"
+        torch.save({"masks": record.kept, "loss": total / size}, seen.with_suffix(".part"))
+        seen.with_suffix(".part").rename(seen)  # a kill leaves whole files
         if rank == 0:
-            (folder / f"run-{run.step}.json").write_text(json.dumps(run.state_dict()))
+            (folder / "next.json").write_text(json.dumps(run.state_dict()))
+            (folder / "next.json").rename(folder / f"run-{run.step}.json")
             kept = {**model.state_dict(), "step": torch.tensor(run.step)}
             save_file(kept, folder / "next.safetensors")
             (folder / "next.safetensors").rename(state)
@@ -366,7 +370,7 @@ def main(case, folder):
     found = function(Path(folder)) if case in ("elastic", "hugging_face", "lightning") else function()
     torch.save(found, Path(folder) / f"{dist.get_rank()}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # gloo aborts a process now and then that takes itself down in order
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ class Run:
         self.share.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._train(on_epoch)
-        self.share.leave()
+        self.share.wait()
         if self.share.rank > 0:
             return {}
         if self.board is not None:
