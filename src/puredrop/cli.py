@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -177,13 +176,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     from puredrop.compare import terminal
     from puredrop.compare.run import Options, prepare
+    from puredrop.compare.share import is_first
 
     options = {field.name: getattr(arguments, field.name) for field in fields(Options)}
     try:
         run = prepare(Options(**options))
     except (ValueError, OSError) as error:
-        # Of the processes that torchrun starts, the first speaks.
-        return 2 if int(os.environ.get("RANK", "0")) else _fail("compare", _line(error, (ValueError, OSError)))
+        return _fail("compare", _line(error, (ValueError, OSError))) if is_first() else 2
     if run.share.rank:
         run.execute()
         return run.share.end(0)

@@ -21,14 +21,11 @@ Parameters = dict[str, Tensor]
 
 
 class Model(Protocol):
-    """What training and measuring need: one copy of a network per seed, parameters stacked along dimension 0.
-
-    Attributes:
-        splits: whether some of the seeds can be run without the others, with the masks that they have among them.
-    """
+    """What training and measuring need: one copy of a network per seed, parameters stacked along dimension 0."""
 
     @property
-    def splits(self) -> bool: ...  # noqa: D102, above
+    def splits(self) -> bool:
+        """Whether some of the seeds can be run without the others, with the masks that they have among them."""
 
     def initial(self, seeds: Sequence[int]) -> Parameters:
         """Fresh parameters, a pure function of each seed."""

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Share", "joined"]
+__all__ = ["Share", "is_first", "joined"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,18 @@ class Share:
         return code
 
 
+def _size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return _size() == 1 or os.environ.get("RANK", "0") == "0"
+
+
 def joined() -> Share:
     """The share of this process: all, unless torchrun started several."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _size()
     if size == 1:
         return Share()
     if not dist.is_initialized():

@@ -118,7 +118,8 @@ class Arm:
         self.training_loss.append(training)
         self.validation_loss.append(validation)
         self.best_epoch = [int(epoch) for epoch in best]
-        self.epoch, self.seconds = part.epoch, [*self.seconds, part.seconds[-1]]
+        self.seconds.append(part.seconds[-1])
+        self.epoch = part.epoch
 
     @staticmethod
     def restore(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Arm:

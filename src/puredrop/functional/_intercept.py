@@ -98,10 +98,10 @@ def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Call]:
     def read(*arguments: Any) -> Call:
         is_packed = packs(arguments)
         layers, p, training = arguments[5:8] if is_packed else arguments[4:7]
-        under: Keyed = lambda key: recurrent(kernel, *arguments, key=key)  # noqa: E731
         dim = ops.PACKED if is_packed else 0 if arguments[8] else 1  # batch_first
         # With one layer there is no boundary to drop at.
-        return Call("recurrent", arguments[0], p, training and layers > 1, under, dim)
+        drops = training and layers > 1
+        return Call("recurrent", arguments[0], p, drops, lambda key: recurrent(kernel, *arguments, key=key), dim)
 
     return read
 
@@ -163,7 +163,8 @@ class Interception(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         ops.transparent.modes += 1
-        return super().__enter__()  # type: ignore[no-any-return]
+        super().__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
         ops.transparent.modes -= 1

@@ -11,11 +11,12 @@ from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtyp
 from puredrop.ops._eager import transparent
 from puredrop.ops._kernel import check_overlap
 from puredrop.ops._shards import is_spread, over_shards
-from puredrop.ops._source import PACKED, Source, along, opened, resolved
+from puredrop.ops._source import PACKED, Pinned, Source, along, opened, resolved
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
 __all__ = [
     "PACKED",
+    "Pinned",
     "Place",
     "Source",
     "Window",
@@ -104,7 +105,7 @@ def gelu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, approximate:
 
 
 def bias_dropout_add(
-    input: Tensor, bias: Tensor | None, residual: Tensor, key: Key | Tensor | None, p: Rate, place: Place
+    input: Tensor, bias: Tensor | None, residual: Tensor, key: AnyKey, p: Rate, place: Place
 ) -> Tensor:
     """`dropout(input + bias) + residual`; arguments as `dropout`, bias and residual broadcast to the input."""
     key, place = resolved("dropout", input, key, place)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from puredrop.ops._arguments import Place
 from puredrop.rng import Key
 
-__all__ = ["PACKED", "Source", "along", "opened", "resolved"]
+__all__ = ["PACKED", "Pinned", "Source", "along", "opened", "resolved"]
 
 PACKED = -1
 """Instead of a dimension: the samples lie in none, as in a packed sequence's data."""
@@ -30,12 +30,16 @@ class Source(ABC):
             place: as far as the caller knows it.
         """
 
+
+class Pinned(Source):
+    """Abstract: a source that stands in the place of one site's key."""
+
     @abstractmethod
-    def fold_in(self, data: int | str) -> Source:
+    def fold_in(self, data: int | str) -> Pinned:
         """Where the keys come from that are these with data folded in."""
 
     @abstractmethod
-    def along(self, dim: int) -> Source:
+    def along(self, dim: int) -> Pinned:
         """The same for a call whose samples lie in another dimension than the model's do, or `PACKED`."""
 
 
@@ -46,12 +50,10 @@ class _Opened(threading.local):
 opened = _Opened()
 """In each thread, what gives keys to the calls that are given none."""
 
-K = TypeVar("K")
 
-
-def along(key: K, dim: int | None) -> K:
-    """A key, told where the samples lie if it is a source; None where that is not known."""
-    return key.along(dim) if isinstance(key, Source) and dim is not None else key  # type: ignore[return-value]
+def along(key: Any, dim: int | None) -> Any:
+    """A key, or what stands for one, which is told where the samples lie; None where that is not known."""
+    return key.along(dim) if isinstance(key, Pinned) and dim is not None else key
 
 
 def resolved(

@@ -107,7 +107,6 @@ def reproducible(
 def _pin(layer: HasKey, site: Site) -> None:
     """Give a layer its site, beside those of other models that it is in; a key of its own it keeps."""
     key: Any = layer.key
-    if isinstance(key, (Site, Shared)):
-        vars(layer)["key"] = Shared((*(key.sites if isinstance(key, Shared) else (key,)), site))
-    elif key is None:
-        vars(layer)["key"] = site
+    others = key.sites if isinstance(key, Shared) else (key,) if isinstance(key, Site) else ()
+    if key is None or others:
+        vars(layer)["key"] = Shared.of([*others, site])

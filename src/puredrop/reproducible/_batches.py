@@ -46,7 +46,7 @@ class Batches:
         self.ranks: Ranks | None = None  # not looked for before samples are counted
         self.tally = Tally()
         self.ids: Tensor | None = None
-        self._is_stale = False  # ids were given for the step before
+        self.is_stale = False  # ids were given for the step before
 
     def name(self, ids: Tensor | None) -> None:
         """Give the names of the samples of the forwards to come.
@@ -60,7 +60,7 @@ class Batches:
                 raise TypeError(f"sample_ids is {what}; expected a torch.int64 tensor, one id per sample")
             if ids.dim() != 1:
                 raise ValueError(f"sample_ids has shape {tuple(ids.shape)}; expected one dimension, one id per sample")
-        self.ids, self._is_stale = ids, False
+        self.ids, self.is_stale = ids, False
 
     def find_ranks(self, root: Module) -> None:
         """Find the processes that share the samples of a step."""
@@ -77,7 +77,7 @@ class Batches:
         Raises:
             ValueError: if the names do not fit, or are those of another step.
         """
-        if self._is_stale:
+        if self.is_stale:
             raise ValueError(
                 "sample_ids were given for the step before and not for this one; set run.sample_ids for each forward "
                 "(to None to count samples again)"
@@ -123,11 +123,11 @@ class Batches:
         Raises:
             RuntimeError: if not.
         """
-        if self.ranks is not None and self.ids is None and not self._is_stale and self.tally.seen is not None:
+        if self.ranks is not None and self.ids is None and not self.is_stale and self.tally.seen is not None:
             self.ranks.check_equal(self.tally.seen // self.ranks.size, self.tally.weighted)
 
     def begin_step(self) -> None:
         """None of the next step's samples have been seen."""
-        self._is_stale = self.ids is not None or self._is_stale
+        self.is_stale = self.is_stale or self.ids is not None
         self.ids = None
         self.tally = Tally()

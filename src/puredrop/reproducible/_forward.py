@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.functional._intercept import Call, Interception
-from puredrop.ops import Place, Source, opened
+from puredrop.ops import Place, opened
 from puredrop.reproducible._batches import Batches, Tally
 from puredrop.reproducible._hooks import Hooks
 from puredrop.reproducible._moment import Moment
@@ -22,7 +22,6 @@ from puredrop.reproducible._recompute import in_backward, watch_checkpoints
 from puredrop.reproducible._samples import Samples, count_of
 from puredrop.reproducible._sites import Keys, Site
 from puredrop.rng import Key
-from puredrop.sites._state import kept_too
 from puredrop.sites._watch import positions
 
 __all__ = ["Forward"]
@@ -42,17 +41,21 @@ class Frame:
         self.site = site
         self.counts = counts
 
+    def copy(self) -> Frame:
+        """As it is now."""
+        return Frame(self.path, self.site, dict(self.counts))
+
 
 class State(NamedTuple):
     """What a recomputation starts from."""
 
     step: int
     tally: Tally
-    ids: Tensor | None
+    names: tuple[Tensor | None, bool]
     samples: Samples
     depth: int
     uses: dict[Site, int]
-    frames: list[tuple[str, Site | None, dict[str, int]]]
+    frames: list[Frame]
     outer: Any
 
 
@@ -94,17 +97,15 @@ class Forward(Moment):
         self._called = False  # a function, in the first forward
         self._served = False  # a function of torch's
         self._position: tuple[bytes, ...] | None = None
-        self._be_known()
-
-    def _be_known(self) -> None:
+        self._root_site = keys.site("", (), sample_dim) if root in droppers else None
+        self._error: BaseException | None = None  # that was being handled when the forward was opened
         watch_checkpoints(self)
-        kept_too.add(self)  # when `sites` runs the model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
         """A copied model is pinned as its original is, on its own; a part that is copied alone is not."""
         new = Forward.__new__(Forward)
         memo[id(self)] = new
-        new.is_released = id(self.root) not in memo
+        new.is_released = self.is_released or id(self.root) not in memo
         if new.is_released:
             return new
         batches = self.batches
@@ -112,7 +113,7 @@ class Forward(Moment):
             memo[id(shared)] = shared  # processes are not copied
         vars(new).update(copy.deepcopy(vars(self), memo))
         new.is_copy = True
-        new._be_known()
+        watch_checkpoints(new)
         return new
 
     def _prepare(self, is_spread: bool) -> None:
@@ -195,6 +196,7 @@ class Forward(Moment):
         if self._needs_hooks and not self.hooks.are_on:
             self.hooks.put_on(self)
         self.has_dropped = False
+        self._error = sys.exc_info()[1]
         self._frames = [Frame("", self._root_site, {})]
         self.outer, opened.source = opened.source, self
         self.depth = 1
@@ -212,7 +214,9 @@ class Forward(Moment):
             mode.__exit__(None, None, None)
         opened.source = self.outer
         self.depth, self.outer = 0, None
-        if failed or sys.exc_info()[0] is not None:
+        failed = failed or sys.exc_info()[1] is not self._error
+        self._error = None
+        if failed:
             return
         if self.has_dropped:
             self.batches.end(self.samples)
@@ -236,10 +240,6 @@ class Forward(Moment):
                 "this forward drew random numbers, which the first one did not; if that was dropout by a function of "
                 "torch's, its mask was not pinned. Say that there is such: reproducible(..., functional=True)"
             )
-
-    @property
-    def _root_site(self) -> Site | None:
-        return self.keys.site("", (), self.sample_dim) if self.root in self.droppers else None
 
     def enter(self, path: str, is_site: bool) -> None:
         """A module is being run."""
@@ -278,28 +278,20 @@ class Forward(Moment):
         self._called = True
         return self._site_of(kind).at(kind, input, place)
 
-    def fold_in(self, data: int | str) -> Source:
-        """Nobody folds into keys he was not given."""
-        raise NotImplementedError
-
-    def along(self, dim: int) -> Source:
-        """As `fold_in`."""
-        raise NotImplementedError
-
     def snapshot(self) -> State:
         """The state that a region of the forward begins with."""
-        frames = [(frame.path, frame.site, dict(frame.counts)) for frame in self._frames]
+        frames = [frame.copy() for frame in self._frames]
         uses = {site: site.uses for site in self.keys if site.uses}
-        batches = self.batches
-        return State(self.keys.step, batches.tally, batches.ids, self.samples, self.depth, uses, frames, self.outer)
+        names = self.batches.ids, self.batches.is_stale
+        return State(self.keys.step, self.batches.tally, names, self.samples, self.depth, uses, frames, self.outer)
 
     @contextmanager
     def replayed(self, state: State) -> Iterator[None]:
         """Run a region again from the state that it began with."""
         if self.is_released:
-            raise RuntimeError(
-                "a checkpointed region is run again after its model was released; release it after the backward"
-            )
+            with self._refusing(state):
+                yield
+            return
         now, was_replayed, has_dropped = self.snapshot(), self.is_replayed, self.has_dropped
         self.restore(state)
         self.is_replayed = True
@@ -314,12 +306,30 @@ class Forward(Moment):
             self.restore(now)
             self.is_replayed, self.has_dropped = was_replayed, has_dropped
 
+    @contextmanager
+    def _refusing(self, state: State) -> Iterator[None]:
+        """Where the model was released since: refuse a region of its forward, or one that runs it."""
+
+        def refuse(*_: Any) -> None:
+            raise RuntimeError(
+                "a checkpointed region is run again after its model was released; release it after the backward"
+            )
+
+        if state.depth:
+            refuse()
+        hook = self.root.register_forward_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def restore(self, state: State) -> None:
         """Go back to a state."""
         if state.step != self.keys.step:
             self.keys.go_to(state.step)
-        self.batches.tally, self.batches.ids = state.tally, state.ids
+        self.batches.tally = state.tally
+        self.batches.ids, self.batches.is_stale = state.names
         self.samples, self.depth, self.outer = state.samples, state.depth, state.outer
         for site in self.keys:
             site.uses = state.uses.get(site, 0)
-        self._frames = [Frame(path, site, dict(counts)) for path, site, counts in state.frames]
+        self._frames = [frame.copy() for frame in state.frames]

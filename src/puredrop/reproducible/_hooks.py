@@ -16,7 +16,11 @@ _SILENT = ("torch.nn.", "puredrop.nn.")
 
 def may_call(module: Module) -> bool:
     """Whether a module's forward may drop by calling a function, as far as its class tells."""
-    return not (isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(_SILENT))
+    # Its ancestors too: parametrized modules, and those of FSDP, have a class made by torch.
+    classes = type(module).__mro__[:-1]
+    return not (
+        isinstance(module, torch.jit.ScriptModule) or all(kind.__module__.startswith(_SILENT) for kind in classes)
+    )
 
 
 class Enter:

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch.nn import Module
+
 from puredrop.ops import Source
 from puredrop.reproducible._samples import FIRST, Samples
 
@@ -16,6 +18,7 @@ class Moment(Source):
     """Abstract: the forward of a pinned model, open or not.
 
     Attributes:
+        root: the model.
         depth: how often it was opened and not closed; 0 outside of any.
         samples: that it is given.
         has_dropped: whether a site was used in it.
@@ -26,6 +29,7 @@ class Moment(Source):
         outer: what gave keys where this was opened.
     """
 
+    root: Module
     depth: int = 0
     samples: Samples = FIRST
     has_dropped: bool = False

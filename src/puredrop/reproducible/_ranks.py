@@ -72,13 +72,15 @@ def ranks_of(mesh: Any, group: Any, root: Module) -> Ranks:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
     world = dist.get_world_size()
-    sizes = {one.device_mesh.size() for one in _parts(root)}
-    if sizes == {world}:
+    parts, fully_sharded = _parts(root)
+    sizes = {one.device_mesh.size() for one in parts}
+    if sizes == {world} and not fully_sharded:
         return Ranks()  # one model on all processes: they see the same samples
     if sizes:
         raise ValueError(
-            f"the model's parts lie on {sorted(sizes)} of {world} processes; say which of these share the samples of "
-            "a step: reproducible(..., mesh=device_mesh['dp'])"
+            f"the model's parts lie on {sorted(sizes)} of {world} processes"
+            f"{', and it is fully sharded too' if fully_sharded else ''}; say which of these share the samples of a "
+            "step: reproducible(..., mesh=device_mesh['dp'])"
         )
     ranks = Ranks(dist.get_rank(), world, dist.group.WORLD)
     warnings.warn(
@@ -89,28 +91,24 @@ def ranks_of(mesh: Any, group: Any, root: Module) -> Ranks:
     return ranks
 
 
-def _parts(root: Module) -> list[Any]:
-    """Parameters that tensor parallelism has cut; FSDP's, which are whole when they are used, are none."""
+def _parts(root: Module) -> tuple[list[Any], set[Any]]:
+    """Parameters that tensor parallelism has cut, and the meshes of FSDP, whose own are whole when they are used."""
+    fully_sharded: set[Any] = set()
     if "torch.distributed.tensor" not in sys.modules:
-        return []
-    fully_sharded = set()
+        return [], fully_sharded
     for module in root.modules():
         state = getattr(module, "_get_fsdp_state", None)
         group = getattr(state(), "_fsdp_param_group", None) if state else None
         if group is not None:
             fully_sharded.add(group.mesh_info.mesh)
-    return [
-        one
-        for one in root.parameters()
-        if is_spread(one)
-        and one.device_mesh not in fully_sharded  # type: ignore[attr-defined]
-        and any(p.is_shard() for p in one.placements)  # type: ignore[attr-defined]
-    ]
+    spread: list[Any] = [one for one in root.parameters() if is_spread(one)]
+    cut = [one for one in spread if any(placement.is_shard() for placement in one.placements)]
+    return [one for one in cut if one.device_mesh not in fully_sharded], fully_sharded
 
 
 def holds_parts(root: Module) -> bool:
     """Whether a model's layers are cut over processes."""
-    return bool(_parts(root))
+    return bool(_parts(root)[0])
 
 
 def check_whole(input: Tensor, path: str) -> None:

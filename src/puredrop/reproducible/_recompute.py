@@ -1,8 +1,7 @@
-"""Moments that are run again in backward: each starts from the state in which it was run first."""
+"""Forwards that are run again in backward: each starts from the state in which it was run first."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -12,8 +11,9 @@ from torch.utils import checkpoint
 
 from puredrop.ops import opened
 from puredrop.reproducible._moment import Moment
+from puredrop.sites._state import kept_too
 
-__all__ = ["forget", "in_backward", "watch_checkpoints"]
+__all__ = ["in_backward", "watch_checkpoints"]
 
 in_backward = torch._C._current_graph_task_id
 """Number of the backward that is being run, -1 for none."""
@@ -21,12 +21,9 @@ in_backward = torch._C._current_graph_task_id
 _Function = Callable[..., Any]
 
 
-_watched: weakref.WeakSet[Moment] = weakref.WeakSet()
-
-
 def _remembering(function: _Function) -> _Function:
     """A region's function that, when it is run again, finds every pinned model as it is now."""
-    states = [(forward, forward.snapshot()) for forward in _watched]
+    states = [(forward, forward.snapshot()) for forward in kept_too]
     source = opened.source
     if not states:
         return function
@@ -66,11 +63,6 @@ def watch_checkpoints(forward: Moment) -> None:
     took itself for another use of a site would give a wrong gradient without a word, so its two entries are wrapped,
     once for the process; where no model is pinned they do what they did.
     """
-    _watched.add(forward)
+    kept_too.add(forward)
     checkpoint._CheckpointFrame.__init__ = _remembering_init  # type: ignore[method-assign]
     checkpoint.CheckpointFunction.forward = staticmethod(_remembering_forward)  # type: ignore[method-assign]
-
-
-def forget(forward: Moment) -> None:
-    """A model is pinned no longer."""
-    _watched.discard(forward)

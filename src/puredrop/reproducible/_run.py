@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from puredrop.nn._keyed import HasKey
+from puredrop.reproducible._batches import Tally
 from puredrop.reproducible._forward import Forward
 from puredrop.reproducible._hooks import remove
-from puredrop.reproducible._recompute import forget
 from puredrop.reproducible._samples import count_of
 from puredrop.reproducible._sites import Shared, Site
+from puredrop.sites._state import kept_too
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -162,7 +163,7 @@ class Run:
                     "as they were (to take over the step alone: run.step = state['step'])"
                 )
         self.step = state["step"]
-        self._forward.batches.tally = type(self._forward.batches.tally)(*state["tally"])
+        self._forward.batches.tally = Tally(*state["tally"])
 
     def release(self) -> None:
         """Let the model go: its layers draw keys from torch's generator again."""
@@ -188,14 +189,13 @@ def let_go(forward: Forward) -> None:
     if forward.hooks.are_on:
         forward.hooks.take_off(forward)
     remove(forward.root, lambda hook: getattr(hook, "__self__", None) is forward)
-    forget(forward)
+    kept_too.discard(forward)
     forward.is_released = True
 
 
 def _without(key: Any, forward: Forward) -> Any:
     """A layer's key when it belongs to a model no longer."""
-    sites = key.sites if isinstance(key, Shared) else (key,) if isinstance(key, Site) else ()
-    left = tuple(site for site in sites if site.keys.forward is not forward)
-    if len(left) == len(sites):
+    sites = key.sites if isinstance(key, Shared) else (key,)
+    if not any(isinstance(site, Site) and site.keys.forward is forward for site in sites):
         return key
-    return None if not left else left[0] if len(left) == 1 else Shared(left)
+    return Shared.of([site for site in sites if site.keys.forward is not forward])

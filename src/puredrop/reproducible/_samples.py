@@ -31,6 +31,7 @@ class Samples:
         batch_size: how many there are in the whole step, where the user said so.
         places: ids, or offset and the numbers after it, (count,): what compiled code reads, for which another number
             would be another program, but another tensor is not.
+        known: places that were found, by shape and sample dimension: sites of one shape share them.
     """
 
     are_whole: bool = True
@@ -166,7 +167,7 @@ def _of(input: Any, samples: Samples, layout: Layout) -> Samples:
             f"site {layout.path!r} drops from a DTensor that holds all processes' samples, sample_ids name this "
             "process's; call the model on DTensors and give the ids of all samples, or none"
         )
-    return replace(samples, count=samples.total, offset=samples.base, places=None, are_whole=samples.base == 0)
+    return replace(samples, count=samples.total, offset=samples.base, places=None)
 
 
 def _each(shape: tuple[int, ...], count: int | None, layout: Layout) -> int:

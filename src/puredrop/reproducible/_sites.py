@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import weakref
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from puredrop.ops import Place, Source, is_spread, opened
+from puredrop.ops import Pinned, Place, is_spread, opened
 from puredrop.reproducible._moment import Moment
 from puredrop.reproducible._ranks import check_whole
 from puredrop.reproducible._recompute import in_backward
 from puredrop.reproducible._samples import Layout, Windows, placed
-from puredrop.rng import Key, as_number, draw_key, fold_in, folded
+from puredrop.rng import Key, as_number, fold_in, folded
 
 __all__ = ["Keys", "Shared", "Site"]
 
 
-class Site(Source):
+class Site(Pinned):
     """Where one site's keys come from.
 
     Args:
@@ -40,7 +41,15 @@ class Site(Source):
         self.tail = tail
         self.uses = 0
         self._base = int(keys.base.fold_in(layout.path))
-        self._whole: set[tuple[int, ...]] = set()  # shapes that were found to be no parts
+        self._whole: set[tuple[int, ...]] = set()  # calls and shapes that were found to be no parts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site | None:
+        """That of the copied model; a layer that is copied alone belongs to none."""
+        if id(self.keys.forward.root) not in memo:
+            return None
+        new = memo[id(self)] = Site.__new__(Site)
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new
 
     def begin_step(self, step: int) -> tuple[int, int]:
         """Forget the keys of another step.
@@ -69,21 +78,15 @@ class Site(Source):
     def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """The key of this use in the open forward, and the place among the step's samples."""
         forward, layout = self.keys.forward, self.layout
-        if forward.is_released:
-            return draw_key(input.device), place  # a part that was copied out of its model
         is_traced = torch.compiler.is_compiling()
         if not is_traced and in_backward() != -1 and not forward.is_replayed:
             raise RuntimeError(
                 f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so that it is not known "
                 "which use it repeats; use torch.utils.checkpoint"
             )
-        if forward.depth == 0:
-            return self._outside(place)
-        call = self.uses
-        self.uses = call + 1
-        forward.has_dropped = True
+        call = self._use(forward)
         if forward.is_parallel:
-            self._check_whole(input, is_traced)
+            self._check_whole(input, call, is_traced)
         if layout.window is not None or not forward.samples.are_whole:
             place = placed(input, place, forward.samples, layout)
         if is_traced:
@@ -92,14 +95,20 @@ class Site(Source):
             return self._tensor(call, input.device), place
         return self.key(call), place
 
-    def _outside(self, place: Place) -> tuple[Key | Tensor, Place]:
-        if self.layout.sample_dim is None:
-            return self.key(0), place  # a weight, looked at between forwards
-        raise RuntimeError(
-            f"site {self.layout.path!r} was used outside of a forward of the pinned model, so that its call number and "
-            "samples are unknown; call the model itself, pin the part that you call, or open the forward by hand: "
-            "`with run.forward():`"
-        )
+    def _use(self, forward: Moment) -> int:
+        """The number of this use in the open forward."""
+        if forward.depth == 0:
+            if self.layout.sample_dim is None:
+                return 0  # a weight, looked at between forwards
+            raise RuntimeError(
+                f"site {self.layout.path!r} was used outside of a forward of the pinned model, so that its call number "
+                "and samples are unknown; call the model itself, pin the part that you call, or open the forward by "
+                "hand: `with run.forward():`"
+            )
+        call = self.uses
+        self.uses = call + 1
+        forward.has_dropped = True
+        return call
 
     def _tensor(self, call: int, device: torch.device) -> Tensor:
         if self.pair.device != device:
@@ -111,7 +120,7 @@ class Site(Source):
             key = fold_in(key, data)
         return key
 
-    def _check_whole(self, input: Tensor, is_traced: bool) -> None:
+    def _check_whole(self, input: Tensor, call: int, is_traced: bool) -> None:
         path = self.layout.path
         if is_spread(input) or path in self.keys.windows:
             return
@@ -121,15 +130,15 @@ class Site(Source):
                     f"site {path!r} drops from a plain tensor in a model in parallel parts, compiled: whether it is a "
                     "part cannot be seen here; run one forward uncompiled first, or give windows"
                 )
-        elif tuple(input.shape) not in self._whole:
+        elif (call, *input.shape) not in self._whole:
             check_whole(input, path)
-            self._whole.add(tuple(input.shape))
+            self._whole.add((call, *input.shape))
 
-    def fold_in(self, data: int | str) -> Source:
+    def fold_in(self, data: int | str) -> Pinned:
         """The site of one mask among those of a use."""
         return self.keys.site(self.layout.path, (*self.tail, as_number(data)), self.layout.sample_dim)
 
-    def along(self, dim: int) -> Source:
+    def along(self, dim: int) -> Pinned:
         """The same, its samples elsewhere, unless the user has said where."""
         return self.keys.site(self.layout.path, self.tail, dim)
 
@@ -137,34 +146,42 @@ class Site(Source):
         return f"pinned({self.layout.path!r})"
 
 
-class Shared(Source):
+class Shared(Pinned):
     """A layer that belongs to several pinned models: its keys are those of the one that is being run.
 
     Args:
         sites: one for each model.
     """
 
-    def __init__(self, sites: tuple[Any, ...]) -> None:
+    def __init__(self, sites: tuple[Site, ...]) -> None:
         self.sites = sites
 
-    def _now(self) -> Source:
+    @staticmethod
+    def of(sites: Sequence[Site]) -> Pinned | None:
+        """What stands in the place of a layer's key that belongs to so many models."""
+        return Shared(tuple(sites)) if len(sites) > 1 else sites[0] if sites else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pinned | None:
+        return Shared.of([one for site in self.sites if (one := copy.deepcopy(site, memo)) is not None])
+
+    def _now(self) -> Site:
         source: Any = opened.source
         while source is not None:
             for site in self.sites:
                 if site.keys.forward is source:
-                    return site  # type: ignore[no-any-return]
+                    return site
             source = source.outer
-        return self.sites[0]  # type: ignore[no-any-return]
+        return self.sites[0]
 
     def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """As the site's."""
         return self._now().at(kind, input, place)
 
-    def fold_in(self, data: int | str) -> Source:
+    def fold_in(self, data: int | str) -> Pinned:
         """As the site's."""
         return self._now().fold_in(data)
 
-    def along(self, dim: int) -> Source:
+    def along(self, dim: int) -> Pinned:
         """As the site's."""
         return self._now().along(dim)
 
