@@ -10,11 +10,11 @@ import pytest
 SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", "5", "--epochs", "4"]
 
 
-def run(size, out, *options):
+def run(size, out, *options, **environment):
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
     command = [sys.executable, *several, "-m", "puredrop", "compare", "digits", "--out", str(out), *SMALL, *options]
     # Sums over other numbers of threads round differently.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -34,7 +34,7 @@ def alone(tmp_path_factory):
     return numbers(out)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_processes_share_the_seeds(alone, size, tmp_path):
     done = run(size, tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -49,3 +49,10 @@ def test_more_processes_than_seeds(tmp_path):
     done = run(3, tmp_path / "run", "--seeds", "2")
     assert "--seeds is 2, fewer than the 3 processes that train them" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_without_a_group_is_no_reason_for_silence(tmp_path):
+    """Batch systems set RANK too."""
+    done = run(1, tmp_path / "run", "--seeds", "1", RANK="3")
+    assert done.returncode == 2
+    assert "--seeds is 1; expected at least 2" in done.stderr

@@ -186,13 +186,41 @@ def test_ema_copies_of_torch_and_pickles():
 def test_a_part_copied_out_of_its_model_draws_its_keys():
     model, x = MLP(), torch.randn(4, 16)
     run = puredrop.reproducible(model)
-    part = copy.deepcopy(model.drop)
+    part = copy.deepcopy(copy.deepcopy(model.drop))
+    assert part.key is None
     torch.manual_seed(0)
     one, two = part(x), part(x)
     torch.manual_seed(0)
     assert torch.equal(one, part(x))
     assert not torch.equal(one, two)
     run.release()
+
+
+def test_a_block_copied_out_of_its_model_is_a_block_like_any_other():
+    model, x = Net(), torch.randn(4, 5, 16)
+    puredrop.reproducible(model)
+    model(x)  # hooks are on
+    block = copy.deepcopy(copy.deepcopy(model.blocks[0]))
+    torch.manual_seed(0)
+    one = block(x)
+    assert not torch.equal(one, block(x))
+    torch.manual_seed(0)
+    assert torch.equal(one, block(x))
+    puredrop.reproducible(block, seed=3)
+    assert same(masks(block, x), expected(block, x, 3))
+
+
+def test_functions_of_a_parametrized_module():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return F.dropout(super().forward(x), 0.5, self.training)
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.utils.parametrizations.weight_norm(Own(8, 8)))
+    x = torch.randn(4, 8)
+    assert [site.path for site in puredrop.sites(model, x)] == ["1:dropout0"]
+    puredrop.reproducible(model)
+    key = Key(0).fold_in("").fold_in("1:dropout0").fold_in(0).fold_in(0)
+    assert same(masks(model, x), [kept(key, (4, 8), 0.5)])
 
 
 def test_functional_call_and_vmap_of_it():

@@ -57,6 +57,32 @@ def test_a_state_is_json_and_goes_on_in_the_middle_of_a_step():
     assert repr(other_run) == f"Run(seed={2**63 + 5}, name='a', step={2**40})"
 
 
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_restarted_at_any_step_the_weights_are_the_same(stop):
+    def steps(model, optimizer, run, until):
+        while run.step < until:
+            x = torch.randn(8, 5, 16, generator=torch.Generator().manual_seed(run.step))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    def start():
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, puredrop.reproducible(model, seed=9).attach(optimizer)
+
+    whole, stopped, resumed = start(), start(), start()
+    steps(*whole, 8)
+    steps(*stopped, stop)
+    resumed[0].load_state_dict(stopped[0].state_dict())
+    resumed[2].load_state_dict(json.loads(json.dumps(stopped[2].state_dict())))
+    torch.rand(stop)
+    steps(*resumed, 8)
+    for a, b in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

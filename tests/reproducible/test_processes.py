@@ -144,7 +144,8 @@ def test_sequence_parallel(tmp_path):
 def test_data_and_tensor_parallel(tmp_path):
     expected = mlp_alone()["masks"]
     for found in launch("two_dimensions", 4, tmp_path):
-        assert "the model's parts lie on [2] of 4 processes; say which of these share the samples" in found["refused"]
+        assert "the model's parts lie on [2] of 4 processes; say which of these share" in found["refused"][0]
+        assert "processes, and it is fully sharded too; say which of these share" in found["refused"][1]
         for forward, whole in zip(found["masks"], expected, strict=True):
             assert same(forward, [mask.chunk(2)[found["dp"]] for mask in whole])
 

@@ -206,6 +206,43 @@ def test_a_backward_after_release_is_refused():
         output.sum().backward()
 
 
+def test_release_concerns_no_other_model():
+    model, other = Checkpointed(WAYS["non-reentrant"]), MLP()
+    run = puredrop.reproducible(model)
+    plain = gradients(model, run)
+    with puredrop.reproducible(other):
+        model.zero_grad()
+        run.step = 3
+        output = model(X.clone().requires_grad_())
+    output.square().sum().backward()
+    assert equal([parameter.grad for parameter in model.parameters()], plain)
+
+
+def test_a_whole_model_as_a_region_after_release_is_refused():
+    model = Net()
+    with puredrop.reproducible(model):
+        output = checkpoint(model, X.clone().requires_grad_(), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="run again after its model was released"):
+        output.sum().backward()
+    model(X)  # and that leaves nothing behind
+
+
+def test_named_samples_whose_backward_comes_a_step_later():
+    model = Net()
+    run = puredrop.reproducible(model)
+    found = []
+    for call in (model, partial(checkpoint, model, use_reentrant=False)):
+        model.zero_grad()
+        run.step = 3
+        run.sample_ids = torch.arange(6, 12)
+        output = call(X.clone().requires_grad_())
+        run.advance()
+        output.square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+        run.sample_ids = None
+    assert equal(*found)
+
+
 def test_without_a_pinned_model_checkpointing_is_as_before():
     model = Checkpointed(WAYS["non-reentrant"])
     torch.manual_seed(0)

@@ -103,6 +103,17 @@ def test_a_forward_that_fails_counts_none(pinned):
     assert same(masks(model, x), whole)
 
 
+def test_a_forward_within_an_except_block_counts(pinned):
+    """As after a batch that was too large for the memory: what is being handled is not this forward's failure."""
+    model, run, x, whole = pinned
+    run.step = 3
+    try:
+        raise MemoryError
+    except MemoryError:
+        parts = [masks(model, part) for part in x.split([40, 24])]
+    assert same(stacked(parts), whole)
+
+
 def test_dtypes_have_one_mask(pinned):
     model, run, x, whole = pinned
     for dtype in (torch.bfloat16, torch.float64):

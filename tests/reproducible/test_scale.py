@@ -64,3 +64,17 @@ def test_a_mesh_of_a_hundred_times_a_hundred(number):
         mask = puredrop.functional.dropout(whole, 0.5, key=Key(5)).to_local() != 0
     above, before = number // 100 * 8, number % 100 * 1250
     check(mask, 5, lambda i, j: (above + i) * 125_000 + before + j)
+
+
+@pytest.mark.parametrize(("dims", "index"), [(("dp",), 43), (("dp", "fsdp"), 4_321), (("tp",), 1)])
+def test_a_mesh_names_the_ranks_that_share_samples(dims, index):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    model = nn.Sequential(puredrop.nn.Dropout(0.5))
+    with rank(8_643):
+        mesh = init_device_mesh("cpu", (50, 100, 2), mesh_dim_names=("dp", "fsdp", "tp"))
+        assert tuple(mesh.get_coordinate()) == (43, 21, 1)
+        puredrop.reproducible(model, seed=3, mesh=mesh[dims])
+        (mask,) = masks(model, torch.ones(4, 100))
+    key = int(Key(3).fold_in("").fold_in("0").fold_in(0).fold_in(0))
+    check(mask, key, lambda i, j: (4 * index + i) * 100 + j)

@@ -199,12 +199,9 @@ def two_dimensions():
     """Data parallel in one dimension of the mesh, tensor parallel in the other."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     model = parallel_mlp(mesh["tp"], use_local_output=False)
-    with puredrop.reproducible(model, SEED) as run:
-        try:
-            model(batch(0, MLP))
-        except ValueError as error:
-            refused = str(error)
+    refused = [refusal(model)]
     fully_shard(model, mesh=mesh["dp"])
+    refused.append(refusal(model))
     run = puredrop.reproducible(model, SEED, mesh=mesh["dp"])
     kept = []
     for part in batch(0, MLP).chunk(MICRO):
@@ -213,6 +210,15 @@ def two_dimensions():
         kept.append([whole(mask) for mask in record.kept])
     run.advance()
     return {"masks": kept, "refused": refused, "dp": mesh["dp"].get_local_rank()}
+
+
+def refusal(model):
+    with puredrop.reproducible(model, SEED):
+        try:
+            model(batch(0, MLP))
+        except ValueError as error:
+            return str(error)
+    return None
 
 
 def spread_batch():
@@ -256,6 +262,7 @@ def elastic(folder, steps=40, rows=16):
         seen = folder / f"seen-{step}-{rank}-{size}.pt"
         torch.save({"masks": record.kept, "loss": total / size}, seen.with_suffix(".part"))
         seen.with_suffix(".part").rename(seen)  # a kill leaves whole files
+        dist.barrier()  # a step that is saved has been seen by all
         if rank == 0:
             (folder / "next.json").write_text(json.dumps(run.state_dict()))
             (folder / "next.json").rename(folder / f"run-{run.step}.json")

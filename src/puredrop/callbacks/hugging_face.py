@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributed as dist
 from transformers import TrainerCallback
 
-from puredrop.reproducible import Run, reproducible
+from puredrop.callbacks._pinning import Pinning
 
 __all__ = ["Reproducible"]
 
@@ -23,30 +22,20 @@ class Reproducible(TrainerCallback):
     """
 
     def __init__(self, seed: int = 0, name: str = "", **named: Any) -> None:
-        self.seed = seed
-        self.name = name
-        self.named = named
-        self.run: Run | None = None
+        self._pinning = Pinning(seed, name, named)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Pin the model, at the step where training begins."""
-        named = dict(self.named)
-        if args.world_size > 1 and not {"mesh", "dp_group"} & set(named):
-            named["dp_group"] = dist.group.WORLD
-        self.run = reproducible(model, self.seed, self.name, **named)
-        self.run.step = state.global_step
+        self._pinning.begin(model, state.global_step, args.world_size, dealt="batches")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Refuse unequal batches before they change a weight."""
-        assert self.run is not None
-        self.run.check_batches()
+        self._pinning.run.check_batches()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Follow the Trainer's step."""
-        assert self.run is not None
-        self.run.step = state.global_step
+        self._pinning.run.step = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let the model go."""
-        assert self.run is not None
-        self.run.release()
+        self._pinning.end()

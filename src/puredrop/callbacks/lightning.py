@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Callback
 
-from puredrop.reproducible import Run, reproducible
+from puredrop.callbacks._pinning import Pinning
 
 __all__ = ["Reproducible"]
 
@@ -26,40 +25,31 @@ class Reproducible(Callback):
     """
 
     def __init__(self, seed: int = 0, name: str = "", **named: Any) -> None:
-        self.seed = seed
-        self.name = name
-        self.named = named
-        self.run: Run | None = None
+        self._pinning = Pinning(seed, name, named)
         self._open = ExitStack()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Pin the module, at the step where training begins."""
-        named = dict(self.named)
-        if trainer.world_size > 1 and not {"mesh", "dp_group"} & set(named):
-            named = {"dp_group": dist.group.WORLD, "dealt": "rows", **named}
-        self.run = reproducible(pl_module, self.seed, self.name, **named)
-        self.run.step = trainer.global_step
+        self._pinning.begin(pl_module, trainer.global_step, trainer.world_size, dealt="rows")
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Open the forward, which a training_step called by itself would not."""
-        assert self.run is not None
-        self._open.enter_context(self.run.forward(batch=batch))
+        self._open.enter_context(self._pinning.run.forward(batch=batch))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Close the forward, and follow the Trainer's step."""
-        assert self.run is not None
+        run = self._pinning.run
         self._open.close()
-        if trainer.global_step != self.run.step:
-            self.run.check_batches()
-            self.run.step = trainer.global_step
+        if trainer.global_step != run.step:
+            run.check_batches()
+            run.step = trainer.global_step
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close a forward that failed, and let go."""
-        self._open.__exit__(type(exception), exception, None)
-        self.on_train_end(trainer, pl_module)
+        with suppress(type(exception)):  # which goes on in the Trainer
+            self._open.__exit__(type(exception), exception, exception.__traceback__)
+        self._pinning.end()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let the module go."""
-        if self.run is not None:
-            self.run.release()
-            self.run = None
+        self._pinning.end()
