@@ -150,6 +150,16 @@ def test_the_keys_are_read_where_a_captured_graph_would_read_them():
     assert pair.tolist() == [key.tensor().item(), key.fold_in(0).tensor().item()]
 
 
+def test_models_of_many_sites():
+    model = nn.Sequential(*[puredrop.nn.Dropout(0.5) for _ in range(40)])
+    run = puredrop.reproducible(model, seed=8)
+    for step in (0, 1):
+        for path, layer in model.named_children():
+            key = puredrop.Key(8).fold_in("").fold_in(path).fold_in(step)
+            assert layer.key.pair.tolist() == [key.tensor().item(), key.fold_in(0).tensor().item()]
+        run.advance()
+
+
 def test_tracers_that_would_keep_a_key_are_refused():
     model, x = MLP(), torch.randn(4, 16)
     run = puredrop.reproducible(model)

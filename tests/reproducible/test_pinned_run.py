@@ -157,6 +157,17 @@ def test_a_forward_by_hand_is_one_forward():
     assert same(masks(model, X), first)
 
 
+def test_a_part_that_fails_leaves_the_modules_around_it_known():
+    model, x = Net(), torch.randn(4, 5, 16)
+    run = puredrop.reproducible(model)
+    with run.forward(4):
+        with pytest.raises(RuntimeError):
+            model.blocks[0](x[..., :3])
+        (mask,) = masks(lambda x: nn.functional.dropout(x, 0.5), x)
+    key = puredrop.Key(0).fold_in("").fold_in(":dropout0").fold_in(0).fold_in(0)
+    assert torch.equal(mask, puredrop.keep_mask(x.shape, 0.5, key))
+
+
 def test_functions_that_show_up_late_are_refused_not_passed_over():
     class Late(MLP):
         late = None

@@ -100,6 +100,12 @@ def test_unequal_batches_without_names_are_refused_before_the_step(tmp_path):
         assert found["unchanged"]
 
 
+def test_as_many_samples_in_another_order_are_refused_too(tmp_path):
+    for found in launch("ddp_another_order", 2, tmp_path):
+        assert "this process was given 10 samples in this step" in found["error"]
+        assert found["unchanged"]
+
+
 def mlp_alone():
     model = work.net(MLP)
     return work.forwards(model, puredrop.reproducible(model, work.SEED))

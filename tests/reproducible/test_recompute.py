@@ -102,6 +102,23 @@ def test_functions_in_a_region_that_begins_within_a_module():
         assert equal(gradients(model, run), plain)
 
 
+def test_a_region_that_is_run_again_twice():
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, x):
+            part = lambda y: F.dropout(self.linear(F.dropout(y, 0.2)), 0.5)  # noqa: E731
+            return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
+
+    model = Inside()
+    puredrop.reproducible(model)
+    loss = model(X.clone().requires_grad_()).square().sum()
+    once, again = (torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2))
+    assert equal(once, again)
+
+
 def test_a_whole_model_as_a_region():
     model = Net()
     run = puredrop.reproducible(model)

@@ -97,11 +97,21 @@ def ddp_named():
 
 
 def ddp_unequal():
+    return refused_step([4 + dist.get_rank()])
+
+
+def ddp_another_order():
+    """As many samples on each rank, in forwards of other sizes."""
+    return refused_step([4, 6] if dist.get_rank() else [6, 4])
+
+
+def refused_step(sizes):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD).attach(optimizer)
     before = model.head.weight.detach().clone()
-    loss_of(model(batch(0)[: 4 + dist.get_rank()])).backward()
+    for size in sizes:
+        loss_of(model(batch(0)[:size])).backward()
     try:
         optimizer.step()
     except RuntimeError as error:

@@ -47,8 +47,9 @@ class Ranks:
         highest, lowest, later, earlier = extremes.tolist()
         if highest != -lowest or later != -earlier:
             raise RuntimeError(
-                f"this process was given {seen} samples in this step, others {-lowest} to {highest}; with unequal "
-                "batches masks have no place among the step's samples: name them, run.sample_ids = ids"
+                f"this process was given {seen} samples in this step, others {-lowest} to {highest}, or in forwards of "
+                "other sizes; with unequal batches masks have no place among the step's samples: name them, "
+                "run.sample_ids = ids"
             )
 
 
