@@ -6,6 +6,7 @@ import pytest
 import torch
 from nets import MLP, Mixed, Net
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import puredrop
 
@@ -169,6 +170,8 @@ def test_tracers_that_would_keep_a_key_are_refused():
         assert "run.release()" in str(caught.value)
     with pytest.raises(RuntimeError, match="cannot be exported in training mode"):
         torch.jit.trace(model, (x,))
+    with pytest.raises(RuntimeError, match="cannot be exported in training mode"):
+        make_fx(model)(x)
     program = torch.export.export(model.eval(), (x,))
     torch.testing.assert_close(program.module()(x), model(x))
     model.train()

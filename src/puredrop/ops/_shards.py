@@ -37,13 +37,14 @@ def over_shards(function: Callable[[Tensor, Place], Tensor], input: Any, place: 
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     placements = [Replicate() if isinstance(one, Partial) else one for one in input.placements]
+    if placements != list(input.placements):
+        input = input.redistribute(input.device_mesh, placements)
     for one in placements:
         if type(one) not in (Replicate, Shard):
             raise NotImplementedError(
                 f"input is a DTensor placed {one}; expected Replicate or Shard, whose parts are windows "
                 "(redistribute it first)"
             )
-    input = input.redistribute(input.device_mesh, placements)
     local = input.to_local()
     sizes, start = compute_local_shape_and_global_offset(input.shape, input.device_mesh, placements)
     own = place.window_offset or (0,) * input.dim()

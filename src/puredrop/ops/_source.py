@@ -61,4 +61,7 @@ def resolved(
 ) -> tuple[Key | Tensor | None, Place]:
     """Key and place of a call, from what was given or from what is open; None for a key to be drawn."""
     source = opened.source if key is None else key
+    # Every call comes by here, and nearly all with one of these two; an instance check of an abstract class costs more.
+    if source is None or type(source) is Key:
+        return source, place
     return source.at(kind, input, place) if isinstance(source, Source) else (source, place)

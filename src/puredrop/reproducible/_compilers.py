@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def tell_compilers() -> None:
     Forward.open_by_hook = torch.compiler.disable(Forward.open_by_hook)  # type: ignore[method-assign]
     Forward.close_by_hook = torch.compiler.disable(Forward.close_by_hook)  # type: ignore[method-assign]
     torch.compiler.assume_constant_result(_sites._make)  # marks it
-    for hook in (Forward.before, Forward.after, Enter.__call__, Leave.__call__):
+    for hook in (Forward.before, Forward.after, Forward.enter, Forward.leave, Enter.__call__, Leave.__call__):
         _not_by_itself(hook)
 
 
@@ -34,8 +35,9 @@ def _not_by_itself(function: Any) -> None:
     Torch has no public word for that: `disable` would break the graphs of those that call it. Without this the hooks
     of every module are programs of their own, and a stack of blocks reaches the limit of recompilations.
     """
-    from torch._C._dynamo import eval_frame
-
+    eval_frame: Any = importlib.import_module("torch._C._dynamo.eval_frame")
     if hasattr(eval_frame, "set_code_exec_strategy"):
         skip = eval_frame._FrameAction.SKIP
         eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    else:  # torch 2.6
+        eval_frame.skip_code(function.__code__)
