@@ -27,14 +27,8 @@ from puredrop.sites._watch import positions
 __all__ = ["Forward"]
 
 
-# Torch 2.6 has no word for it; there what is recorded below tells, and Dynamo stops at the hooks by itself.
+# Torch 2.6 has no word for it; there make_fx, which it exports by, tells, and Dynamo stops at the hooks by itself.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
-
-def _is_recorded() -> bool:
-    """Whether operators are being written down: by torch.jit.trace, by make_fx, by an export that uses it."""
-    fx = sys.modules.get("torch.fx.experimental.proxy_tensor")
-    return torch._C._get_tracing_state() is not None or (fx is not None and fx.get_proxy_mode() is not None)
 
 
 class Frame:
@@ -138,7 +132,11 @@ class Forward(Moment):
         """Hook on the model. Compilers follow it, so that a model in eval mode is one program, and exported."""
         if self.is_released or (self.depth == 0 and not self.hooks.are_on and not self._drops()):
             return
-        if _is_exporting() or (not torch.compiler.is_compiling() and _is_recorded()):
+        is_recorded = _is_exporting() or torch._C._get_tracing_state() is not None
+        fx = sys.modules.get("torch.fx.experimental.proxy_tensor")
+        if fx is not None and not torch.compiler.is_compiling():
+            is_recorded = is_recorded or fx.get_proxy_mode() is not None  # by make_fx, or an export that uses it
+        if is_recorded:
             self.refuse_tracer()
         self.open_by_hook(args, kwargs)
 
