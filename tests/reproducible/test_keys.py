@@ -149,6 +149,25 @@ def test_wrappers_change_no_path(how, when):
     assert {site.layout.path for site in run._forward.keys} >= {"blocks.0.ours", "blocks.1:dropout0"}
 
 
+@pytest.mark.filterwarnings("ignore")  # what torch says of FSDP 1 on a processor, and of its end
+def test_fsdp_1_changes_no_path(tmp_path):
+    dist = torch.distributed
+    fsdp = pytest.importorskip("torch.distributed.fsdp").FullyShardedDataParallel
+    plain, x = Net(), torch.randn(4, 5, 16)
+    other = copy.deepcopy(plain)
+    puredrop.reproducible(plain, seed=5)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for index in (0, 1):
+            other.blocks[index] = fsdp(other.blocks[index], device_id=torch.device("cpu"))
+        wrapped = fsdp(other, device_id=torch.device("cpu"))
+        assert any("_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module" in path for path, _ in wrapped.named_modules())
+        puredrop.reproducible(wrapped, seed=5)
+        assert same(masks(wrapped, x), masks(plain, x))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_names_and_seeds_tell_models_apart():
     x = torch.randn(4, 5, 16)
     found = []
