@@ -46,6 +46,24 @@ typedef int32_t puredrop_parallel_for(int64_t begin, int64_t end, int64_t grain,
 PUREDROP_EXPORT int puredrop_run(const struct puredrop_call *call);
 PUREDROP_EXPORT void puredrop_use_pool(puredrop_parallel_for *pool);
 
+/* A dense matrix and its panels: of each group the rows and columns that it keeps, filled up with zeros. */
+struct puredrop_panels {
+    int64_t scatters; /* 0: panels = scale * dense; 1: dense = scale * the sum of panels, 0 where none reaches */
+    float *dense;     /* rows x width */
+    int64_t rows, width, inner; /* a column is `inner` elements: a kernel's, a map's */
+    double scale;
+    int64_t groups;
+    float *values; /* groups x height x breadth x inner */
+    int64_t height, breadth;
+    const int32_t *row_at, *row_count; /* groups x rows: place in the panel, or -1; groups: how many are not -1 */
+    int64_t row_step;                  /* where row_at is NULL: a group has `height` rows from group * row_step */
+    const int32_t *column, *column_count; /* groups x columns, a group's first; groups; or NULL: all of them */
+};
+PUREDROP_EXPORT int puredrop_panels(const struct puredrop_panels *call);
+/* Of groups x size, what is kept (not 0): a list for each group, the place of each unit in it or -1, how many. */
+PUREDROP_EXPORT void puredrop_list(const float *keep, int64_t groups, int64_t size, int32_t *index, int32_t *at,
+                                   int32_t *counts);
+
 PUREDROP_EXPORT void puredrop_philox(uint64_t key, const uint32_t counter[4], uint32_t words[4]);
 PUREDROP_EXPORT uint64_t puredrop_fold_in(uint64_t key, uint64_t data);
 

@@ -1,5 +1,6 @@
 /* A call, from strides in the logical tensor to a plan, which torch's pool carries out. */
 #include "plan.h"
+#include "pool.h"
 
 #include <string.h>
 
@@ -7,10 +8,6 @@ enum {
     GRAIN = 1 << 15, /* elements that make another thread worth waking, as in torch */
     FRESH = 32 << 20 /* bytes from which an output is memory that no one has touched (glibc maps it anew) */
 };
-
-static puredrop_parallel_for *torch_pool;
-
-void puredrop_use_pool(puredrop_parallel_for *pool) { torch_pool = pool; }
 
 /* Whether dimension a, just outside b, continues it in every operand and in the logical order. */
 static int continues(const struct puredrop_dim *a, const struct puredrop_dim *b)
@@ -125,8 +122,5 @@ int puredrop_run(const struct puredrop_call *call)
     const int64_t grain = GRAIN > unit ? GRAIN / unit : 1;
     const int is_fresh = plan.operand[0] != plan.operand[1] && reach_of(&plan) == count && count * plan.width >= FRESH;
     void (*const body)(int64_t, int64_t, void *) = plan.columns >= 0 ? tiles : is_fresh ? fresh_rows : rows;
-    if (torch_pool && count > grain)
-        return torch_pool(0, count, grain, body, &plan);
-    body(0, count, &plan);
-    return 0;
+    return over_pool(count, grain, body, &plan);
 }

@@ -22,11 +22,15 @@ class Library:
     Args:
         run: takes a call packed as csrc/puredrop.h lays it out; 0, or not where torch's pool failed.
         fold_in: (key, data) -> key, all below 2^64.
+        panels: takes a gather or scatter packed as csrc/puredrop.h lays it out; 0, as `run`.
+        list: makes lists of what is kept: puredrop_list of csrc/puredrop.h, which takes addresses.
         isa: the variant in use: avx512, avx2, neon or scalar.
     """
 
     run: Callable[[bytes], int]
     fold_in: Callable[[int, int], int]
+    panels: Callable[[bytes], int]
+    list: Callable[[int, int, int, int, int, int], None]
     isa: str
 
 
@@ -70,8 +74,18 @@ def library() -> Library | None:
     loaded.puredrop_run.argtypes = [ctypes.c_char_p]
     loaded.puredrop_fold_in.argtypes = [ctypes.c_uint64, ctypes.c_uint64]
     loaded.puredrop_fold_in.restype = ctypes.c_uint64
+    loaded.puredrop_panels.argtypes = [ctypes.c_char_p]
+    address, size = ctypes.c_void_p, ctypes.c_int64
+    loaded.puredrop_list.argtypes = [address, size, size, address, address, address]
+    loaded.puredrop_list.restype = None
     _use_pool(loaded)
-    return Library(loaded.puredrop_run, loaded.puredrop_fold_in, _use_variant(loaded))
+    return Library(
+        loaded.puredrop_run,
+        loaded.puredrop_fold_in,
+        loaded.puredrop_panels,
+        loaded.puredrop_list,
+        _use_variant(loaded),
+    )
 
 
 def _path() -> Path | None:

@@ -1,0 +1,277 @@
+"""Layers of a model while it runs batchwise: the same objects under another class, with a part to play."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop import nn, ops
+from puredrop.batchwise._functions import Call, conv, linear, put, take
+from puredrop.batchwise._groups import Groups, Split
+from puredrop.batchwise._kept import Kept
+from puredrop.batchwise._packed import Packed, Packing, pack, plain
+from puredrop.rng import Key, as_key_number, as_key_tensor
+
+__all__ = ["CONSUMERS", "DROPOUTS", "Conv1d", "Conv2d", "Conv3d", "Dropout", "Linear", "Part", "swap"]
+
+
+class Mask(NamedTuple):
+    """One use's mask: what each group of samples keeps.
+
+    Args:
+        kept: the units.
+        split: how the batch is in groups.
+        scale: 1/(1-p); 0 where all are dropped for sure.
+    """
+
+    kept: Kept
+    split: Split
+    scale: float
+
+
+@dataclass
+class Part:
+    """What a layer does in a chain.
+
+    Args:
+        was: the class it had.
+        groups: how batches are split.
+        sample_dim: where samples lie in what it is given.
+        ranks: whether processes have sub-networks of their own, or all the same ones.
+        dropout: of a layer with weights: the dropout layer behind it, for which it computes only what is kept.
+        packs: of a dropout layer: whether only layers that read packed values follow.
+        takes: of a dropout layer: whether what it is given is dense.
+    """
+
+    was: type[Module]
+    groups: Groups
+    sample_dim: int
+    ranks: Literal["own", "same"] = "own"
+    dropout: Any = None
+    packs: bool = False
+    takes: bool = False
+
+
+def swap(module: Module, part: Part) -> None:
+    """Let a layer play a part, under one of our classes."""
+    module.__dict__["part"] = part
+    module.__class__ = _OURS[part.was]
+
+
+class Batchwise:
+    """Mixin of the classes here: a part, and the way back."""
+
+    part: Part
+
+    def back(self) -> None:
+        """Be the layer again that this was."""
+        self.__class__ = self.__dict__.pop("part").was  # type: ignore[assignment]
+
+    def extra_repr(self) -> str:
+        """Torch's text, and that it runs batchwise."""
+        text: str = super().extra_repr()  # type: ignore[misc]
+        return f"{text}, batchwise" if text else "batchwise"
+
+
+class _Weighted(Batchwise, Module):
+    """Abstract: a layer with weights."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's output, dense, or packed where a dropout layer follows that drops."""
+        following = self.part.dropout
+        is_thin = following is not None and following.is_active
+        if not is_thin and not isinstance(input, Packed):
+            return super().forward(input)  # type: ignore[misc, no-any-return]
+        kind = input.device.type
+        # As autocast would have it, of which the functions below know nothing.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+        with torch.autocast(kind, enabled=False):
+            return self._thin(input, following if is_thin else None, dtype)
+
+    def _thin(self, input: Tensor, following: Any, dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError
+
+
+class Linear(_Weighted, torch.nn.Linear):
+    """`torch.nn.Linear` on the units that are kept."""
+
+    def _thin(self, input: Tensor, following: Any, dtype: torch.dtype) -> Tensor:
+        dim, units = self.part.sample_dim, self.out_features
+        source = input.packing if isinstance(input, Packed) else None
+        dense = input if source else input.movedim(dim, 0)
+        samples, rest = (source.split.samples, source.rest) if source else (len(dense), tuple(dense.shape[1:-1]))
+        mask = following.mask((samples, *rest, units), input.device) if following is not None else None
+        packing = _packing(source, mask, rest, following)
+        x = plain(input) if isinstance(input, Packed) else packing.split.spread(dense).flatten(1, -2)
+        output = linear(x.to(dtype), self.weight, self.bias, _call(source, mask))
+        return packing.unpacked(output).movedim(0, dim) if mask is None else pack(output, packing)
+
+
+class _Conv(_Weighted):
+    """Abstract: a convolution of the channels that are kept."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    out_channels: int
+
+    def _thin(self, input: Tensor, following: Any, dtype: torch.dtype) -> Tensor:
+        source = input.packing if isinstance(input, Packed) else None
+        samples, inner = (source.split.samples if source else len(input)), input.shape[-len(self.stride) :]
+        mask = None
+        if following is not None:
+            mask = following.mask((samples, self.out_channels, *inner), input.device)
+        packing = _packing(source, mask, (), following)
+        x = plain(input) if isinstance(input, Packed) else packing.split.spread(input)
+        rule = (list(self.stride), list(self._padding()), list(self.dilation))
+        output = conv(x.to(dtype), self.weight, self.bias, _call(source, mask, rule))
+        return packing.unpacked(output) if mask is None else pack(output, packing)
+
+    def _padding(self) -> tuple[int, ...]:
+        if self.padding == "valid":
+            return (0,) * len(self.kernel_size)
+        if self.padding == "same":  # even kernels, which pad more on one side, are refused before
+            return tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        assert not isinstance(self.padding, str)
+        return self.padding
+
+
+def _packing(source: Packing | None, mask: Mask | None, rest: tuple[int, ...], following: Any) -> Packing:
+    """Of an output; of one that is dense, which has no mask, only how it is put together counts."""
+    if mask is None:
+        assert source is not None
+        return source
+    return Packing(mask.split, rest, mask.kept, mask.scale, following)
+
+
+def _call(source: Packing | None, mask: Mask | None, rule: tuple[Any, ...] = ()) -> Call:
+    columns, scale = (source.kept, source.scale) if source else (None, 1.0)
+    return Call(columns, mask.kept if mask else None, scale, rule)
+
+
+class Conv1d(_Conv, torch.nn.Conv1d):
+    """`torch.nn.Conv1d` on the channels that are kept."""
+
+
+class Conv2d(_Conv, torch.nn.Conv2d):
+    """`torch.nn.Conv2d` on the channels that are kept."""
+
+
+class Conv3d(_Conv, torch.nn.Conv3d):
+    """`torch.nn.Conv3d` on the channels that are kept."""
+
+
+class _Dropping(Batchwise):
+    """Mixin: a dropout layer whose mask each group of samples shares."""
+
+    p: float | Tensor
+    training: bool
+    key: Any
+    inplace: bool
+    unit_dim: int = -1
+    """Where the units lie: the last dimension, or the channels'."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it drops anything."""
+        return self.training and float(self.p) > 0
+
+    def mask(self, sizes: Sequence[int], device: torch.device) -> Mask:
+        """The mask of one use; the layer itself need not be reached for it.
+
+        Args:
+            sizes: of what is dropped from, samples first.
+            device: where.
+
+        Returns:
+            What each group keeps: as the contract has it for the group's first sample.
+        """
+        shape = list(sizes)
+        sample = self.part.sample_dim
+        shape.insert(sample, shape.pop(0))
+        unit = self.unit_dim % len(shape)
+        place = ops.Place(tuple(d for d in range(len(shape)) if d not in (sample, unit)))
+        key, place = ops.resolved("dropout", torch.empty((), device=device).expand(shape), self.key, place)
+        if key is None:
+            key = Key(as_key_number(None)) if device.type == "cpu" else as_key_tensor(None, device)
+        units = shape[unit]
+        split = self.part.groups.of(shape[sample], torch.Size(shape).numel() // max(1, units))
+        place = self._first(place, shape, torch.tensor(split.starts, device=device))
+        shape = [1] * len(shape)
+        shape[sample], shape[unit] = split.groups, units
+        keep = ops.dropout(torch.ones((), device=device).expand(shape), key, self.p, place)
+        rate = float(self.p)
+        kept = Kept.of(keep.movedim(sample, 0).reshape(split.groups, units))
+        return Mask(kept, split, 0.0 if rate == 1 else 1 / (1 - rate))
+
+    def _first(self, place: ops.Place, shape: Sequence[int], starts: Tensor) -> ops.Place:
+        """The place in which each group's first sample is named in the step's logical tensor."""
+        sample = self.part.sample_dim
+        window, offset = place.window_shape or tuple(shape), place.window_offset
+        ids = starts if place.sample_ids is None else place.sample_ids[starts]
+        if offset is not None and place.sample_ids is None:
+            ids = ids + offset[sample]
+        return replace(place, window_shape=window, window_offset=None, sample_ids=ids, sample_dim=sample)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop: packed values pass or are put in their places, a dense input is taken apart or masked."""
+        if isinstance(input, Packed):
+            if input.packing.site is not self:
+                raise RuntimeError("batchwise: a thinned output reached another dropout layer than the one behind it")
+            return input.dropped() if self.part.packs else self._put(input)
+        if not self.is_active:
+            return input
+        return self._take(input)
+
+    def _put(self, input: Packed) -> Tensor:
+        packing = input.packing
+        return packing.unpacked(put(plain(input), packing.kept, packing.scale)).movedim(0, self.part.sample_dim)
+
+    def _take(self, input: Tensor) -> Tensor:
+        """Of a dense input, what is kept."""
+        dense = input.movedim(self.part.sample_dim, 0)
+        mask = self.mask(dense.shape, input.device)
+        rest = tuple(dense.shape[1 : self.unit_dim])
+        parts = mask.split.spread(dense)
+        values = take(parts.flatten(1, 1 + len(rest)), mask.kept)
+        return pack(values, Packing(mask.split, rest, mask.kept, mask.scale, None))
+
+
+class Dropout(_Dropping, nn.Dropout):
+    """`puredrop.nn.Dropout` of units that a group of samples shares."""
+
+
+class Dropout1d(_Dropping, nn.Dropout1d):
+    """`puredrop.nn.Dropout1d` of channels that a group of samples shares."""
+
+    unit_dim = 1
+
+
+class Dropout2d(_Dropping, nn.Dropout2d):
+    """`puredrop.nn.Dropout2d` of channels that a group of samples shares."""
+
+    unit_dim = 1
+
+
+class Dropout3d(_Dropping, nn.Dropout3d):
+    """`puredrop.nn.Dropout3d` of channels that a group of samples shares."""
+
+    unit_dim = 1
+
+
+DROPOUTS: dict[type[Module], type[Module]] = {}
+CONSUMERS: dict[type[Module], type[Module]] = {torch.nn.Linear: Linear}
+for _ours, _names in ((Dropout, "Dropout"), (Dropout1d, "Dropout1d"), (Dropout2d, "Dropout2d"), (Dropout3d, "Dropout3d")):
+    DROPOUTS[getattr(torch.nn, _names)] = DROPOUTS[getattr(nn, _names)] = _ours
+for _conv in (Conv1d, Conv2d, Conv3d):
+    CONSUMERS[getattr(torch.nn, _conv.__name__)] = _conv
+_OURS = {**DROPOUTS, **CONSUMERS}
