@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from puredrop import functional, nn, schedules
 from puredrop._backend import backend
+from puredrop.batchwise import batchwise
 from puredrop.check import check
 from puredrop.convert import convert, revert
 from puredrop.functional import keep_mask
@@ -20,6 +21,7 @@ __all__ = [
     "Window",
     "__version__",
     "backend",
+    "batchwise",
     "check",
     "convert",
     "functional",

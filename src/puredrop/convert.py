@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -15,7 +16,7 @@ from puredrop import nn
 from puredrop.nn._keyed import HasKey
 from puredrop.sites._watch import holds_dropout
 
-__all__ = ["Conversion", "convert", "revert"]
+__all__ = ["Conversion", "Swapped", "convert", "revert"]
 
 _SAME = (
     *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
@@ -23,6 +24,19 @@ _SAME = (
 )
 _OURS: dict[type[Module], type[Module]] = {getattr(torch.nn, name): getattr(nn, name) for name in _SAME}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+
+
+class Swapped:
+    """Abstract: a layer that goes by another class for a while, such as one that runs batchwise."""
+
+    @property
+    @abstractmethod
+    def was(self) -> type[Module]:
+        """The class it had."""
+
+    @abstractmethod
+    def back(self) -> None:
+        """Be the layer again that it was."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,7 @@ def _conversion(model: Module) -> Conversion:
 def revert(model: Module, inplace: bool = True) -> Module:
     """Put the layers back that `convert` exchanged, and torch's in the place of ours; keys are given up.
 
-    Weights dropped by `drop_connect` are plain parameters again.
+    Weights dropped by `drop_connect` are plain parameters again, and what ran batchwise runs as before.
 
     Args:
         model: any module; it may be one of our layers itself.
@@ -180,13 +194,17 @@ def revert(model: Module, inplace: bool = True) -> Module:
                 f"{path or 'the model'} has shared_dims={module.shared_dims}, which torch.nn.Dropout lacks; "
                 "replace it by hand, Dropout1d to Dropout3d share the dimensions of a channel"
             )
-        is_known = type(module) in _TORCHS or hasattr(module, "_exchanged_for") or isinstance(module, nn.DropConnect)
+        kind = module.was if isinstance(module, Swapped) else type(module)
+        is_known = kind in _TORCHS or hasattr(module, "_exchanged_for") or isinstance(module, nn.DropConnect)
+        is_known |= kind in _OURS
         if isinstance(module, HasKey) and not is_known:
             raise ValueError(
                 f"{path or 'the model'} is {type(module).__name__}, which torch has no equal of; replace it by hand"
             )
     model = model if inplace else copy.deepcopy(model)
     for module in list(model.modules()):
+        if isinstance(module, Swapped):
+            module.back()
         for name, steps in list(getattr(module, "parametrizations", {}).items()):
             if any(isinstance(step, nn.DropConnect) for step in steps):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=False)

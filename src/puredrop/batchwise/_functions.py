@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from puredrop.batchwise._kept import Kept
+from puredrop.batchwise._memory import Memory
 from puredrop.batchwise._panels import gather, scatter, shape_of
 
 __all__ = ["Call", "conv", "linear", "put", "take"]
@@ -22,24 +23,26 @@ class Call(NamedTuple):
         columns: the units that the input has; None for all of them.
         rows: the units that the output is to have; None for all of them.
         scale: what the input must be multiplied by; the panels are, which are smaller.
+        rooms: where the panels, their gradient and the weight's gradient are written.
         rule: stride, padding and dilation of a convolution.
     """
 
     columns: Kept | None
     rows: Kept | None
     scale: float
+    rooms: tuple[Memory, Memory, Memory]
     rule: tuple[Any, ...] = ()
 
     def panels(self, weight: Tensor, groups: int) -> Tensor:
         """Of the weight: (groups, units of the output, units of the input, ...)."""
         rows = self.rows or weight.shape[0]
-        room = torch.empty(shape_of(weight, groups, rows, self.columns), dtype=weight.dtype, device=weight.device)
+        room = self.rooms[0].tensor(shape_of(weight, groups, rows, self.columns), weight)
         return gather(weight, rows, self.columns, self.scale, room)
 
     def weight_gradient(self, panels: Tensor, weight: Tensor) -> Tensor:
         """From that of the panels, which were scaled."""
         rows = self.rows or weight.shape[0]
-        return scatter(panels.to(weight.dtype), rows, self.columns, self.scale, torch.empty_like(weight))
+        return scatter(panels.to(weight.dtype), rows, self.columns, self.scale, self.rooms[2].tensor(weight.shape, weight))
 
     def biases(self, bias: Tensor, groups: int) -> Tensor:
         """(groups, 1, units of the output)."""
@@ -78,7 +81,8 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_input = torch.bmm(gradient, panels)
         if ctx.needs_input_grad[1]:
-            of_weight = call.weight_gradient(torch.bmm(gradient.transpose(1, 2), x), weight)
+            room = call.rooms[1].tensor(panels.shape, panels)
+            of_weight = call.weight_gradient(torch.bmm(gradient.transpose(1, 2), x, out=room), weight)
         if ctx.needs_input_grad[2]:
             of_bias = call.bias_gradient(gradient.sum(1), bias)
         return of_input, of_weight, of_bias, None

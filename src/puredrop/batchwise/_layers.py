@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop import nn, ops
+from puredrop import nn
 from puredrop.batchwise._functions import Call, conv, linear, put, take
-from puredrop.batchwise._groups import Groups, Split
-from puredrop.batchwise._kept import Kept
+from puredrop.batchwise._groups import Groups
+from puredrop.batchwise._memory import Memory
+from puredrop.batchwise._masks import Mask, Ranks, draw
 from puredrop.batchwise._packed import Packed, Packing, pack, plain
-from puredrop.rng import Key, as_key_number, as_key_tensor
+from puredrop.convert import Swapped
+from puredrop.nn._keyed import HasKey
 
-__all__ = ["CONSUMERS", "DROPOUTS", "Conv1d", "Conv2d", "Conv3d", "Dropout", "Linear", "Part", "swap"]
-
-
-class Mask(NamedTuple):
-    """One use's mask: what each group of samples keeps.
-
-    Args:
-        kept: the units.
-        split: how the batch is in groups.
-        scale: 1/(1-p); 0 where all are dropped for sure.
-    """
-
-    kept: Kept
-    split: Split
-    scale: float
+__all__ = ["CONVOLUTIONS", "DROPOUTS", "Batchwise", "Part", "swap"]
 
 
 @dataclass
@@ -45,16 +33,17 @@ class Part:
         ranks: whether processes have sub-networks of their own, or all the same ones.
         dropout: of a layer with weights: the dropout layer behind it, for which it computes only what is kept.
         packs: of a dropout layer: whether only layers that read packed values follow.
-        takes: of a dropout layer: whether what it is given is dense.
+        takes: of a dropout layer: whether only such layers follow where what it is given is dense.
     """
 
     was: type[Module]
     groups: Groups
     sample_dim: int
-    ranks: Literal["own", "same"] = "own"
+    ranks: Ranks = "own"
     dropout: Any = None
     packs: bool = False
     takes: bool = False
+    rooms: tuple[Memory, Memory, Memory] = field(default_factory=lambda: (Memory(), Memory(), Memory()))
 
 
 def swap(module: Module, part: Part) -> None:
@@ -63,14 +52,22 @@ def swap(module: Module, part: Part) -> None:
     module.__class__ = _OURS[part.was]
 
 
-class Batchwise:
+class Batchwise(Swapped):
     """Mixin of the classes here: a part, and the way back."""
 
     part: Part
 
+    @property
+    def was(self) -> type[Module]:
+        """The class it had."""
+        return self.part.was
+
     def back(self) -> None:
-        """Be the layer again that this was."""
-        self.__class__ = self.__dict__.pop("part").was  # type: ignore[assignment]
+        """Be the layer again that this was; torch's dropout layers know no key."""
+        was = self.__dict__.pop("part").was
+        if not issubclass(was, HasKey):
+            self.__dict__.pop("key", None)
+        self.__class__ = was
 
     def extra_repr(self) -> str:
         """Torch's text, and that it runs batchwise."""
@@ -111,7 +108,7 @@ class Linear(_Weighted, torch.nn.Linear):
         mask = following.mask((samples, *rest, units), input.device) if following is not None else None
         packing = _packing(source, mask, rest, following)
         x = plain(input) if isinstance(input, Packed) else packing.split.spread(dense).flatten(1, -2)
-        output = linear(x.to(dtype), self.weight, self.bias, _call(source, mask))
+        output = linear(x.to(dtype), self.weight, self.bias, _call(self.part, source, mask))
         return packing.unpacked(output).movedim(0, dim) if mask is None else pack(output, packing)
 
 
@@ -133,7 +130,7 @@ class _Conv(_Weighted):
         packing = _packing(source, mask, (), following)
         x = plain(input) if isinstance(input, Packed) else packing.split.spread(input)
         rule = (list(self.stride), list(self._padding()), list(self.dilation))
-        output = conv(x.to(dtype), self.weight, self.bias, _call(source, mask, rule))
+        output = conv(x.to(dtype), self.weight, self.bias, _call(self.part, source, mask, rule))
         return packing.unpacked(output) if mask is None else pack(output, packing)
 
     def _padding(self) -> tuple[int, ...]:
@@ -153,9 +150,9 @@ def _packing(source: Packing | None, mask: Mask | None, rest: tuple[int, ...], f
     return Packing(mask.split, rest, mask.kept, mask.scale, following)
 
 
-def _call(source: Packing | None, mask: Mask | None, rule: tuple[Any, ...] = ()) -> Call:
+def _call(part: Part, source: Packing | None, mask: Mask | None, rule: tuple[Any, ...] = ()) -> Call:
     columns, scale = (source.kept, source.scale) if source else (None, 1.0)
-    return Call(columns, mask.kept if mask else None, scale, rule)
+    return Call(columns, mask.kept if mask else None, scale, part.rooms, rule)
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):
@@ -195,32 +192,10 @@ class _Dropping(Batchwise):
         Returns:
             What each group keeps: as the contract has it for the group's first sample.
         """
-        shape = list(sizes)
-        sample = self.part.sample_dim
-        shape.insert(sample, shape.pop(0))
+        shape, part = list(sizes), self.part
+        shape.insert(part.sample_dim, shape.pop(0))
         unit = self.unit_dim % len(shape)
-        place = ops.Place(tuple(d for d in range(len(shape)) if d not in (sample, unit)))
-        key, place = ops.resolved("dropout", torch.empty((), device=device).expand(shape), self.key, place)
-        if key is None:
-            key = Key(as_key_number(None)) if device.type == "cpu" else as_key_tensor(None, device)
-        units = shape[unit]
-        split = self.part.groups.of(shape[sample], torch.Size(shape).numel() // max(1, units))
-        place = self._first(place, shape, torch.tensor(split.starts, device=device))
-        shape = [1] * len(shape)
-        shape[sample], shape[unit] = split.groups, units
-        keep = ops.dropout(torch.ones((), device=device).expand(shape), key, self.p, place)
-        rate = float(self.p)
-        kept = Kept.of(keep.movedim(sample, 0).reshape(split.groups, units))
-        return Mask(kept, split, 0.0 if rate == 1 else 1 / (1 - rate))
-
-    def _first(self, place: ops.Place, shape: Sequence[int], starts: Tensor) -> ops.Place:
-        """The place in which each group's first sample is named in the step's logical tensor."""
-        sample = self.part.sample_dim
-        window, offset = place.window_shape or tuple(shape), place.window_offset
-        ids = starts if place.sample_ids is None else place.sample_ids[starts]
-        if offset is not None and place.sample_ids is None:
-            ids = ids + offset[sample]
-        return replace(place, window_shape=window, window_offset=None, sample_ids=ids, sample_dim=sample)
+        return draw(self.p, self.key, shape, part.sample_dim, unit, part.groups, part.ranks, device)
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop: packed values pass or are put in their places, a dense input is taken apart or masked."""
@@ -230,7 +205,7 @@ class _Dropping(Batchwise):
             return input.dropped() if self.part.packs else self._put(input)
         if not self.is_active:
             return input
-        return self._take(input)
+        return self._take(input) if self.part.takes else super().forward(input)  # type: ignore[misc, no-any-return]
 
     def _put(self, input: Packed) -> Tensor:
         packing = input.packing
@@ -268,10 +243,19 @@ class Dropout3d(_Dropping, nn.Dropout3d):
     unit_dim = 1
 
 
-DROPOUTS: dict[type[Module], type[Module]] = {}
-CONSUMERS: dict[type[Module], type[Module]] = {torch.nn.Linear: Linear}
-for _ours, _names in ((Dropout, "Dropout"), (Dropout1d, "Dropout1d"), (Dropout2d, "Dropout2d"), (Dropout3d, "Dropout3d")):
-    DROPOUTS[getattr(torch.nn, _names)] = DROPOUTS[getattr(nn, _names)] = _ours
-for _conv in (Conv1d, Conv2d, Conv3d):
-    CONSUMERS[getattr(torch.nn, _conv.__name__)] = _conv
-_OURS = {**DROPOUTS, **CONSUMERS}
+_CHANNELS = {Dropout1d: Conv1d, Dropout2d: Conv2d, Dropout3d: Conv3d}
+
+DROPOUTS: dict[type[Module], type[Module]] = {
+    getattr(library, ours.__name__): ours for ours in (Dropout, *_CHANNELS) for library in (torch.nn, nn)
+}
+"""Dropout layers that can run batchwise -> ours."""
+
+CONVOLUTIONS: dict[type[Module], type[Module]] = {
+    ours: getattr(torch.nn, conv.__name__) for ours, conv in _CHANNELS.items()
+}
+"""Of our layers that drop channels: whose channels."""
+
+_OURS = {
+    **DROPOUTS,
+    **{getattr(torch.nn, ours.__name__): ours for ours in (Linear, *_CHANNELS.values())},
+}

@@ -22,7 +22,7 @@ from puredrop.rng import Key, check_key
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Call", "Interception", "intercept", "recognise"]
+__all__ = ["Call", "Interception", "drops", "intercept", "recognise"]
 
 Keyed = Callable[[Key | Tensor | None], Any]
 
@@ -128,13 +128,17 @@ for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
     _READERS[getattr(torch, _name)] = _recurrent(getattr(torch, _name))
 
 
+def drops(function: Any) -> bool:
+    """Whether a function is one of torch's that drop."""
+    try:
+        return function in _READERS
+    except TypeError:  # unhashable, so none of them
+        return False
+
+
 def recognise(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Call | None:
     """A call that drops as such, or None for any other."""
-    try:
-        read = _READERS.get(function)
-    except TypeError:  # unhashable, so none of them
-        return None
-    return None if read is None else read(*arguments, **named)
+    return _READERS[function](*arguments, **named) if drops(function) else None
 
 
 class Interception(TorchFunctionMode):

@@ -14,12 +14,12 @@ from puredrop.reproducible._forward import Forward
 from puredrop.reproducible._hooks import Hooks, may_call
 from puredrop.reproducible._names import named, unwrapped
 from puredrop.reproducible._run import Run, let_go
-from puredrop.reproducible._samples import Windows
+from puredrop.reproducible._samples import Samples, Windows
 from puredrop.reproducible._sites import Keys, Shared, Site
 from puredrop.rng import Key
 from puredrop.sites._watch import holds_dropout
 
-__all__ = ["Run", "reproducible"]
+__all__ = ["Run", "Samples", "pinned", "reproducible", "unwrapped"]
 
 
 def reproducible(
@@ -79,10 +79,8 @@ def reproducible(
     if dealt not in ("batches", "rows"):
         raise ValueError(f"dealt is {dealt!r}; expected 'batches' or 'rows'")
     base = Key(seed).fold_in(name)
-    for hook in list(root._forward_pre_hooks.values()):
-        other = getattr(hook, "__self__", None)
-        if not isinstance(other, Forward):
-            continue
+    other = pinned(root)
+    if other is not None:
         if not other.is_copy:
             raise ValueError("model is pinned already; release it first: run.release()")
         let_go(other)  # what it was copied from goes on
@@ -102,6 +100,12 @@ def reproducible(
     root.register_forward_hook(forward.after, always_call=True)
     tell_compilers()
     return Run(seed, name, forward)
+
+
+def pinned(root: Module) -> Forward | None:
+    """What a model is pinned by, if it is."""
+    hooks = (getattr(hook, "__self__", None) for hook in root._forward_pre_hooks.values())
+    return next((one for one in hooks if isinstance(one, Forward)), None)
 
 
 def _pin(layer: HasKey, site: Site) -> None:

@@ -16,7 +16,7 @@ from puredrop.ops import Pinned, Place, is_spread, opened
 from puredrop.reproducible._moment import Moment
 from puredrop.reproducible._ranks import check_whole
 from puredrop.reproducible._recompute import in_backward
-from puredrop.reproducible._samples import Layout, Windows, placed
+from puredrop.reproducible._samples import Layout, Samples, Windows, placed
 from puredrop.rng import Key, as_number, fold_in, folded
 
 __all__ = ["Keys", "Shared", "Site"]
@@ -50,6 +50,11 @@ class Site(Pinned):
         new = memo[id(self)] = Site.__new__(Site)
         vars(new).update(copy.deepcopy(vars(self), memo))
         return new
+
+    @property
+    def samples(self) -> Samples:
+        """Of the forward that is open."""
+        return self.keys.forward.samples
 
     def begin_step(self, step: int) -> tuple[int, int]:
         """Forget the keys of another step.
@@ -172,6 +177,11 @@ class Shared(Pinned):
                     return site
             source = source.outer
         return self.sites[0]
+
+    @property
+    def samples(self) -> Samples:
+        """Of the forward that is open."""
+        return self._now().samples
 
     def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """As the site's."""
