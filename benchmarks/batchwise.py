@@ -10,6 +10,7 @@ weights for the optimizer, which dropout does not spare; `limit` adds that back.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -64,7 +65,7 @@ def cnn(drops: bool, thin: bool) -> nn.Module:
     """Four convolutions of 128 channels on maps of 32 x 32."""
     layers: list[nn.Module] = []
     sizes = [3, *([64 if thin else 128] * 4)]
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), *([nn.Dropout2d(0.5)] if drops else [])]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], 10))
 
@@ -77,7 +78,7 @@ WORKS = [
     Work("CNN 4 x 128 channels (.5), 32 x 32, 64", cnn, (3, 32, 32), 64, (1, 4)),
 ]
 PARTS = ("gather", "matmul", "scatter", "optimizer")
-_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm", "aten::mkldnn_convolution")
+_PRODUCTS: tuple[str, ...] = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm", "aten::mkldnn_convolution")
 _PRODUCTS += ("aten::convolution_backward", "aten::_slow_conv2d_forward")
 
 
@@ -90,6 +91,7 @@ class Step:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
 
     def __call__(self) -> None:
+        """Take it."""
         self.optimizer.zero_grad()
         torch.nn.functional.cross_entropy(self.model(self.x), self.y).backward()
         self.optimizer.step()

@@ -5,8 +5,8 @@ Usage: python benchmarks/batchwise_accuracy.py FOLDER --task mnist --data-dir DI
        python benchmarks/batchwise_accuracy.py FOLDER --task mnist --report [--plot FILE]         tables
 
 Every run is a file in FOLDER, so a killed one goes on where it was. Each arm may choose among as many learning rates,
-by the validation rows' NLL of one short run; test rows are looked at once, after the last epoch. All arms of a seed have
-the same initial weights (but for the narrow net) and see the rows in the same order.
+by the validation rows' NLL of one short run; test rows are looked at once, after the last epoch. All arms of a seed
+have the same initial weights (but for the narrow net) and see the rows in the same order.
 
 Protocol after Srivastava et al.: Dropout (JMLR 2014): 784-1024x3-10, p = .5 hidden and .2 input, max-norm.
 """
@@ -14,6 +14,7 @@ Protocol after Srivastava et al.: Dropout (JMLR 2014): 784-1024x3-10, p = .5 hid
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -32,8 +33,8 @@ import puredrop
 from puredrop.compare.data import Split, load
 from puredrop.compare.files import write
 
-RATES = (0.05, 0.15, 0.45)
-DECAYS = (1e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3)
+DECAYS = (1e-5, 1e-4)
 TUNING_SEED = 100
 Floats = NDArray[np.float64]
 
@@ -61,7 +62,7 @@ class Task:
 
 
 TASKS = {
-    "mnist": Task((784, 1024, 1024, 1024, 10), 0.5, 0.2, 20, 5, 512, 5, 3.0, (0.10, 0.08, 0.07, 0.06)),
+    "mnist": Task((784, 1024, 1024, 1024, 10), 0.5, 0.2, 10, 2, 128, 5, 3.0, (0.10, 0.08, 0.07, 0.06)),
     "wine": Task((11, 512, 512, 6), 0.5, 0.0, 60, 30, 128, 10, 3.0, (1.0, 0.98, 0.96)),
 }
 ARMS = ("none", "weight decay", "half width", "iid", "G=16", "G=4", "G=1")
@@ -87,7 +88,7 @@ def rows_of(name: str, folder: Path) -> Rows:
     cuts = [0, len(x) * 3 // 5, len(x) * 4 // 5, len(x)]
     mean, deviation = x[: cuts[1]].mean(0), x[: cuts[1]].std(0)
     x, y = (x - mean) / deviation, y - y.min()
-    parts = [Split(torch.tensor(x[a:b]).float(), torch.tensor(y[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [Split(torch.tensor(x[a:b]).float(), torch.tensor(y[a:b])) for a, b in itertools.pairwise(cuts)]
     return Rows(*parts)
 
 
@@ -96,7 +97,7 @@ def network(task: Task, arm: str) -> nn.Module:
     drops, (first, *hidden, last) = arm == "iid" or arm.startswith("G="), task.widths
     sizes = [first, *(width // 2 if arm == "half width" else width for width in hidden)]
     layers: list[nn.Module] = [nn.Dropout(task.input_p)] if drops and task.input_p else []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU(), *([nn.Dropout(task.p)] if drops else [])]
     model = nn.Sequential(*layers, nn.Linear(sizes[-1], last))
     if arm.startswith("G="):
@@ -109,7 +110,7 @@ class Training:
 
     Args:
         task, arm: what is trained.
-        rate, decay: of SGD with momentum .9, the rate falling to 0 along a cosine.
+        rate, decay: of Adam, the rate rising over half an epoch, then falling to 0 along a cosine; L2 of the weights.
         seed: of weights, order and masks.
         rows: of the task.
         epochs: in all.
@@ -119,11 +120,16 @@ class Training:
         torch.manual_seed(seed)
         self.task, self.rows = task, rows
         self.model = network(task, arm)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
-        self.steps = len(rows.train.y) // task.batch
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * self.steps)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, weight_decay=decay, fused=True)
+        self.steps, self.epochs = len(rows.train.y) // task.batch, epochs
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.share_of_rate)
         self.order = torch.Generator().manual_seed(seed)
-        self.hidden = [layer.weight for layer in self.model if isinstance(layer, nn.Linear)][:-1]  # type: ignore[union-attr]
+        self.hidden = [layer.weight for layer in self.model.children() if isinstance(layer, nn.Linear)][:-1]
+
+    def share_of_rate(self, step: int) -> float:
+        """Of the learning rate, at a step."""
+        cosine = (1 + math.cos(math.pi * step / (self.epochs * self.steps))) / 2
+        return min(1.0, (step + 1) / (0.5 * self.steps + 1)) * cosine
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One batch."""
@@ -199,16 +205,16 @@ def chosen(folder: Path, arm: str) -> tuple[float, float] | None:
 
 
 def train(folder: Path, task: Task, rows: Rows, share: tuple[int, int]) -> None:
-    """This process' share of all runs, tuning first."""
+    """One process' share of all runs, tuning first."""
     number, count = share
-    for i, (arm, pair) in enumerate([(arm, pair) for arm in ARMS for pair in tuning(arm)]):
-        if i % count == number:
-            run(folder, task, rows, arm, *pair, TUNING_SEED)
-    for i, (seed, arm) in enumerate([(seed, arm) for seed in range(task.seeds) for arm in ARMS]):
-        if i % count == number:
-            while (pair_of := chosen(folder, arm)) is None:
-                time.sleep(1)  # another process is at it
-            run(folder, task, rows, arm, *pair_of, seed)
+    trials = [(arm, pair) for arm in ARMS for pair in tuning(arm)]
+    for arm, pair in trials[number::count]:
+        run(folder, task, rows, arm, *pair, TUNING_SEED)
+    runs = [(seed, arm) for seed in range(task.seeds) for arm in ARMS]
+    for seed, arm in runs[number::count]:
+        while (best := chosen(folder, arm)) is None:
+            time.sleep(1)  # another process is at it
+        run(folder, task, rows, arm, *best, seed)
 
 
 def clock(folder: Path, task: Task, rows: Rows) -> None:
@@ -260,7 +266,8 @@ def bootstrap(difference: Floats, level: float) -> float:
 
 def against(runs: dict[str, list[dict[str, Any]]], arm: str, base: str, what: str) -> Floats:
     """Paired differences (seeds, test rows)."""
-    return np.array([one[what] for one in runs[arm]], float) - np.array([one[what] for one in runs[base]], float)
+    ours, theirs = (np.array([one[what] for one in runs[name]], np.float64) for name in (arm, base))
+    return np.asarray(ours - theirs)
 
 
 def seconds_to(curves: Sequence[Sequence[float]], target: float, epoch: float) -> float:

@@ -90,7 +90,10 @@ def _play(found: Found, rule: Groups, ranks: Ranks) -> None:
         part = part_of(site, chains[0])
         # One layer in several places cannot tell them apart: it does what is right in all of them.
         part.packs = all(chain.after for chain in chains if chain.before)
-        part.takes = not any(chain.path in found.left for chain in chains)
+        if any(chain.path in found.left for chain in chains):
+            part.dense = "each"
+        elif not all(chain.before for chain in chains):
+            part.dense = "take"
         for chain in chains:
             if chain.before is not None:
                 part_of(chain.before, chain).dropout = site

@@ -126,10 +126,19 @@ def find(model: Module, sample_dim: int | None = None) -> Found:
     judged = {chain.path for chain in found.chains} | set(found.left)
     for path, module in model.named_modules():
         if holds_dropout(module) and path not in judged:
-            parents = [path[:i] for i, letter in enumerate(path) if letter == "."]
-            why = next((whys[parent] for parent in reversed(["", *parents]) if parent in whys), "")
-            found.left[path] = why or "it is in no Linear or convolution's path"
+            found.left[path] = _why_not_seen(path, module, whys)
     return found
+
+
+def _why_not_seen(path: str, module: Module, whys: dict[str, str]) -> str:
+    if type(module) not in DROPOUTS:
+        return _no_units(module)
+    parents = ["", *(path[:i] for i, letter in enumerate(path) if letter == ".")]
+    return next((whys[parent] for parent in reversed(parents) if parent in whys), "it is not called in the forward")
+
+
+def _no_units(module: Module) -> str:
+    return f"{type(module).__name__} drops neither single units of a Linear nor channels of a convolution"
 
 
 def _regions(module: Module, path: str, whys: dict[str, str]) -> Iterator[_Region]:
@@ -137,18 +146,22 @@ def _regions(module: Module, path: str, whys: dict[str, str]) -> Iterator[_Regio
     if not any(holds_dropout(part) for part in module.modules()):
         return
     tracer = _Tracer(_BLOCKS.get(type(module), "forward"))
+    inner: dict[str, Any] = dict(module.named_children())
     try:
         graph = tracer.trace(module, _defaults(getattr(type(module), tracer.traced_func_name)))
     except Exception as error:  # whatever a user's forward does with a symbol
-        whys[path] = f"the forward of {path or 'the model'} cannot be followed ({_first_line(error)})"
-        inner = dict(module.named_children())
+        if type(module) not in (torch.nn.ModuleList, torch.nn.ModuleDict):  # which have no forward
+            whys[path] = f"the forward of {path or 'the model'} cannot be followed ({_first_line(error)})"
     else:
         region = _Region(module, path, [node for node in graph.nodes if node.op.startswith("call_")])
         yield region
-        calls = {str(node.target): region.module(node) for node in region.calls}
-        inner = {name: part for name, part in calls.items() if part is not None and type(part) not in DROPOUTS}
+        if type(module) in _BLOCKS:
+            whys[path] = f"in {type(module).__name__} only the feed-forward block is looked at"
+            inner = {}
+        else:
+            inner = {str(node.target): region.module(node) for node in region.calls}
     for name, part in inner.items():
-        if next(part.children(), None) is not None:
+        if part is not None and next(part.children(), None) is not None:
             yield from _regions(part, _joined(path, name), whys)
 
 
@@ -202,10 +215,10 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
 def _chain(
     region: _Region, node: fx.Node, module: Module, path: str, uses: dict[Module, int]
 ) -> tuple[Module | None, str, dict[str, Module]] | str:
-    """The neighbours of a call: what computes its input, that one's path, what reads its output; or why there is none."""
+    """What computes a call's input, that one's path, what reads its output; or why nothing can be compacted there."""
     kind = DROPOUTS.get(type(module))
     if kind is None:
-        return f"{type(module).__name__} drops neither single units of a Linear nor channels of a convolution"
+        return _no_units(module)
     if getattr(module, "shared_dims", ()):
         return "it shares dimensions already, shared_dims"
     if _is_watched(module):
@@ -221,9 +234,7 @@ def _chain(
 def _producer(
     region: _Region, node: fx.Node, kind: type[Module], uses: dict[Module, int]
 ) -> tuple[Module | None, str, bool, str]:
-    """The layer with weights, behind elementwise functions, that computes a call's input; its path; whether there are
-    such functions; or why there is none.
-    """
+    """The layer with weights that computes a call's input, its path, whether an activation comes between; or why no."""
     has_activation = False
     at = node.args[0] if node.args else None
     while isinstance(at, fx.Node):

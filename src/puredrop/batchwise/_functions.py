@@ -16,6 +16,10 @@ from puredrop.batchwise._panels import gather, scatter, shape_of
 __all__ = ["Call", "conv", "linear", "put", "take"]
 
 
+_convolution: Any = torch.ops.aten.convolution.default
+_convolution_backward: Any = torch.ops.aten.convolution_backward.default
+
+
 class Call(NamedTuple):
     """One use of a layer, whose input and output are (groups, rows, units, ...).
 
@@ -37,12 +41,14 @@ class Call(NamedTuple):
         """Of the weight: (groups, units of the output, units of the input, ...)."""
         rows = self.rows or weight.shape[0]
         room = self.rooms[0].tensor(shape_of(weight, groups, rows, self.columns), weight)
-        return gather(weight, rows, self.columns, self.scale, room)
+        return gather(weight.contiguous(), rows, self.columns, self.scale, room)
 
     def weight_gradient(self, panels: Tensor, weight: Tensor) -> Tensor:
         """From that of the panels, which were scaled."""
         rows = self.rows or weight.shape[0]
-        return scatter(panels.to(weight.dtype), rows, self.columns, self.scale, self.rooms[2].tensor(weight.shape, weight))
+        return scatter(
+            panels.to(weight.dtype), rows, self.columns, self.scale, self.rooms[2].tensor(weight.shape, weight)
+        )
 
     def biases(self, bias: Tensor, groups: int) -> Tensor:
         """(groups, 1, units of the output)."""
@@ -99,7 +105,7 @@ class _Conv(torch.autograd.Function):
         biases = [None] * len(x) if bias is None else call.biases(bias, len(x)).to(x.dtype).flatten(1)
         none = [0] * len(call.rule[0])
         maps = [
-            torch.convolution(one, panel, b, *call.rule, False, none, 1)
+            _convolution(one, panel, b, *call.rule, False, none, 1)
             for one, panel, b in zip(x, panels, biases, strict=True)
         ]
         return _stacked(maps)
@@ -112,7 +118,7 @@ class _Conv(torch.autograd.Function):
         needs = [*ctx.needs_input_grad[:2], False]
         none = [0] * len(call.rule[0])
         found = [
-            torch.ops.aten.convolution_backward(dy, one, panel, None, *call.rule, False, none, 1, needs)
+            _convolution_backward(dy, one, panel, None, *call.rule, False, none, 1, needs)
             for dy, one, panel in zip(gradient, x, panels, strict=True)
         ]
         of_input = of_weight = of_bias = None
@@ -154,7 +160,8 @@ class _Put(torch.autograd.Function):
         ctx.kept, ctx.scale = kept, scale
         groups, rows, _, *inner = values.shape
         dense = torch.empty(groups * rows, kept.size, *inner, dtype=values.dtype, device=values.device)
-        return scatter(values.contiguous(), rows, kept, scale, dense, step=rows).unflatten(0, (groups, rows))
+        scatter(values.contiguous(), rows, kept, scale, dense, step=rows)
+        return dense.view(groups, rows, kept.size, *inner)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

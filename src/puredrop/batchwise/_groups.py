@@ -39,6 +39,12 @@ class Split:
         return [self.samples * group // self.groups for group in range(self.groups)]
 
     @property
+    def group_of(self) -> list[int]:
+        """Each sample's group."""
+        ends = [*self.starts[1:], self.samples]
+        return [group for group in range(self.groups) for _ in range(self.starts[group], ends[group])]
+
+    @property
     def _is_even(self) -> bool:
         return self.samples % self.groups == 0
 

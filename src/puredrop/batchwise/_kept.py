@@ -46,7 +46,7 @@ class Kept:
         if compiled is None:
             kept = keep != 0
             at = torch.where(kept, kept.cumsum(1) - 1, -1)
-            index = (~kept).to(torch.int8).argsort(1, stable=True)  # what is dropped goes behind what is kept
+            index = (~kept).to(torch.int8).argsort(dim=1, stable=True)  # what is dropped goes behind what is kept
             counts, index, at = kept.sum(1).int(), index.int(), at.int()
         else:
             keep = keep.to(torch.float32).contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch.nn import Module
 from puredrop import nn
 from puredrop.batchwise._functions import Call, conv, linear, put, take
 from puredrop.batchwise._groups import Groups
+from puredrop.batchwise._masks import Mask, Ranks, Site, draw, masked
 from puredrop.batchwise._memory import Memory
-from puredrop.batchwise._masks import Mask, Ranks, draw
 from puredrop.batchwise._packed import Packed, Packing, pack, plain
 from puredrop.convert import Swapped
 from puredrop.nn._keyed import HasKey
@@ -33,7 +33,8 @@ class Part:
         ranks: whether processes have sub-networks of their own, or all the same ones.
         dropout: of a layer with weights: the dropout layer behind it, for which it computes only what is kept.
         packs: of a dropout layer: whether only layers that read packed values follow.
-        takes: of a dropout layer: whether only such layers follow where what it is given is dense.
+        dense: of a dropout layer: what it does with a dense input: takes what is kept, masks it with its groups' masks,
+            or drops each sample's units as ever.
     """
 
     was: type[Module]
@@ -42,7 +43,7 @@ class Part:
     ranks: Ranks = "own"
     dropout: Any = None
     packs: bool = False
-    takes: bool = False
+    dense: Literal["take", "mask", "each"] = "mask"
     rooms: tuple[Memory, Memory, Memory] = field(default_factory=lambda: (Memory(), Memory(), Memory()))
 
 
@@ -79,14 +80,13 @@ class _Weighted(Batchwise, Module):
     """Abstract: a layer with weights."""
 
     weight: Tensor
-    bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output, dense, or packed where a dropout layer follows that drops."""
         following = self.part.dropout
-        is_thin = following is not None and following.is_active
+        is_thin = following is not None and following.is_active and not _is_whole(input, self.weight)
         if not is_thin and not isinstance(input, Packed):
-            return super().forward(input)  # type: ignore[misc, no-any-return]
+            return super().forward(input)  # type: ignore[no-any-return]
         kind = input.device.type
         # As autocast would have it, of which the functions below know nothing.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
@@ -97,12 +97,32 @@ class _Weighted(Batchwise, Module):
         raise NotImplementedError
 
 
+def _is_whole(*tensors: Tensor) -> bool:
+    """Whether layers run whole, under the same masks.
+
+    Where a compiler, a transform or a tensor of another kind would not know what packed values are.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or not all(type(tensor) in (Tensor, torch.nn.Parameter, Packed) for tensor in tensors)
+    )
+
+
+def _no_samples(input: Tensor, expected: str) -> str:
+    return f"batchwise: input has shape {tuple(input.shape)}; expected {expected} (for one sample input.unsqueeze(0))"
+
+
 class Linear(_Weighted, torch.nn.Linear):
     """`torch.nn.Linear` on the units that are kept."""
 
     def _thin(self, input: Tensor, following: Any, dtype: torch.dtype) -> Tensor:
         dim, units = self.part.sample_dim, self.out_features
         source = input.packing if isinstance(input, Packed) else None
+        if not source and not dim < input.dim() - 1:
+            raise RuntimeError(
+                _no_samples(input, f"a Linear's input with samples in dimension {dim}, units in the last")
+            )
         dense = input if source else input.movedim(dim, 0)
         samples, rest = (source.split.samples, source.rest) if source else (len(dense), tuple(dense.shape[1:-1]))
         mask = following.mask((samples, *rest, units), input.device) if following is not None else None
@@ -115,6 +135,7 @@ class Linear(_Weighted, torch.nn.Linear):
 class _Conv(_Weighted):
     """Abstract: a convolution of the channels that are kept."""
 
+    bias: Tensor | None
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
@@ -123,6 +144,8 @@ class _Conv(_Weighted):
 
     def _thin(self, input: Tensor, following: Any, dtype: torch.dtype) -> Tensor:
         source = input.packing if isinstance(input, Packed) else None
+        if input.dim() != 2 + len(self.stride) + (source is not None):
+            raise RuntimeError(_no_samples(input, "samples in dimension 0, channels in 1, maps in the others"))
         samples, inner = (source.split.samples if source else len(input)), input.shape[-len(self.stride) :]
         mask = None
         if following is not None:
@@ -170,7 +193,7 @@ class Conv3d(_Conv, torch.nn.Conv3d):
 class _Dropping(Batchwise):
     """Mixin: a dropout layer whose mask each group of samples shares."""
 
-    p: float | Tensor
+    p: float
     training: bool
     key: Any
     inplace: bool
@@ -192,10 +215,13 @@ class _Dropping(Batchwise):
         Returns:
             What each group keeps: as the contract has it for the group's first sample.
         """
-        shape, part = list(sizes), self.part
-        shape.insert(part.sample_dim, shape.pop(0))
-        unit = self.unit_dim % len(shape)
-        return draw(self.p, self.key, shape, part.sample_dim, unit, part.groups, part.ranks, device)
+        shape = list(sizes)
+        shape.insert(self.part.sample_dim, shape.pop(0))
+        return draw(self._site(len(shape)), shape, device)
+
+    def _site(self, rank: int) -> Site:
+        part = self.part
+        return Site(self.p, self.key, part.sample_dim, self.unit_dim % rank, part.groups, part.ranks)
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop: packed values pass or are put in their places, a dense input is taken apart or masked."""
@@ -205,7 +231,11 @@ class _Dropping(Batchwise):
             return input.dropped() if self.part.packs else self._put(input)
         if not self.is_active:
             return input
-        return self._take(input) if self.part.takes else super().forward(input)  # type: ignore[misc, no-any-return]
+        if self.part.dense == "each":
+            return super().forward(input)  # type: ignore[misc, no-any-return]
+        if self.part.dense == "mask" or _is_whole(input):
+            return masked(self._site(input.dim()), input)
+        return self._take(input)
 
     def _put(self, input: Packed) -> Tensor:
         packing = input.packing

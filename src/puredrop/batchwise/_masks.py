@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from puredrop.batchwise._kept import Kept
 from puredrop.reproducible import Samples
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
-__all__ = ["Mask", "Ranks", "draw"]
+__all__ = ["Mask", "Ranks", "Site", "draw", "masked"]
 
 Ranks = Literal["own", "same"]
 
@@ -35,86 +34,115 @@ class Mask(NamedTuple):
     scale: float
 
 
+class Site(NamedTuple):
+    """A dropout layer, as its masks need to know it.
+
+    Args:
+        p: its rate.
+        key: its key, what stands for one, or None to draw one as any dropout does.
+        sample, unit: the dimensions of samples and units, not negative; what lies in the others shares its unit's
+            decision.
+        groups: how batches are split.
+        ranks: whether processes have sub-networks of their own, or all the same ones.
+    """
+
+    p: float | Tensor
+    key: Any
+    sample: int
+    unit: int
+    groups: Groups
+    ranks: Ranks
+
+    def split(self, shape: Sequence[int]) -> Split:
+        """The groups of what is dropped from."""
+        return self.groups.of(shape[self.sample], torch.Size(shape).numel() // max(1, shape[self.unit]))
+
+    def place(self, shape: Sequence[int]) -> ops.Place:
+        """Of what is dropped from, as far as its shape tells."""
+        return ops.Place(tuple(d for d in range(len(shape)) if d not in (self.sample, self.unit)))
+
+
 class _Plan(NamedTuple):
     """What all masks of a shape have in common.
 
     Args:
         split: how the batch is in groups.
+        starts: int64 (groups,): each group's first sample.
         whole: a tensor of the shape, without memory.
         units: one element for each unit of each group.
-        place: of the whole.
-        first: of the units, where a batch is a whole step: the places of each group's first sample.
     """
 
     split: Split
+    starts: Tensor
     whole: Tensor
     units: Tensor
-    place: ops.Place
-    first: ops.Place
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(shape: tuple[int, ...], sample: int, unit: int, groups: Groups, device: torch.device) -> _Plan:
+def _plan(shape: tuple[int, ...], sample: int, unit: int, split: Split, device: torch.device) -> _Plan:
     """Of which a model has few; making one takes as long as its mask."""
-    split = groups.of(shape[sample], torch.Size(shape).numel() // max(1, shape[unit]))
     sizes = [1] * len(shape)
     sizes[sample], sizes[unit] = split.groups, shape[unit]
-    place = ops.Place(tuple(d for d in range(len(shape)) if d not in (sample, unit)))
     with torch.inference_mode(False):
-        starts = torch.tensor(split.starts, device=device)
         one = torch.ones((), device=device)
-    first = replace(place, window_shape=shape, sample_ids=starts, sample_dim=sample)
-    return _Plan(split, one.expand(shape), one.expand(sizes), place, first)
+        return _Plan(split, torch.tensor(split.starts, device=device), one.expand(shape), one.expand(sizes))
 
 
-def draw(
-    p: float | Tensor,
-    key: Any,
-    shape: Sequence[int],
-    sample: int,
-    unit: int,
-    groups: Groups,
-    ranks: Ranks,
-    device: torch.device,
-) -> Mask:
+def draw(site: Site, shape: Sequence[int], device: torch.device) -> Mask:
     """The mask of one use of a dropout layer.
 
     Args:
-        p: its rate.
-        key: its key, what stands for one, or None to draw one as any dropout does.
+        site: the layer.
         shape: of what is dropped from.
-        sample, unit: the dimensions of samples and units; what lies in the others shares its unit's decision.
-        groups: how the batch is split.
-        ranks: whether processes have sub-networks of their own, or all the same ones.
         device: where.
 
     Returns:
         For each group the contract's mask of its first sample.
     """
-    plan = _plan(tuple(shape), sample, unit, groups, device)
-    number, place = ops.resolved("dropout", plan.whole, key, plan.place)
-    if number is None:
-        number = Key(as_key_number(None)) if device.type == "cpu" else as_key_tensor(None, device)
-    first = plan.first
-    if ranks == "same":
-        first = _shifted(first, _same(key))
+    split = site.split(shape)
+    plan = _plan(tuple(shape), site.sample, site.unit, split, device)
+    key, place = _first(site, plan.whole, plan.starts)
+    if key is None:
+        key = Key(as_key_number(None)) if device.type == "cpu" else as_key_tensor(None, device)
+    keep = ops.dropout(plan.units, key, site.p, place)
+    rate = float(site.p)
+    kept = Kept.of(keep.movedim(site.sample, 0).reshape(split.groups, shape[site.unit]))
+    return Mask(kept, split, 0.0 if rate == 1 else 1 / (1 - rate))
+
+
+def masked(site: Site, input: Tensor) -> Tensor:
+    """Dropout with the same masks on the whole tensor, in plain operators: what compacted layers must equal.
+
+    Args:
+        site: the layer.
+        input: what is dropped from.
+    """
+    split = site.split(input.shape)
+    starts = [split.starts[group] for group in split.group_of]
+    key, place = _first(site, input, torch.tensor(starts, device=input.device))
+    return ops.dropout(input, key, site.p, place)
+
+
+def _first(site: Site, input: Tensor, starts: Tensor) -> tuple[Any, ops.Place]:
+    """A use's key, None for one to be drawn, and the place in which samples have the names of their groups' first.
+
+    Args:
+        site: the layer.
+        input: what is dropped from.
+        starts: first samples, as counted in this batch.
+    """
+    key, place = ops.resolved("dropout", input, site.key, site.place(input.shape))
+    window = place.window_shape or tuple(input.shape)
+    if site.ranks == "same":
+        starts, window = starts + _before(site.key), tuple(input.shape)
     elif place.sample_ids is not None:
-        assert first.sample_ids is not None
-        first = replace(first, window_shape=place.window_shape, sample_ids=place.sample_ids[first.sample_ids])
+        starts = place.sample_ids[starts]
     elif place.window_offset is not None:
-        first = _shifted(replace(first, window_shape=place.window_shape), place.window_offset[sample])
-    keep = ops.dropout(plan.units, number, p, first)
-    rate = float(p)
-    kept = Kept.of(keep.movedim(sample, 0).reshape(plan.split.groups, shape[unit]))
-    return Mask(kept, plan.split, 0.0 if rate == 1 else 1 / (1 - rate))
+        starts = starts + place.window_offset[site.sample]
+    return key, ops.Place(place.shared_dims, window, None, starts, site.sample)
 
 
-def _shifted(place: ops.Place, by: int) -> ops.Place:
-    assert place.sample_ids is not None
-    return replace(place, sample_ids=place.sample_ids + by) if by else place
-
-
-def _same(key: Any) -> int:
+def _before(key: Any) -> int:
     """How many samples of the step came before, the same number on every process."""
     samples = getattr(key, "samples", None)  # a pinned site has them
     if not isinstance(samples, Samples):

@@ -42,7 +42,8 @@ class Memory:
             # 1 is this reference.
             is_free = storage is not None and torch._C._storage_Use_Count(storage._cdata) == 1
             if is_free and storage.device == like.device and storage.nbytes() >= size:
-                return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, 0, shape)
+                empty = torch.empty(0, dtype=like.dtype, device=like.device)
+                return empty.set_(storage, 0, shape)  # type: ignore[call-overload, no-any-return]
             fresh = torch.empty(shape, dtype=like.dtype, device=like.device)
             if storage is None or is_free:
                 self._storage = fresh.untyped_storage()

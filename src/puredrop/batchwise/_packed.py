@@ -29,6 +29,7 @@ _PLAIN = frozenset(
     [
         *(Tensor.detach, Tensor.requires_grad_, Tensor.register_hook, Tensor.retain_grad, Tensor.size, Tensor.dim),
         *(Tensor.numel, Tensor.is_floating_point, Tensor.data_ptr, Tensor.__repr__, Tensor.element_size),
+        torch.autograd.backward,
     ]
 )
 
@@ -72,8 +73,9 @@ class Packed(Tensor):
     ) -> Any:
         """Torch's hook."""
         first = args[0] if args else None
-        is_known = func in _PLAIN or getattr(func, "__name__", "") in ("__get__", "__set__")
-        if not isinstance(first, Packed) or not (is_known or (func in ELEMENTWISE and first.packing.site is not None)):
+        is_plain = func in _PLAIN or getattr(func, "__name__", "") in ("__get__", "__set__")
+        is_element = func in ELEMENTWISE and isinstance(first, Packed) and first.packing.site is not None
+        if not is_plain and not is_element:
             name = getattr(func, "__name__", str(func))
             raise RuntimeError(
                 f"batchwise: {name} was called on the thinned output of a layer, which only the functions and layers "
@@ -82,7 +84,7 @@ class Packed(Tensor):
             )
         with torch._C.DisableTorchFunctionSubclass():
             output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor) and output.shape == first.shape and output is not first:
+        if isinstance(first, Packed) and isinstance(output, Tensor) and output.shape == first.shape:
             return pack(output, first.packing)
         return output
 
