@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import warnings
 
 import pytest
@@ -83,7 +84,7 @@ class TestLeft:
                 return super().forward(x) + 1
 
         why = left(lambda self, x: self.drop(torch.relu(self.a(x))), a=Mine(20, 20), drop=nn.Dropout(0.5))
-        assert why == "Mine stands before it, where Linear and an elementwise activation are looked for"
+        assert why == "add stands before it, where Linear and an elementwise activation are looked for"
         normed = nn.utils.parametrizations.weight_norm(linear())
         why = left(lambda self, x: self.drop(torch.relu(self.a(x))), a=normed, drop=nn.Dropout(0.5))
         assert "ParametrizedLinear stands before it" in why
@@ -170,9 +171,8 @@ def test_nothing_to_compact():
         "model has nothing to compact: looked for Linear or convolution, elementwise activation, Dropout (of channels "
         "after a convolution), Linear or convolution; it has no dropout layer"
     )
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(says)):
         report(nn.Sequential(linear(), nn.ReLU()))
-    assert str(error.value) == says
     with pytest.raises(TypeError, match=r"model is list; expected a torch.nn.Module"):
         report([])
 

@@ -247,7 +247,7 @@ def _producer(
             has_activation |= not isinstance(module, torch.nn.Identity)
             at = at.args[0]
             continue
-        why = _unfit(module, kind)
+        why = _unfit(module, kind, at)
         if why is None and module is not None and uses[module] > 1:
             why = f"{region.path_of(at)} is called several times"
         if why is None:
@@ -261,7 +261,7 @@ def _consumers(region: _Region, node: fx.Node, kind: type[Module]) -> dict[str, 
     after = {}
     for user in node.users:
         module = region.module(user)
-        if module is None or _unfit(module, kind) or user.args != (node,) or user.kwargs:
+        if module is None or _unfit(module, kind, user) or user.args != (node,) or user.kwargs:
             return {}
         after[region.path_of(user)] = module
     return after
@@ -275,10 +275,10 @@ def _is_elementwise(module: Module | None, node: fx.Node) -> bool:
     return node.target in ELEMENTWISE
 
 
-def _unfit(module: Module | None, kind: type[Module]) -> str | None:
+def _unfit(module: Module | None, kind: type[Module], node: fx.Node) -> str | None:
     """Why a layer beside a dropout layer cannot be thinned; None if it can."""
     wanted = CONVOLUTIONS.get(kind, torch.nn.Linear)
-    name = type(module).__name__ if module is not None else "a function"
+    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
     if type(module) is not wanted:
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             return f"{name} stands before it, whose running statistics need every channel"

@@ -120,9 +120,7 @@ class Linear(_Weighted, torch.nn.Linear):
         dim, units = self.part.sample_dim, self.out_features
         source = input.packing if isinstance(input, Packed) else None
         if not source and not dim < input.dim() - 1:
-            raise RuntimeError(
-                _no_samples(input, f"a Linear's input with samples in dimension {dim}, units in the last")
-            )
+            raise RuntimeError(_no_samples(input, f"samples in dimension {dim}, units in the last"))
         dense = input if source else input.movedim(dim, 0)
         samples, rest = (source.split.samples, source.rest) if source else (len(dense), tuple(dense.shape[1:-1]))
         mask = following.mask((samples, *rest, units), input.device) if following is not None else None
