@@ -1,0 +1,54 @@
+"""What each process does, started by torchrun: `ranks.py CASE FOLDER` writes what rank N saw to FOLDER/N.pt."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from steps import mlp
+from torch.nn.parallel import DistributedDataParallel
+
+import puredrop
+
+GROUPS, ROWS, STEPS = 2, 12, 3
+
+
+def batch(step, rows):
+    return torch.randn(rows, 20, generator=torch.Generator().manual_seed(100 + step))
+
+
+def train(model, parts_of, rows, run=None, weights_of=None):
+    """Final weights, and the output of every forward."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    if run is not None:
+        run.attach(optimizer)
+    outputs = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        parts = parts_of(batch(step, rows))
+        for part in parts:
+            outputs.append(model(part))
+            (outputs[-1].square().mean() / len(parts)).backward()
+        optimizer.step()
+    weights = {name: p.detach() for name, p in (weights_of or model).named_parameters()}
+    return {"outputs": [one.detach() for one in outputs], "weights": weights}
+
+
+def main(case, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    model = mlp(input_p=0.2)
+    puredrop.batchwise(model, GROUPS, ranks=case)
+    run = puredrop.reproducible(model, 3, dp_group=dist.group.WORLD)
+    # "same": both processes are given the same rows, so that what differs can only be the masks.
+    parts_of = (lambda x: [x.chunk(size)[rank]]) if case == "own" else (lambda x: x.chunk(2))
+    found = train(DistributedDataParallel(model), parts_of, size * ROWS, run, weights_of=model)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # gloo aborts a process now and then that takes itself down in order
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
