@@ -158,6 +158,14 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--epochs", type=int, metavar="N", help="at most so many (default: 60 for digits, 20 for mnist, 40 for a file)")
     add("--device", default="cpu", help="where to train: cpu (default) or cuda")
     add("--dtype", default="float32", choices=("float32", "float64"), help="default: float32")
+    add(
+        "--arms",
+        type=lambda text: tuple(text.split(",")),
+        default=("none", "dropout"),
+        metavar="A,A",
+        help="none,dropout (default), or none,dropout,batchwise: with masks that groups of a batch share",
+    )
+    add("--groups", type=int, metavar="N", help="of batchwise: groups of a batch (default: 4)")
     add("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
 
 

@@ -155,7 +155,7 @@ class TestRanks:
 def test_a_model_that_is_pinned_already():
     model = mlp()
     run = puredrop.reproducible(model)
-    with pytest.raises(ValueError, match="model is pinned; call batchwise first: run.release"):
+    with pytest.raises(ValueError, match=r"model is pinned; call batchwise first: run\.release"):
         puredrop.batchwise(model)
     run.release()
     puredrop.batchwise(model)

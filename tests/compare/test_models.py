@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from puredrop import Key
+from puredrop import Key, functional
 from puredrop.cli import main
 from puredrop.compare.data import load
 from puredrop.compare.models import load_model
@@ -230,3 +230,29 @@ def test_the_users_layers_become_ours_only_inside(digits):
     model, _ = load_model("usermodels:plain", digits)
     assert isinstance(model.dropping[2], Dropout)
     assert type(model.factory()[2]) is nn.Dropout
+
+
+def test_groups_run_the_users_model_batchwise(digits):
+    """Fewer rows than groups have a mask each, as without groups."""
+    model, _ = load_model("usermodels:plain", digits, 3)
+    assert model.batched
+    parameters, x, key = model.initial(range(2)), digits.test.x[:12].expand(2, -1, -1), Key(4)
+    found = model.outputs(parameters, x, key, training=True, groups=3)
+    for seed in range(2):
+        own = model.factory()
+        own.load_state_dict({name: value[seed] for name, value in parameters.items()})
+        torch.manual_seed(int(key.fold_in(seed)))
+        hidden = functional.dropout(torch.relu(own[0](x[seed])), 0.4, sample_ids=torch.arange(12) // 4 * 4)
+        torch.testing.assert_close(found[seed], own[3](hidden))
+    few = x[:, :2]
+    assert torch.equal(
+        model.outputs(parameters, few, key, training=True, groups=3), model.outputs(parameters, few, key, training=True)
+    )
+
+
+def test_a_users_model_with_nothing_to_compact(module, capsys):
+    code = main(["compare", "digits", "--model", "usermodels:Attention", "--arms", "none,dropout,batchwise"])
+    err = capsys.readouterr().err
+    assert code == 2
+    assert "--model usermodels:Attention, --arms batchwise: model has nothing to compact" in err
+    assert len(err.splitlines()) == 1

@@ -61,3 +61,38 @@ def test_one_mask_is_one_network_for_all_rows():
     torch.testing.assert_close(same, same[:, :1].expand_as(same))
     own = NETWORK.outputs(parameters, x, Key(1))
     assert (own[0, 0] - own[0, 1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("rates", [(0.5, 0.3), (0.0, 0.9)])
+@pytest.mark.parametrize("input_rate", [0.0, 0.2])
+@pytest.mark.parametrize(("groups", "starts"), [(1, [0]), (3, [0, 2, 4]), (7, range(7)), (50, range(7))])
+def test_groups_are_the_whole_network_under_their_masks(groups, starts, input_rate, rates):
+    """Each row under the mask of its group's first, of any group that has fewer rows than groups its own."""
+    network = Network((6, 8, 5, 3), rates, input_rate)
+    parameters, key, x = network.initial(range(3)), Key(9), torch.randn(3, 7, 6)
+    leaves = [value.requires_grad_() for value in parameters.values()]
+    found = network.outputs(parameters, x, key, groups=groups)
+    ids = torch.tensor([max(s for s in starts if s <= row) for row in range(7)])
+
+    def drop(h, rate, site):
+        return functional.dropout(
+            h, rate, key=key.fold_in(site), sample_ids=ids, sample_dim=1, window=Window(h.shape, (0, 0, 0))
+        )
+
+    def linear(h, name):
+        return torch.baddbmm(parameters[f"{name}.bias"].unsqueeze(1), h, parameters[f"{name}.weight"].mT)
+
+    h = drop(x, input_rate, "input")
+    h = drop(torch.relu(linear(h, "0")), rates[0], "2")
+    expected = linear(drop(torch.relu(linear(h, "3")), rates[1], "5"), "6")
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(output.square().sum(), leaves) for output in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_some_seeds_have_the_groups_that_they_have_among_all():
+    parameters, x = NETWORK.initial(range(4)), torch.randn(4, 7, 6)
+    whole = NETWORK.outputs(parameters, x, Key(3), groups=2)
+    part = {name: value[1:3] for name, value in parameters.items()}
+    torch.testing.assert_close(NETWORK.outputs(part, x[1:3], Key(3), first=1, groups=2), whole[1:3])

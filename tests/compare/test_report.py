@@ -49,7 +49,7 @@ def results():
             "group": None,
             "time": None,
             "split_seed": 0,
-            "model": None, "rows": None, "torch": "2"},
+            "model": None, "rows": None, "torch": "2", "arms": ["none", "dropout"], "groups": None},
         "created": "2026-01-01T00:00:00+00:00",
         "environment": {"puredrop": "0", "torch": "2", "numpy": "2", "python": "3", "machine": "m", "threads": 2},
         "rows": {"train": 10, "validation": 2, "test": 5},
@@ -106,6 +106,35 @@ def test_the_page_is_self_contained_and_shows_the_numbers(results):
     assert own.count('role="img"') == 5 + 5
 
 
+@pytest.fixture
+def shared(results):
+    """With the third arm."""
+    results["identity"] |= {"arms": ["none", "dropout", "batchwise"], "groups": 4}
+    results["arms"]["batchwise"] = arm(0.09, seconds_per_epoch=0.2)
+    results["differences"] |= {"batchwise_nll": difference(0.01, 0.002, 0.02), "batchwise_error": difference(0, -1, 1)}
+    return results
+
+
+def test_the_arm_batchwise(shared):
+    page = report.render(shared)
+    for text in (
+        "Faster, with masks that groups share?",
+        "NLL, masks shared by 4 groups of a batch against a mask for each row:</strong> +0.0100 [+0.0020, +0.0200]. "
+        "Shared masks are worse.",
+        '<th class="batchwise">batchwise</th>',
+        "--arms none,dropout,batchwise --groups 4",
+        "of 7 such",
+    ):
+        assert text in page, text
+    found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
+    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves", "clock", "batchwise_error"}
+    clock = json.loads(found["clock"])
+    assert clock["layout"]["xaxis"]["title"]["text"] == "seconds of training, all seeds"
+    assert [trace["x"] for trace in clock["data"]] == [[0.5, 1.0], [0.5, 1.0], [0.2, 0.4]]
+    assert [trace["name"] for trace in clock["data"]][2] == "batchwise, test error 2.50 %"
+    assert verdict(shared) == verdict({**shared, "arms": {k: shared["arms"][k] for k in ("none", "dropout")}})
+
+
 def test_every_figure_is_json_with_titles_units_and_the_values_measured(results):
     page = report.render(results)
     found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
@@ -150,7 +179,7 @@ def test_five_lines_that_fit_the_terminal(results, width):
 
 def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(results):
     class Finished:
-        epochs, arms = 5, {}
+        epochs, arms, identity = 5, {}, {"arms": ["none", "dropout"]}
 
         def execute(self, on_epoch, on_measure):
             from puredrop.compare.training import Arm

@@ -68,6 +68,25 @@ def test_the_results_say_what_was_measured(finished):
     assert results["differences"]["mc_nll"]["estimate"] == pytest.approx(mc - means["dropout"])
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shared") / "run"
+    assert compare(out, "--arms", "none,dropout,batchwise", "--groups", "3") == 0
+    return out
+
+
+def test_a_third_arm_leaves_the_others(shared, finished):
+    found, plain = without_time(read(shared)), without_time(read(finished))
+    assert list(found["arms"]) == ["none", "dropout", "batchwise"]
+    assert {name: found["arms"][name] for name in plain["arms"]} == plain["arms"]
+    assert found["identity"]["groups"] == 3
+    assert found["arms"]["batchwise"]["mc"] is None
+    means = {name: arm["nll"]["mean"] for name, arm in found["arms"].items()}
+    assert found["differences"]["batchwise_nll"]["estimate"] == pytest.approx(means["batchwise"] - means["dropout"])
+    assert len(set(means.values())) == 3
+    assert (shared / "weights-batchwise.safetensors").exists()
+
+
 def keys_of(record, path=()):
     for key, value in record.items():
         yield key, (*path, key)
@@ -75,11 +94,11 @@ def keys_of(record, path=()):
             yield from keys_of(value, (*path, key))
 
 
-def test_every_key_of_the_results_is_documented(finished):
+def test_every_key_of_the_results_is_documented(shared):
     text = (Path(__file__).parents[2] / "docs/compare.md").read_text()
-    names = {key for key, path in keys_of(read(finished)) if "weight_norms" not in path[:-1]}
+    names = {key for key, path in keys_of(read(shared)) if "weight_norms" not in path[:-1]}
     assert len(names) > 40
-    documented = set(re.findall(r"`(?:[\w…]+\.)*([\w.]+)`", text)) | {"none", "dropout", "arms"}
+    documented = set(re.findall(r"`(?:[\w…]+\.)*([\w.]+)`", text)) | {"none", "dropout", "batchwise", "arms"}
     assert names - documented == set()
 
 
@@ -274,6 +293,9 @@ BAD = [
     (["--device", "toaster"], r"--device is 'toaster', which is not usable here"),
     (["--device", "meta"], r"--device is 'meta', which is not usable here"),
     (["--dtype", "int8"], r"argument --dtype: invalid choice: 'int8'"),
+    (["--arms", "none,batchwise"], r"--arms is none,batchwise; expected none,dropout or none,dropout,batchwise"),
+    (["--groups", "4"], r"--groups is for the arm batchwise, of --arms none,dropout,batchwise; drop the option"),
+    (["--arms", "none,dropout,batchwise", "--groups", "0"], r"--groups is 0; expected 1 to 128, the rows of a batch"),
     (["--frobnicate"], r"unrecognized arguments: --frobnicate \(see puredrop --help\)"),
 ]
 

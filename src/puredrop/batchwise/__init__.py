@@ -10,7 +10,8 @@ from typing import Literal
 from torch.nn import Module
 
 from puredrop.batchwise._chains import Chain, Found, find
-from puredrop.batchwise._groups import Groups
+from puredrop.batchwise._functions import Call, conv, linear, put, take
+from puredrop.batchwise._groups import Groups, Split
 from puredrop.batchwise._kept import Kept
 from puredrop.batchwise._layers import Batchwise, Part, swap
 from puredrop.batchwise._masks import Ranks
@@ -19,7 +20,19 @@ from puredrop.batchwise._report import Thinned
 from puredrop.nn._keyed import HasKey
 from puredrop.reproducible import pinned, unwrapped
 
-__all__ = ["Kept", "Thinned", "batchwise", "gather", "scatter"]
+__all__ = [
+    "Call",
+    "Kept",
+    "Split",
+    "Thinned",
+    "batchwise",
+    "conv",
+    "gather",
+    "linear",
+    "put",
+    "scatter",
+    "take",
+]
 
 
 def batchwise(

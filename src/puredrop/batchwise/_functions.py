@@ -27,28 +27,32 @@ class Call(NamedTuple):
         columns: the units that the input has; None for all of them.
         rows: the units that the output is to have; None for all of them.
         scale: what the input must be multiplied by; the panels are, which are smaller.
-        rooms: where the panels, their gradient and the weight's gradient are written.
+        rooms: where the panels, their gradient and the weight's gradient are written; fresh memory if None.
         rule: stride, padding and dilation of a convolution.
     """
 
     columns: Kept | None
     rows: Kept | None
     scale: float
-    rooms: tuple[Memory, Memory, Memory]
+    rooms: tuple[Memory, Memory, Memory] | None = None
     rule: tuple[Any, ...] = ()
+
+    def room(self, which: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory to be written."""
+        if self.rooms is None:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        return self.rooms[which].tensor(shape, like)
 
     def panels(self, weight: Tensor, groups: int) -> Tensor:
         """Of the weight: (groups, units of the output, units of the input, ...)."""
         rows = self.rows or weight.shape[0]
-        room = self.rooms[0].tensor(shape_of(weight, groups, rows, self.columns), weight)
+        room = self.room(0, shape_of(weight, groups, rows, self.columns), weight)
         return gather(weight.contiguous(), rows, self.columns, self.scale, room)
 
     def weight_gradient(self, panels: Tensor, weight: Tensor) -> Tensor:
         """From that of the panels, which were scaled."""
         rows = self.rows or weight.shape[0]
-        return scatter(
-            panels.to(weight.dtype), rows, self.columns, self.scale, self.rooms[2].tensor(weight.shape, weight)
-        )
+        return scatter(panels.to(weight.dtype), rows, self.columns, self.scale, self.room(2, weight.shape, weight))
 
     def biases(self, bias: Tensor, groups: int) -> Tensor:
         """(groups, 1, units of the output)."""
@@ -87,7 +91,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_input = torch.bmm(gradient, panels)
         if ctx.needs_input_grad[1]:
-            room = call.rooms[1].tensor(panels.shape, panels)
+            room = call.room(1, panels.shape, panels)
             of_weight = call.weight_gradient(torch.bmm(gradient.transpose(1, 2), x, out=room), weight)
         if ctx.needs_input_grad[2]:
             of_bias = call.bias_gradient(gradient.sum(1), bias)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from puredrop.batchwise import batchwise
 from puredrop.compare.data import Data
 from puredrop.compare.network import Parameters
 from puredrop.convert import convert
@@ -40,6 +41,7 @@ class UserModel:
         plain: the same with every rate 0.
         sites: paths of the modules that drop.
         batched: whether all seeds run as one call.
+        thinned: the model with dropout, run batchwise; None where no arm asks for it.
     """
 
     factory: Callable[[], nn.Module]
@@ -47,6 +49,7 @@ class UserModel:
     plain: nn.Module
     sites: tuple[str, ...]
     batched: bool = True
+    thinned: nn.Module | None = None
 
     @property
     def splits(self) -> bool:
@@ -84,6 +87,7 @@ class UserModel:
         one_mask: bool = False,
         training: bool = False,
         first: int = 0,
+        groups: int | None = None,
     ) -> Tensor:
         """Run every copy on its own rows.
 
@@ -94,22 +98,30 @@ class UserModel:
             one_mask: without effect: a model of the user's draws a mask per row, also as a member.
             first: how many of the seeds come before these.
             training: put the whole model in training mode; else dropout alone is active, and BatchNorm is not.
+            groups: run batchwise, in the groups that the model was loaded for; a batch of fewer rows has a mask for
+                each, and runs whole.
 
         Returns:
             (seeds, rows, outputs).
         """
         model = self.plain if key is None else self.dropping
+        is_thin = key is not None and groups is not None and x.shape[1] >= groups
+        if is_thin:
+            assert self.thinned is not None
+            model = self.thinned
         model.train(training)
         if key is not None:
             for path in self.sites:
                 model.get_submodule(path).train()
         if key is None and not training:
-            return self._run(model, parameters, x, None, first)
+            return self._run(model, parameters, x, None, first, self.batched)
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            return self._run(model, parameters, x, key, first)
+            return self._run(model, parameters, x, key, first, self.batched and not is_thin)
 
-    def _run(self, model: nn.Module, parameters: Parameters, x: Tensor, key: Key | None, first: int) -> Tensor:
-        if self.batched:
+    def _run(
+        self, model: nn.Module, parameters: Parameters, x: Tensor, key: Key | None, first: int, batched: bool
+    ) -> Tensor:
+        if batched:
             if key is not None:
                 torch.manual_seed(int(key))
             run = vmap(lambda own, rows: functional_call(model, own, (rows,)), randomness="different")
@@ -125,12 +137,13 @@ class UserModel:
         return output.unsqueeze(-1) if output.dim() == 2 else output
 
 
-def load_model(spec: str, data: Data) -> tuple[UserModel, tuple[str, ...]]:
+def load_model(spec: str, data: Data, groups: int | None = None) -> tuple[UserModel, tuple[str, ...]]:
     """Find a factory and check what it makes against the data.
 
     Args:
         spec: "module:factory", the module importable from the working folder.
         data: what it has to fit.
+        groups: of an arm that runs batchwise; None for no such arm.
 
     Returns:
         The model, and notes on it.
@@ -148,15 +161,25 @@ def load_model(spec: str, data: Data) -> tuple[UserModel, tuple[str, ...]]:
         raise ValueError(f"--model {spec}: no module with a dropout rate above 0; there is nothing to compare")
     _check_output(spec, plain, x, data)
     _check_silence(spec, plain, x)
-    user = UserModel(factory, dropping, plain, silenced)
+    thinned = None if groups is None else _thin(spec, dropping, groups)
+    user = UserModel(factory, dropping, plain, silenced, thinned=thinned)
     reason = _unbatchable(user, x)
     if reason is not None:
-        user = UserModel(factory, dropping, plain, silenced, batched=False)
+        user = replace(user, batched=False)
     count = sum(value.numel() for value in model.parameters())
     notes = [f"model {spec}: {count} parameters, dropout in {', '.join(silenced)}"]
     if reason is not None:
         notes.append(f"seeds train one after the other, since the model cannot be batched ({reason})")
     return user, tuple(notes)
+
+
+def _thin(spec: str, dropping: nn.Module, groups: int) -> nn.Module:
+    model = copy.deepcopy(dropping)
+    try:
+        batchwise(model, groups)
+    except ValueError as error:
+        raise ValueError(f"--model {spec}, --arms batchwise: {error}") from error
+    return model
 
 
 def _make(spec: str, factory: Callable[[], nn.Module]) -> nn.Module:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop import functional
+from puredrop.batchwise import Call, Kept, Split, linear, take
+from puredrop.functional import keep_mask
 from puredrop.ops import Window
 from puredrop.rng import Key
 
@@ -42,6 +44,7 @@ class Model(Protocol):
         one_mask: bool = False,
         training: bool = False,
         first: int = 0,
+        groups: int | None = None,
     ) -> Tensor:
         """(seeds, rows, features) to (seeds, rows, outputs)."""
 
@@ -99,6 +102,7 @@ class Network:
         one_mask: bool = False,
         training: bool = False,
         first: int = 0,
+        groups: int | None = None,
     ) -> Tensor:
         """Run every copy on its own rows.
 
@@ -110,10 +114,13 @@ class Network:
             one_mask: share each copy's mask over its rows: one member of the ensemble instead of one per row.
             training: without effect: nothing but dropout differs in training.
             first: how many of the seeds come before these.
+            groups: into how many groups of rows that share their masks each copy's rows are split; None for none.
 
         Returns:
             float32 (seeds, rows, outputs).
         """
+        if key is not None and groups is not None:
+            return self._thinned(parameters, x, key, first, groups)
         shared_dims = (1,) if one_mask else ()
 
         def drop(h: Tensor, rate: float, site: str) -> Tensor:
@@ -129,6 +136,38 @@ class Network:
             if i < len(self.rates):
                 h = drop(F.relu(h), self.rates[i], f"{3 * i + 2}")
         return h
+
+    def _thinned(self, parameters: Parameters, x: Tensor, key: Key, first: int, groups: int) -> Tensor:
+        """`outputs` on what each group of rows keeps: every group of every copy is one group of compacted layers."""
+        seeds, rows, _ = x.shape
+        split = Split(rows, min(groups, rows))  # a group is one row at least
+        starts = torch.tensor(split.starts, device=x.device)
+
+        def mask(rate: float, units: int, site: str) -> Tensor:
+            window = Window((first + seeds, rows, units), (first, 0, 0))
+            shape = (seeds, split.groups, units)
+            named = {"window": window, "sample_ids": starts, "sample_dim": 1, "device": x.device}
+            return keep_mask(shape, rate, key.fold_in(site), **named).flatten(0, 1)  # type: ignore[arg-type]
+
+        def own(keep: Tensor) -> Kept:
+            """Among the rows of all copies' weights, one below the other."""
+            blocks = torch.eye(seeds, device=x.device).bool().repeat_interleave(split.groups, 0)
+            return Kept.of((blocks.unsqueeze(2) & keep.unsqueeze(1)).flatten(1))
+
+        h = split.spread(x.transpose(0, 1)).permute(2, 0, 1, 3).flatten(0, 1)
+        columns, scale = None, 1.0
+        if self.input_rate:
+            columns, scale = Kept.of(mask(self.input_rate, x.shape[2], "input")), 1 / (1 - self.input_rate)
+            h = take(h, columns)
+        for i, name in enumerate(self.layers):
+            weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+            rate = self.rates[i] if i < len(self.rates) else 0.0
+            keep = mask(rate, weight.shape[1], f"{3 * i + 2}")
+            h = linear(h, weight.flatten(0, 1), bias.flatten(), Call(columns, own(keep), scale))
+            if i < len(self.rates):
+                h, columns, scale = F.relu(h), Kept.of(keep), 1 / (1 - rate)
+        parts = h[..., : self.sizes[-1]].unflatten(0, (seeds, split.groups)).permute(1, 2, 0, 3)
+        return split.joined(parts).transpose(0, 1)
 
 
 def _uniform(key: Key, shape: tuple[int, ...]) -> Tensor:

@@ -19,7 +19,9 @@ from puredrop.compare.wording import Quantity, quantities, verdict
 
 __all__ = ["render"]
 
-_NAMES = {"none": "without dropout", "dropout": "with dropout"}
+_NAMES = {"none": "without dropout", "dropout": "with dropout", "batchwise": "batchwise"}
+
+_LEGEND = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def render(results: dict[str, Any]) -> str:
         verdict=verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),
         quantities=[_row(q, results) for q in quantities(results).values()],
         classification=results["identity"]["task"] == "classification",
-        arms=_arms_table(results),
+        arms=[(name, _NAMES[name]) for name in results["arms"]],
+        table=_arms_table(results),
         figures=_figures(results),
         members=MEMBERS,
         protocol={"learning_rate": LEARNING_RATE, "batch": BATCH, "patience": PATIENCE},
@@ -66,6 +69,7 @@ def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
     reach = max(abs(d["low"]), abs(d["high"]), 1e-12) * 1.15
     before, after = q.means(results)
     return {
+        "key": q.key,
         "title": q.title,
         "before": before,
         "after": after,
@@ -80,8 +84,9 @@ def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
 
 def _figures(results: dict[str, Any]) -> dict[str, _Figure]:
     measured = quantities(results)
-    pairs = {key: _pairs(measured[key], results) for key in ("nll", "error", "gap", "mc_nll")}
-    return {**pairs, "curves": _curves(results)}
+    wanted = ("nll", "error", "gap", "mc_nll", "batchwise_error")
+    pairs = {key: _pairs(q, results) for key, q in measured.items() if key in wanted}
+    return {**pairs, "curves": _curves(results), "clock": _clock(results)}
 
 
 def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) -> _Figure:
@@ -94,9 +99,9 @@ def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) ->
 def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
     """One line per seed from its value before to its value after, and the means beside them."""
     before, after = (q.value(results, path) for path in (q.before, q.after))
-    members = q.key.startswith("mc_")
-    labels = ["one pass", f"{MEMBERS} members"] if members else list(_NAMES.values())
-    colors = ["@dropout", "@members"] if members else ["@none", "@dropout"]
+    labels, colors = [_NAMES[path[0]] for path in (q.before, q.after)], [f"@{path[0]}" for path in (q.before, q.after)]
+    if q.key.startswith("mc_"):
+        labels, colors = ["one pass", f"{MEMBERS} members"], ["@dropout", "@members"]
     traces: list[dict[str, Any]] = []
     for seed, pair in enumerate(zip(before["per_seed"], after["per_seed"], strict=True)):
         y = [value * q.scale for value in pair]
@@ -140,16 +145,36 @@ def _curves(results: dict[str, Any]) -> _Figure:
         f"{_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
         for name, record in results["arms"].items()
     )
-    yaxis: dict[str, Any] = {"title": {"text": "validation loss (log scale)"}, "type": "log", "zeroline": False}
-    yaxis["tickvals"] = [base * 10**power for power in range(-4, 2) for base in (1, 1.5, 2, 3, 5, 7)]
-    legend = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
-    return _figure(
-        "curves", alt, traces, xaxis={"title": {"text": "epoch"}, "zeroline": False}, yaxis=yaxis, legend=legend
-    )
+    xaxis = {"title": {"text": "epoch"}, "zeroline": False}
+    return _figure("curves", alt, traces, xaxis=xaxis, yaxis=_losses(), legend=_LEGEND)
+
+
+def _losses() -> dict[str, Any]:
+    """The axis of validation losses."""
+    ticks = [base * 10**power for power in range(-4, 2) for base in (1, 1.5, 2, 3, 5, 7)]
+    return {"title": {"text": "validation loss (log scale)"}, "type": "log", "zeroline": False, "tickvals": ticks}
+
+
+def _clock(results: dict[str, Any]) -> _Figure:
+    """Validation loss by seconds of training, the mean over seeds, to the last epoch; the arm's test error there."""
+    traces, ends = [], []
+    error = quantities(results)["error"]
+    for name, record in results["arms"].items():
+        mean = [statistics.fmean(epoch) for epoch in record["history"]["validation_loss"]]
+        seconds = [record["seconds_per_epoch"] * epoch for epoch in range(1, len(mean) + 1)]
+        text = f"test {error.title.split()[0]} {error.show(record['error']['mean'])}{error.unit}"
+        traces.append(
+            {"x": seconds, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5},
+             "name": f"{_NAMES[name]}, {text}", "hovertemplate": "%{x:.1f} s: %{y:.4f}<extra></extra>"}
+        )  # fmt: skip
+        ends.append(f"{_NAMES[name]} {seconds[-1]:.0f} s, {text}")
+    xaxis = {"title": {"text": "seconds of training, all seeds"}, "zeroline": False}
+    alt = "validation loss by seconds of training; " + "; ".join(ends)
+    return _figure("clock", alt, traces, xaxis=xaxis, yaxis=_losses(), legend={**_LEGEND, "orientation": "v"})
 
 
 def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Rows of the table of both arms: a label and one text per arm."""
+    """Rows of the table of the arms: a label and one text per arm."""
     arms = list(results["arms"].values())
     classification = results["identity"]["task"] == "classification"
     digits = quantities(results)["error"].digits
@@ -184,6 +209,8 @@ def _command(identity: dict[str, Any]) -> str:
     else:
         network = f"--model {shlex.quote(identity['model'])}"
     more = {name: identity[name] for name in ("rows", "target", "group", "time") if identity[name] is not None}
+    if identity["groups"] is not None:
+        network += f" --arms {','.join(identity['arms'])} --groups {identity['groups']}"
     rows = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in more.items())
     if identity["target"] is not None:
         rows += f" --task {identity['task']} --split-seed {identity['split_seed']}"

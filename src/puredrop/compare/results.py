@@ -59,26 +59,31 @@ def arm_record(arm: Arm, one_pass: Measured, members: Measured | None, task: Tas
     }
 
 
-def differences(none: Measured, dropout: Measured, members: Measured, task: Task) -> dict[str, Any]:
-    """The five differences the page claims or does not claim, each paired by seed and row.
+def differences(one_pass: dict[str, Measured], members: Measured, task: Task) -> dict[str, Any]:
+    """The differences the page claims or does not claim, each paired by seed and row.
 
     Args:
-        none: the arm without dropout, one pass.
-        dropout: the arm with dropout, one pass.
-        members: the same arm, mean of 50 members.
+        one_pass: of each arm.
+        members: of the arm with dropout, mean of 50 members.
         task: what was predicted.
 
     Returns:
-        By name; `nll`, `error` and `gap` are dropout minus none, `mc_nll` and `mc_error` members minus one pass.
+        By name; `nll`, `error` and `gap` are dropout minus none, `mc_nll` and `mc_error` members minus one pass,
+        `batchwise_nll` and `batchwise_error`, where that arm was trained, batchwise minus dropout.
     """
+    none, dropout = one_pass["none"], one_pass["dropout"]
     assert dropout.training_nll is not None
     assert none.training_nll is not None
     nll = dropout.test.nll - none.test.nll
-    tables = {
+    tables: dict[str, tuple[Table, ...]] = {
         "nll": (nll,),
         "error": (task.error_difference(none.test.error, dropout.test.error),),
         "gap": (nll, none.training_nll - dropout.training_nll),
         "mc_nll": (members.test.nll - dropout.test.nll,),
         "mc_error": (task.error_difference(dropout.test.error, members.test.error),),
     }
+    if "batchwise" in one_pass:
+        shared = one_pass["batchwise"].test
+        tables["batchwise_nll"] = (shared.nll - dropout.test.nll,)
+        tables["batchwise_error"] = (task.error_difference(dropout.test.error, shared.error),)
     return {name: paired_difference(*parts).as_dict() for name, parts in tables.items()}

@@ -23,11 +23,13 @@ from puredrop.compare.data import SUFFIXES, Data, load
 from puredrop.compare.measure import ensemble, measure
 from puredrop.compare.network import Model, Network
 from puredrop.compare.share import Share, joined
-from puredrop.compare.training import Arm, train
+from puredrop.compare.training import BATCH, Arm, train
 
 __all__ = ["ARMS", "Options", "Run", "prepare"]
 
-ARMS = ("none", "dropout")
+ARMS = ("none", "dropout", "batchwise")
+"""What can be trained; the first two always are."""
+GROUPS = 4
 _OF_A_TABLE = ("target", "task", "group", "time", "split_seed")
 _OF_THE_NETWORK = ("hidden", "rates", "input_rate")
 _EPOCHS = {"digits": 60, "mnist": 20}
@@ -50,6 +52,8 @@ class Options:
         epochs: at most so many; None for the data set's default.
         seeds: how many seeds are trained together.
         rows: how many rows train and validate; None for all.
+        arms: which of `ARMS` are trained.
+        groups: of the arm batchwise: into how many groups that share their masks a batch is split; None for 4.
         out: output folder; None for runs/<name of the data>.
         device: where to train, as torch names devices.
         dtype: "float32" or "float64".
@@ -71,6 +75,8 @@ class Options:
     epochs: int | None = None
     seeds: int = 10
     rows: int | None = None
+    arms: tuple[str, ...] = ARMS[:2]
+    groups: int | None = None
     out: Path | None = None
     device: str = "cpu"
     dtype: str = "float32"
@@ -105,6 +111,11 @@ class Options:
             raise ValueError(
                 "--rates and --input-rate are all 0; expected at least one above 0, or there is no dropout"
             )
+        if self.arms not in (ARMS[:2], ARMS):
+            raise ValueError(f"--arms is {_list(self.arms)}; expected {_list(ARMS[:2])} or {_list(ARMS)}")
+        self._check_use(("groups",), "batchwise" in self.arms, f"is for the arm batchwise, of --arms {_list(ARMS)}")
+        if self.groups is not None and not 1 <= self.groups <= BATCH:
+            raise ValueError(f"--groups is {self.groups}; expected 1 to {BATCH}, the rows of a batch")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"--epochs is {self.epochs}; expected at least 1")
         if self.seeds < 2:
@@ -119,7 +130,7 @@ class Options:
                 raise ValueError(f"--{field_.name.replace('_', '-')} {reason}; drop the option")
 
 
-def _list(values: tuple[float, ...]) -> str:
+def _list(values: tuple[float | str, ...]) -> str:
     return ",".join(map(str, values))
 
 
@@ -190,9 +201,11 @@ class Run:
 
     def _train(self, on_epoch: Callable[[str, Arm], None]) -> None:
         seeds = range(self.identity["seeds"])
-        for name in ARMS:
+        for name in self.identity["arms"]:
             if name not in self.arms:
-                self.arms[name] = Arm.start(self.network, seeds, self.data.train.x, dropout=name == "dropout")
+                groups = self.identity["groups"] if name == "batchwise" else None
+                like = self.data.train.x
+                self.arms[name] = Arm.start(self.network, seeds, like, dropout=name != "none", groups=groups)
                 self._save()
 
             def after(arm: Arm, name: str = name) -> None:
@@ -230,10 +243,10 @@ class Run:
             "notes": list(self.data.notes),
             "rows": {name: len(getattr(self.data, name).y) for name in ("train", "validation", "test")},
             "arms": {
-                name: results.arm_record(arm, one_pass[name], members if arm.dropout else None, self.data.task)
+                name: results.arm_record(arm, one_pass[name], members if name == "dropout" else None, self.data.task)
                 for name, arm in self.arms.items()
             },
-            "differences": results.differences(one_pass["none"], one_pass["dropout"], members, self.data.task),
+            "differences": results.differences(one_pass, members, self.data.task),
         }
 
     def _write(self, found: dict[str, Any]) -> None:
@@ -278,6 +291,8 @@ def prepare(options: Options) -> Run:
         "epochs": options.epochs or _EPOCHS.get(options.data, _EPOCHS_OF_A_TABLE),
         "seeds": options.seeds,
         "rows": options.rows,
+        "arms": list(options.arms),
+        "groups": (options.groups or GROUPS) if "batchwise" in options.arms else None,
         "torch": torch.__version__,
     }
     run = Run(options.out or Path("runs") / data.name, data, network, identity, share=joined())
@@ -324,7 +339,8 @@ def _network(options: Options, data: Data) -> tuple[Data, Model, str | None]:
         return data, Network(sizes, options.rates, options.input_rate), None
     from puredrop.compare.models import load_model
 
-    model, notes = load_model(options.model, data)
+    groups = (options.groups or GROUPS) if "batchwise" in options.arms else None
+    model, notes = load_model(options.model, data, groups)
     return replace(data, notes=(*data.notes, *notes)), model, model.digest()
 
 

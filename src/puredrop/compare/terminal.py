@@ -12,14 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from puredrop.compare.measure import MEMBERS
-from puredrop.compare.run import ARMS, Run
+from puredrop.compare.run import Run
 from puredrop.compare.training import Arm
 from puredrop.compare.wording import quantities
 
 __all__ = ["execute", "summary"]
 
-_LABELS = {"none": "without dropout", "dropout": "with dropout"}
-_ROWS = {"nll": "NLL", "error": "error", "gap": "gap", "mc_nll": f"MC {MEMBERS}"}
+_LABELS = {"none": "without dropout", "dropout": "with dropout", "batchwise": "batchwise"}
+_ROWS = {"nll": "NLL", "error": "error", "gap": "gap", "mc_nll": f"MC {MEMBERS}", "batchwise_nll": "batchwise"}
 
 
 def execute(run: Run, console: Console) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _progress(run: Run, console: Console) -> Iterator[Any]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {
             name: progress.add_task(_LABELS[name], total=run.epochs, start=False, nll="", completed=_done(run, name))
-            for name in ARMS
+            for name in run.identity["arms"]
         }
 
         def on_epoch(name: str, arm: Arm) -> None:
@@ -90,6 +90,8 @@ def summary(results: dict[str, Any], page: Path, console: Console) -> None:
     measured = quantities(results)
     regression = results["identity"]["task"] == "regression"
     for key, label in {**_ROWS, **({"error": "RMSE"} if regression else {})}.items():
+        if key not in measured:
+            continue
         q = measured[key]
         claim = Text(q.claim(results, short=short), style="bold" if results["differences"][key]["found"] else "")
         lines.append((label, " → ".join(q.means(results)), q.interval(results), claim))

@@ -29,6 +29,7 @@ class Arm:
 
     Args:
         dropout: whether masks are drawn.
+        groups: into how many groups that share their masks a batch is split; None where each row has its own.
         current: parameters.
         best: the parameters of each seed's best epoch so far.
         moments: Adam's running means.
@@ -47,9 +48,10 @@ class Arm:
     training_loss: list[list[float]] = field(default_factory=list)
     validation_loss: list[list[float]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    groups: int | None = None
 
     @staticmethod
-    def start(network: Model, seeds: Sequence[int], like: Tensor, *, dropout: bool) -> Arm:
+    def start(network: Model, seeds: Sequence[int], like: Tensor, *, dropout: bool, groups: int | None = None) -> Arm:
         """An arm before its first step; arms of one network and seeds start from the same weights.
 
         Weights are drawn on the CPU in float32, then take the device and dtype of `like`, the features.
@@ -60,7 +62,7 @@ class Arm:
             for name, value in drawn.items()
         }
         best = {name: value.clone() for name, value in initial.items()}
-        return Arm(dropout, initial, best, best_epoch=[0] * len(seeds))
+        return Arm(dropout, initial, best, best_epoch=[0] * len(seeds), groups=groups)
 
     def finished(self, epochs: int) -> bool:
         """Whether every seed has gone without improvement for too long, or the epochs are used up."""
@@ -73,7 +75,7 @@ class Arm:
 
     def state(self) -> dict[str, Any]:
         """All else, as JSON can hold it."""
-        names = ("dropout", "epoch", "best_epoch", "training_loss", "validation_loss", "seconds")
+        names = ("dropout", "groups", "epoch", "best_epoch", "training_loss", "validation_loss", "seconds")
         return {name: getattr(self, name) for name in names}
 
     def part(self, seeds: slice) -> Arm:
@@ -91,6 +93,7 @@ class Arm:
             self.best_epoch[seeds],
             [losses[seeds] for losses in self.training_loss],
             [losses[seeds] for losses in self.validation_loss],
+            groups=self.groups,
         )
 
     def take_over(self, part: Arm, share: Share) -> None:
@@ -204,7 +207,7 @@ def _one_epoch(
     for i, batch in enumerate(batches):
         step = arm.epoch * len(batches) + i
         key = Key(0).fold_in("compare").fold_in(step) if arm.dropout else None
-        outputs = network.outputs(arm.current, rows.x[batch], key, training=True, first=first)
+        outputs = network.outputs(arm.current, rows.x[batch], key, training=True, first=first, groups=arm.groups)
         losses = data.task.loss(outputs, rows.y[batch])
         optimizer.zero_grad()
         losses.mean(1).sum().backward()  # a sum over seeds: each has the gradient it would have alone

@@ -102,11 +102,23 @@ def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
         Quantity("mc_nll", f"NLL, {against}", *_of_members("nll"), 1.0, 4, "", *members),
         Quantity("mc_error", f"{label}, {against}", *_of_members("error"), scale, digits, unit, *members),
     ]
+    if "batchwise" in results["arms"]:
+        groups = results["identity"]["groups"]
+        against = f"masks shared by {groups} groups of a batch against a mask for each row"
+        verbs = ("shared masks are better", "shared masks are worse")
+        found += [
+            Quantity("batchwise_nll", f"NLL, {against}", *_of_groups("nll"), 1.0, 4, "", *verbs),
+            Quantity("batchwise_error", f"{label}, {against}", *_of_groups("error"), scale, digits, unit, *verbs),
+        ]
     return {q.key: q for q in found}
 
 
 def _between_arms(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("none", key), ("dropout", key)
+
+
+def _of_groups(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return ("dropout", key), ("batchwise", key)
 
 
 def _of_members(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
