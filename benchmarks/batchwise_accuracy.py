@@ -3,6 +3,7 @@
 Usage: python benchmarks/batchwise_accuracy.py FOLDER --task mnist --data-dir DIR [--share 0/2]   train what is missing
        python benchmarks/batchwise_accuracy.py FOLDER --task mnist --data-dir DIR --clock         seconds of a step
        python benchmarks/batchwise_accuracy.py FOLDER --task mnist --report [--plot FILE]         tables
+       ... --arms iid,G=4 --epochs 30 --rate 1e-3    these alone, so long, at this rate and not the best of those tried
 
 Every run is a file in FOLDER, so a killed one goes on where it was. Each arm may choose among as many learning rates,
 by the validation rows' NLL of one short run; test rows are looked at once, after the last epoch. All arms of a seed
@@ -19,7 +20,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from puredrop.compare.files import write
 RATES = (3e-4, 1e-3, 3e-3)
 DECAYS = (1e-5, 1e-4)
 TUNING_SEED = 100
+ARMS = ("none", "weight decay", "half width", "iid", "G=16", "G=4", "G=1")
 Floats = NDArray[np.float64]
 
 
@@ -48,6 +50,8 @@ class Task:
         p, input_p: of hidden and input units.
         epochs, tuning_epochs, batch, seeds, max_norm: of the training.
         targets: validation NLLs whose time is reported.
+        rate: the learning rate of all arms; None for the best of those tried.
+        arms: those that are trained.
     """
 
     widths: tuple[int, ...]
@@ -59,13 +63,14 @@ class Task:
     seeds: int
     max_norm: float
     targets: tuple[float, ...]
+    rate: float | None = None
+    arms: tuple[str, ...] = ARMS
 
 
 TASKS = {
     "mnist": Task((784, 1024, 1024, 1024, 10), 0.5, 0.2, 10, 2, 128, 5, 3.0, (0.10, 0.08, 0.07, 0.06)),
     "wine": Task((11, 512, 512, 6), 0.5, 0.0, 60, 30, 128, 10, 3.0, (1.0, 0.98, 0.96)),
 }
-ARMS = ("none", "weight decay", "half width", "iid", "G=16", "G=4", "G=1")
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,10 @@ def tuning(arm: str) -> list[tuple[float, float]]:
     return [(rate, decay) for rate in RATES for decay in (DECAYS if arm == "weight decay" else (0.0,))]
 
 
-def chosen(folder: Path, arm: str) -> tuple[float, float] | None:
+def chosen(folder: Path, task: Task, arm: str) -> tuple[float, float] | None:
     """The best of them by validation NLL; None while not all were tried."""
+    if task.rate is not None:
+        return task.rate, DECAYS[0] if arm == "weight decay" else 0.0
     tried = {}
     for rate, decay in tuning(arm):
         path = folder / name_of(arm, rate, decay, TUNING_SEED)
@@ -207,19 +214,19 @@ def chosen(folder: Path, arm: str) -> tuple[float, float] | None:
 def train(folder: Path, task: Task, rows: Rows, share: tuple[int, int]) -> None:
     """One process' share of all runs, tuning first."""
     number, count = share
-    trials = [(arm, pair) for arm in ARMS for pair in tuning(arm)]
+    trials = [(arm, pair) for arm in task.arms for pair in tuning(arm)] if task.rate is None else []
     for arm, pair in trials[number::count]:
         run(folder, task, rows, arm, *pair, TUNING_SEED)
-    runs = [(seed, arm) for seed in range(task.seeds) for arm in ARMS]
+    runs = [(seed, arm) for seed in range(task.seeds) for arm in task.arms]
     for seed, arm in runs[number::count]:
-        while (best := chosen(folder, arm)) is None:
+        while (best := chosen(folder, task, arm)) is None:
             time.sleep(1)  # another process is at it
         run(folder, task, rows, arm, *best, seed)
 
 
 def clock(folder: Path, task: Task, rows: Rows) -> None:
     """Seconds of an epoch of each arm on this machine while it is idle, the arms taking turns."""
-    arms = {arm: Training(task, arm, 1e-3, 0.0, 0, rows, 1) for arm in ARMS}
+    arms = {arm: Training(task, arm, 1e-3, 0.0, 0, rows, 1) for arm in task.arms}
     x, y = rows.train.x[: task.batch], rows.train.y[: task.batch]
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     for _ in range(25):
@@ -241,7 +248,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def finished(folder: Path, task: Task) -> dict[str, list[dict[str, Any]]]:
     """Arm -> its runs, of the seeds that every arm has."""
-    pairs = {arm: chosen(folder, arm) for arm in ARMS}
+    pairs = {arm: chosen(folder, task, arm) for arm in task.arms}
     paths = {
         arm: [folder / name_of(arm, *pair, seed) for seed in range(task.seeds)] for arm, pair in pairs.items() if pair
     }
@@ -282,11 +289,13 @@ def report(folder: Path, task: Task) -> Iterator[str]:
     clock_path = folder / "clock.json"
     epoch = read(clock_path) if clock_path.exists() else {}
     yield f"{len(runs['iid'])} seeds, {len(runs['iid'][0]['error'])} test rows"
-    yield "| arm | rate, decay | error % | NLL | error minus iid, points | NLL minus iid | s per epoch | s to NLL "
-    yield f"| {' | '.join(map(str, task.targets))} |"
+    columns = ["arm", "rate, decay", "error %", "NLL", "error minus iid, points", "NLL minus iid", "s per epoch"]
+    columns += [f"s to NLL {target}" for target in task.targets]
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + "---|" * len(columns)
     for arm, found in runs.items():
         error, nll = (np.mean([np.mean(one[what]) for one in found]) for what in ("error", "nll"))
-        cells = [arm, str(chosen(folder, arm)), f"{100 * error:.2f}", f"{nll:.4f}"]
+        cells = [arm, str(chosen(folder, task, arm)), f"{100 * error:.2f}", f"{nll:.4f}"]
         for what, scale, digits in (("error", 100, 2), ("nll", 1, 4)):
             if arm == "iid":
                 cells.append("")
@@ -298,7 +307,7 @@ def report(folder: Path, task: Task) -> Iterator[str]:
         cells.append(f"{epoch[arm]:.2f}" if epoch else "")
         cells += [f"{seconds_to(curves, target, epoch.get(arm, math.nan)):.0f}" for target in task.targets]
         yield "| " + " | ".join(cells) + " |"
-    for arm in ("G=16", "G=4", "G=1"):
+    for arm in (arm for arm in runs if arm.startswith("G=")):
         bound = bootstrap(100 * against(runs, arm, "iid", "error"), 0.95)
         verdict = "not inferior" if bound < 0.1 else "not shown to be non-inferior"
         yield f"{arm} at 0.1 points: error at most {bound:+.3f} above iid (one-sided 95 %): {verdict}"
@@ -330,11 +339,15 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--data-dir", type=Path, help="MNIST's four files, or the folder of the wines' data.txt")
     parser.add_argument("--share", default="0/1", help="this process of so many, each on one thread")
+    parser.add_argument("--arms", type=lambda text: tuple(text.split(",")))
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rate", type=float)
     parser.add_argument("--clock", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
-    task = TASKS[asked.task]
+    named = {name: getattr(asked, name) for name in ("arms", "epochs", "rate") if getattr(asked, name)}
+    task = replace(TASKS[asked.task], **named)
     asked.folder.mkdir(parents=True, exist_ok=True)
     if asked.report or asked.plot:
         print("\n".join(report(asked.folder, task)))
