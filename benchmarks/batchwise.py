@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dropout_cost import medians
 from torch import nn
 
 import puredrop
@@ -72,7 +72,7 @@ def cnn(drops: bool, thin: bool) -> nn.Module:
 
 WORKS = [
     Work("784-512-256-10 (.5, .3), 1024", mlp([784, 512, 256, 10], [0.5, 0.3]), (784,), 1024, (4, 1)),
-    Work("784-2048x3-10 (.5), 1024", mlp([784, 2048, 2048, 2048, 10], [0.5] * 3), (784,), 1024, (4, 1, 16)),
+    Work("784-2048x3-10 (.5), 1024", mlp([784, 2048, 2048, 2048, 10], [0.5] * 3), (784,), 1024, (4, 1, 8, 16)),
     Work("784-2048x3-10 (.5), 128", mlp([784, 2048, 2048, 2048, 10], [0.5] * 3), (784,), 128, (1,)),
     Work("784-8192x2-10 (.5), 512", mlp([784, 8192, 8192, 10], [0.5] * 2), (784,), 512, (1,)),
     Work("CNN 4 x 128 channels (.5), 32 x 32, 64", cnn, (3, 32, 32), 64, (1, 4)),
@@ -97,16 +97,9 @@ class Step:
         self.optimizer.step()
 
 
-def milliseconds(steps: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+def milliseconds(steps: list[Callable[[], Any]], repeats: int) -> list[float]:
     """Medians; the steps take turns."""
-    times: list[list[float]] = [[] for _ in steps]
-    for turn in range(repeats + 3):
-        for step, found in zip(steps, times, strict=True):
-            started = time.perf_counter()
-            step()
-            if turn >= 3:
-                found.append(time.perf_counter() - started)
-    return [statistics.median(found) * 1e3 for found in times]
+    return [1e3 * seconds for seconds in medians(steps, repeats)]
 
 
 @contextmanager

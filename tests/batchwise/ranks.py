@@ -40,11 +40,13 @@ def main(case, folder):
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     model = mlp(input_p=0.2)
-    puredrop.batchwise(model, GROUPS, ranks=case)
-    run = puredrop.reproducible(model, 3, dp_group=dist.group.WORLD)
+    wrapped = DistributedDataParallel(model) if case == "own" else model  # before batchwise, or after
+    puredrop.batchwise(wrapped, GROUPS, ranks=case)
+    run = puredrop.reproducible(wrapped, 3, dp_group=dist.group.WORLD)
+    wrapped = wrapped if case == "own" else DistributedDataParallel(model)
     # "same": both processes are given the same rows, so that what differs can only be the masks.
     parts_of = (lambda x: [x.chunk(size)[rank]]) if case == "own" else (lambda x: x.chunk(2))
-    found = train(DistributedDataParallel(model), parts_of, size * ROWS, run, weights_of=model)
+    found = train(wrapped, parts_of, size * ROWS, run, weights_of=model)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo aborts a process now and then that takes itself down in order

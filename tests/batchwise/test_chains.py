@@ -127,7 +127,7 @@ class TestLeft:
             more=mlp((20, 30, 20), (0.5,)),
         )
         assert report(model).left == {
-            ":dropout": "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
+            ":dropout0": "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
         }
 
     def test_a_layer_that_is_not_called(self):
@@ -212,6 +212,8 @@ def test_a_forward_that_changed_is_an_error():
     ):
         with pytest.raises(RuntimeError, match="on the thinned output of a layer"):
             forward(X)
+    with pytest.raises(RuntimeError, match="another view was called on the thinned output"):
+        _ = model.a(X).mT
     with pytest.raises(RuntimeError, match="on the thinned output of a layer"):
         model.drop(torch.relu(model.a(X))).relu()  # between dropout and its reader
     other = Written()
@@ -290,6 +292,37 @@ def test_looking_leaves_the_model_and_the_generator():
     assert torch.equal(torch.get_rng_state(), state)
     assert not hasattr(model, "calls")
     assert not hasattr(model, "last")
+
+
+def test_looking_leaves_buffers():
+    """What a forward counts in its buffers is not counted."""
+
+    def forward(self, x):
+        self.seen.add_(1)
+        return self.drop(torch.relu(self.a(x)))
+
+    model = Net(forward, a=linear(), drop=nn.Dropout(0.5))
+    model.register_buffer("seen", torch.zeros(()))
+    report(model)
+    assert model.seen == 0
+    model(X)
+    assert model.seen == 1
+
+
+def test_convolutions_have_their_samples_first():
+    """Whatever is said of the Linear layers beside them."""
+    model = nn.Sequential(cnn()[:6], nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(96, 3))
+    found = report(model, sample_dim=1)
+    assert {chain.path: chain.sample_dim for chain in found.chains} == {"0.2": 0, "0.5": 0, "3": 1}
+
+
+def test_functions_of_named_and_several_values_are_no_activation():
+    for function in (
+        lambda x, y: torch.relu(input=x),
+        lambda x, y: nn.functional.leaky_relu(x, y),
+    ):
+        why = left(lambda self, x, f=function: self.drop(f(self.a(x), x.mean())), a=linear(), drop=nn.Dropout(0.5))
+        assert "stands before it" in why
 
 
 def test_wrapped_models():

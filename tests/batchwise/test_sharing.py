@@ -235,6 +235,28 @@ class TestCompiled:
             torch.testing.assert_close(value, parameters[name].grad, rtol=1e-4, atol=1e-4)
 
 
+class Other(torch.Tensor):
+    """Weights of a class that nothing here knows, as DTensors are."""
+
+
+def test_weights_of_another_class_run_whole():
+    model = mlp()
+    expected = step(whole(model, 3), X)
+    for i in (0, 3, 6):
+        model[i].weight = nn.Parameter(model[i].weight.detach().as_subclass(Other))
+    puredrop.batchwise(model, 3)
+    output, gradients = step(model, X)
+    assert worst((output.as_subclass(torch.Tensor), {}), (expected[0], {})) < CLOSE
+    for name, value in expected[1].items():
+        assert (gradients[name].as_subclass(torch.Tensor) - value).abs().max() < 1e-3
+
+
+def test_shapes_alone():
+    model = mlp(input_p=0.2).to("meta")
+    puredrop.batchwise(model, 3)
+    assert model(X.to("meta")).shape == (24, 5)
+
+
 def test_a_mask_of_another_device_type_is_listed_too():
     """What serves devices other than the CPU, run here."""
     keep = torch.rand(3, 30) > 0.5

@@ -203,7 +203,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_p
 
 def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(out, "--epochs", "100000"), stderr=subprocess.PIPE, text=True)
+    # Large enough that it cannot stop early by itself before the signal comes, however late that is sent.
+    line = command(out, "--epochs", "100000", "--rows", "1198", "--hidden", "512,256", "--seeds", "10")
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     while not (out / "checkpoint.safetensors").exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.5)
@@ -212,10 +214,7 @@ def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path):
     # What a shell calls status 130 either way: where the signal strikes inside an exec() (in a lazy import, say), CPython
     # ends by the signal itself although it was handled; the message and the checkpoint below show that it was.
     assert process.returncode in (130, -signal.SIGINT)
-    assert (
-        err.splitlines()[-1]
-        == f"stopped; go on with: puredrop {' '.join(command(out, '--epochs', '100000')[3:])} --resume"
-    )
+    assert err.splitlines()[-1] == f"stopped; go on with: puredrop {' '.join(line[3:])} --resume"
     assert "Traceback" not in err
     assert (out / "checkpoint.safetensors").exists()
 

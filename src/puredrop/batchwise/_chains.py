@@ -68,6 +68,8 @@ class Found:
 class _Tracer(fx.Tracer):
     """Follows a module's method down to torch's layers and to ours."""
 
+    proxy_buffer_attributes = True  # what a forward writes into its buffers is followed, not done
+
     def __init__(self, method: str) -> None:
         super().__init__()
         self.traced_func_name = method
@@ -197,7 +199,10 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
         if node.op == "call_function" and drops(node.target):
             owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
             name = f"{_joined(region.path, owner)}:{getattr(node.target, '__name__', node.target)}"
-            found.left[name] = "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
+            count = sum(other.startswith(name) for other in found.left)
+            found.left[f"{name}{count}"] = (
+                "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
+            )
         return
     if not holds_dropout(module):
         return
@@ -206,7 +211,9 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
     if isinstance(chain, str):
         found.left[path] = chain
         return
-    if sample_dim is None:
+    if DROPOUTS[type(module)] in CONVOLUTIONS:
+        sample_dim = 0
+    elif sample_dim is None:
         attention = getattr(region.root, "self_attn", None)
         sample_dim = int(type(region.root) in _BLOCKS and not getattr(attention, "batch_first", True))
     found.chains.append(Chain(module, path, *chain, sample_dim))
@@ -268,6 +275,9 @@ def _consumers(region: _Region, node: fx.Node, kind: type[Module]) -> dict[str, 
 
 
 def _is_elementwise(module: Module | None, node: fx.Node) -> bool:
+    """Whether a call does the same to each element of its first argument, and reads no other value."""
+    if not node.args or node.all_input_nodes != [node.args[0]]:
+        return False
     if module is not None:
         return type(module) in _ACTIVATIONS
     if node.op == "call_method":

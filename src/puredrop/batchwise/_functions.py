@@ -59,13 +59,13 @@ class Call(NamedTuple):
         if self.rows is None:
             return bias.expand(groups, 1, -1)
         room = torch.empty(groups, self.rows.width, 1, dtype=bias.dtype, device=bias.device)
-        return gather(bias.unsqueeze(1), self.rows, None, 1.0, room).transpose(1, 2)
+        return gather(bias.contiguous().unsqueeze(1), self.rows, None, 1.0, room).transpose(1, 2)
 
     def bias_gradient(self, sums: Tensor, bias: Tensor) -> Tensor:
         """From (groups, units of the output)."""
         if self.rows is None:
             return sums.sum(0).to(bias.dtype)
-        room = torch.empty_like(bias).unsqueeze(1)
+        room = torch.empty(len(bias), 1, dtype=bias.dtype, device=bias.device)
         return scatter(sums.to(bias.dtype).unsqueeze(2), self.rows, None, 1.0, room).squeeze(1)
 
 
@@ -141,19 +141,19 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """Of a dense tensor (groups, rows, units, ...), the units that each group keeps."""
+    """Of a dense tensor (groups, rows, units, ...), the units that each group keeps, scaled."""
 
     @staticmethod
-    def forward(ctx: Any, dense: Tensor, kept: Kept) -> Tensor:
-        ctx.kept = kept
+    def forward(ctx: Any, dense: Tensor, kept: Kept, scale: float) -> Tensor:
+        ctx.kept, ctx.scale = kept, scale
         groups, rows = dense.shape[:2]
         flat = dense.contiguous().flatten(0, 1)
         room = torch.empty(shape_of(flat, groups, rows, kept), dtype=dense.dtype, device=dense.device)
-        return gather(flat, rows, kept, 1.0, room, step=rows)
+        return gather(flat, rows, kept, scale, room, step=rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return put(gradient, ctx.kept, 1.0), None
+        return put(gradient, ctx.kept, ctx.scale), None, None
 
 
 class _Put(torch.autograd.Function):
@@ -169,7 +169,7 @@ class _Put(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return take(gradient, ctx.kept) * ctx.scale, None, None
+        return take(gradient, ctx.kept, ctx.scale), None, None
 
 
 linear: Callable[..., Tensor] = _Linear.apply

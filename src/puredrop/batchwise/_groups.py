@@ -11,9 +11,10 @@ from torch import Tensor
 __all__ = ["MOST", "ROWS", "Groups", "Split"]
 
 ROWS = 128
-"""Rows of a group at least, where the number of groups is chosen: with fewer, gathering costs more than it saves."""
+"""Rows of a group at least, where the number of groups is chosen: with half as many, a step of 784-2048x3-10 takes
+1.6 times as long as with one group (docs/batchwise.md)."""
 MOST = 16
-"""Groups at most, where their number is chosen: beyond, what sharing costs is no longer seen (docs/batchwise.md)."""
+"""Groups at most, where their number is chosen: with so many no cost was found on MNIST (docs/batchwise.md)."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Part:
         packs: of a dropout layer: whether only layers that read packed values follow.
         dense: of a dropout layer: what it does with a dense input: takes what is kept, masks it with its groups' masks,
             or drops each sample's units as ever.
+        rooms: memory for a layer's panels, their gradient and its weight's gradient.
     """
 
     was: type[Module]
@@ -105,7 +106,7 @@ def _is_whole(*tensors: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or not all(type(tensor) in (Tensor, torch.nn.Parameter, Packed) for tensor in tensors)
+        or any(type(one) not in (Tensor, torch.nn.Parameter, Packed) or one.is_meta for one in tensors)
     )
 
 
@@ -245,7 +246,7 @@ class _Dropping(Batchwise):
         mask = self.mask(dense.shape, input.device)
         rest = tuple(dense.shape[1 : self.unit_dim])
         parts = mask.split.spread(dense)
-        values = take(parts.flatten(1, 1 + len(rest)), mask.kept)
+        values = take(parts.flatten(1, 1 + len(rest)), mask.kept, 1.0)
         return pack(values, Packing(mask.split, rest, mask.kept, mask.scale, None))
 
 

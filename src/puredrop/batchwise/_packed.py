@@ -76,22 +76,27 @@ class Packed(Tensor):
         is_plain = func in _PLAIN or getattr(func, "__name__", "") in ("__get__", "__set__")
         is_element = func in ELEMENTWISE and isinstance(first, Packed) and first.packing.site is not None
         if not is_plain and not is_element:
-            name = getattr(func, "__name__", str(func))
-            raise RuntimeError(
-                f"batchwise: {name} was called on the thinned output of a layer, which only the functions and layers "
-                "that were there when the model was looked at can read; call puredrop.batchwise after the model's "
-                "forward is final (report.revert() undoes it)"
-            )
+            raise RuntimeError(_unknown(getattr(func, "__name__", str(func))))
         with torch._C.DisableTorchFunctionSubclass():
             output = func(*args, **(kwargs or {}))
-        if isinstance(first, Packed) and isinstance(output, Tensor) and output.shape == first.shape:
-            return pack(output, first.packing)
-        return output
+        if not isinstance(first, Packed) or not isinstance(output, Tensor):
+            return output
+        if output.shape != first.shape:  # a property, such as x.T
+            raise RuntimeError(_unknown("another view"))
+        return pack(output, first.packing)
 
     def dropped(self) -> Packed:
         """The same once the dropout layer has been passed: what reads it scales it."""
         with torch._C.DisableTorchFunctionSubclass():
             return pack(self.view_as(self), replace(self.packing, site=None))
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"batchwise: {name} was called on the thinned output of a layer, which only the functions and layers that were "
+        "there when the model was looked at can read; call puredrop.batchwise after the model's forward is final "
+        "(report.revert() undoes it)"
+    )
 
 
 def pack(values: Tensor, packing: Packing) -> Packed:

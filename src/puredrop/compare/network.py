@@ -158,7 +158,7 @@ class Network:
         columns, scale = None, 1.0
         if self.input_rate:
             columns, scale = Kept.of(mask(self.input_rate, x.shape[2], "input")), 1 / (1 - self.input_rate)
-            h = take(h, columns)
+            h = take(h, columns, 1.0)
         for i, name in enumerate(self.layers):
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
             rate = self.rates[i] if i < len(self.rates) else 0.0

@@ -15,11 +15,10 @@ from plotly.offline import get_plotlyjs
 
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
-from puredrop.compare.wording import Quantity, quantities, verdict
+from puredrop.compare.wording import ARM_NAMES, Quantity, quantities, verdict
 
 __all__ = ["render"]
 
-_NAMES = {"none": "without dropout", "dropout": "with dropout", "batchwise": "batchwise"}
 
 _LEGEND = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
 
@@ -52,7 +51,7 @@ def render(results: dict[str, Any]) -> str:
         verdict=verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),
         quantities=[_row(q, results) for q in quantities(results).values()],
         classification=results["identity"]["task"] == "classification",
-        arms=[(name, _NAMES[name]) for name in results["arms"]],
+        arms=[(name, ARM_NAMES[name]) for name in results["arms"]],
         table=_arms_table(results),
         figures=_figures(results),
         members=MEMBERS,
@@ -86,7 +85,8 @@ def _figures(results: dict[str, Any]) -> dict[str, _Figure]:
     measured = quantities(results)
     wanted = ("nll", "error", "gap", "mc_nll", "batchwise_error")
     pairs = {key: _pairs(q, results) for key, q in measured.items() if key in wanted}
-    return {**pairs, "curves": _curves(results), "clock": _clock(results)}
+    clock = {"clock": _clock(results)} if "batchwise" in results["arms"] else {}
+    return {**pairs, **clock, "curves": _curves(results)}
 
 
 def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) -> _Figure:
@@ -99,7 +99,10 @@ def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) ->
 def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
     """One line per seed from its value before to its value after, and the means beside them."""
     before, after = (q.value(results, path) for path in (q.before, q.after))
-    labels, colors = [_NAMES[path[0]] for path in (q.before, q.after)], [f"@{path[0]}" for path in (q.before, q.after)]
+    labels, colors = (
+        [ARM_NAMES[path[0]] for path in (q.before, q.after)],
+        [f"@{path[0]}" for path in (q.before, q.after)],
+    )
     if q.key.startswith("mc_"):
         labels, colors = ["one pass", f"{MEMBERS} members"], ["@dropout", "@members"]
     traces: list[dict[str, Any]] = []
@@ -138,11 +141,11 @@ def _curves(results: dict[str, Any]) -> _Figure:
         traces += [
             {"y": low, **band},
             {"y": high, "fill": "tonexty", "fillcolor": f"@{name}-soft", **band},
-            {"x": epochs, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5}, "name": _NAMES[name],
-             "hovertemplate": "epoch %{x}: %{y:.4f}<extra></extra>"},
+            {"x": epochs, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5},
+             "name": ARM_NAMES[name], "hovertemplate": "epoch %{x}: %{y:.4f}<extra></extra>"},
         ]  # fmt: skip
     alt = "validation loss by epoch, " + "; ".join(
-        f"{_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
+        f"{ARM_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
         for name, record in results["arms"].items()
     )
     xaxis = {"title": {"text": "epoch"}, "zeroline": False}
@@ -165,9 +168,9 @@ def _clock(results: dict[str, Any]) -> _Figure:
         text = f"test {error.title.split()[0]} {error.show(record['error']['mean'])}{error.unit}"
         traces.append(
             {"x": seconds, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5},
-             "name": f"{_NAMES[name]}, {text}", "hovertemplate": "%{x:.1f} s: %{y:.4f}<extra></extra>"}
+             "name": f"{ARM_NAMES[name]}, {text}", "hovertemplate": "%{x:.1f} s: %{y:.4f}<extra></extra>"}
         )  # fmt: skip
-        ends.append(f"{_NAMES[name]} {seconds[-1]:.0f} s, {text}")
+        ends.append(f"{ARM_NAMES[name]} {seconds[-1]:.0f} s, {text}")
     xaxis = {"title": {"text": "seconds of training, all seeds"}, "zeroline": False}
     alt = "validation loss by seconds of training; " + "; ".join(ends)
     return _figure("clock", alt, traces, xaxis=xaxis, yaxis=_losses(), legend={**_LEGEND, "orientation": "v"})

@@ -88,6 +88,11 @@ class Options:
         """Whether the data are a file of the user's."""
         return Path(self.data).suffix in SUFFIXES
 
+    @property
+    def groups_used(self) -> int | None:
+        """Of the arm batchwise; None without it."""
+        return (self.groups or GROUPS) if "batchwise" in self.arms else None
+
     def check(self) -> None:
         """Raise ValueError, naming the option, for values that cannot be run."""
         if self.is_table and self.target is None:
@@ -292,7 +297,7 @@ def prepare(options: Options) -> Run:
         "seeds": options.seeds,
         "rows": options.rows,
         "arms": list(options.arms),
-        "groups": (options.groups or GROUPS) if "batchwise" in options.arms else None,
+        "groups": options.groups_used,
         "torch": torch.__version__,
     }
     run = Run(options.out or Path("runs") / data.name, data, network, identity, share=joined())
@@ -339,8 +344,7 @@ def _network(options: Options, data: Data) -> tuple[Data, Model, str | None]:
         return data, Network(sizes, options.rates, options.input_rate), None
     from puredrop.compare.models import load_model
 
-    groups = (options.groups or GROUPS) if "batchwise" in options.arms else None
-    model, notes = load_model(options.model, data, groups)
+    model, notes = load_model(options.model, data, options.groups_used)
     return replace(data, notes=(*data.notes, *notes)), model, model.digest()
 
 

@@ -14,11 +14,10 @@ from rich.text import Text
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.run import Run
 from puredrop.compare.training import Arm
-from puredrop.compare.wording import quantities
+from puredrop.compare.wording import ARM_NAMES, quantities
 
 __all__ = ["execute", "summary"]
 
-_LABELS = {"none": "without dropout", "dropout": "with dropout", "batchwise": "batchwise"}
 _ROWS = {"nll": "NLL", "error": "error", "gap": "gap", "mc_nll": f"MC {MEMBERS}", "batchwise_nll": "batchwise"}
 
 
@@ -54,7 +53,7 @@ def _progress(run: Run, console: Console) -> Iterator[Any]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {
-            name: progress.add_task(_LABELS[name], total=run.epochs, start=False, nll="", completed=_done(run, name))
+            name: progress.add_task(ARM_NAMES[name], total=run.epochs, start=False, nll="", completed=_done(run, name))
             for name in run.identity["arms"]
         }
 

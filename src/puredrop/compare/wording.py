@@ -8,7 +8,9 @@ from typing import Any
 
 from puredrop.compare.measure import MEMBERS
 
-__all__ = ["Quantity", "quantities", "verdict"]
+__all__ = ["ARM_NAMES", "Quantity", "quantities", "verdict"]
+
+ARM_NAMES = {"none": "without dropout", "dropout": "with dropout", "batchwise": "batchwise"}
 
 
 @dataclass(frozen=True)

@@ -129,16 +129,17 @@ for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
 
 
 def drops(function: Any) -> bool:
-    """Whether a function is one of torch's that drop."""
-    try:
-        return function in _READERS
-    except TypeError:  # unhashable, so none of them
-        return False
+    """Whether a function, which must be hashable, is one of torch's that drop."""
+    return function in _READERS
 
 
 def recognise(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Call | None:
     """A call that drops as such, or None for any other."""
-    return _READERS[function](*arguments, **named) if drops(function) else None
+    try:
+        read = _READERS.get(function)
+    except TypeError:  # unhashable, so none of them
+        return None
+    return None if read is None else read(*arguments, **named)
 
 
 class Interception(TorchFunctionMode):
