@@ -122,6 +122,7 @@ def test_the_arm_batchwise(shared):
         "NLL, masks shared by 4 groups of a batch against a mask for each row:</strong> +0.0100 [+0.0020, +0.0200]. "
         "Shared masks are worse.",
         '<th class="batchwise">batchwise</th>',
+        "An epoch took 0.20 s",
         "--arms none,dropout,batchwise --groups 4",
         "of 7 such",
     ):
