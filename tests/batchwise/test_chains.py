@@ -152,6 +152,17 @@ class TestLeft:
         assert len(kept[0].unique(dim=0)) > 60
 
 
+def test_a_layer_in_two_places_one_of_which_is_read_by_no_layer():
+    """What is kept is put in its place for both."""
+
+    def forward(self, x):
+        h = self.drop(torch.relu(self.a(x)))
+        return self.drop(torch.tanh(self.b(h))) + 1
+
+    model = Net(forward, a=linear(), b=linear(), drop=nn.Dropout(0.5))
+    assert difference(model, X, 3) < CLOSE
+
+
 def test_what_is_done_and_said():
     model = mlp(input_p=0.2)
     found = report(model, "auto")
@@ -234,6 +245,13 @@ class TestBack:
             assert [type(m) for m in model] == [type(m) for m in mlp(input_p=0.2)]
             assert [set(vars(m)) for m in model.modules()] == [set(one) for one in attributes]
             assert worst(step(model, X), expected) == 0
+
+    def test_nothing_of_a_pinned_run_is_left(self):
+        model = mlp()
+        found = report(model)
+        puredrop.reproducible(model).release()
+        found.revert()
+        assert "key" not in vars(model[2])
 
     def test_our_layers_are_ours_again(self):
         model = puredrop.convert(mlp())
