@@ -1,5 +1,6 @@
 """The whole command on small runs: what it writes, what it refuses, and that a kill does not show."""
 
+import functools
 import json
 import os
 import random
@@ -203,9 +204,10 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_p
 
 def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path):
     out = tmp_path / "run"
-    # Large enough that it cannot stop early by itself before the signal comes, however late that is sent.
-    line = command(out, "--epochs", "100000", "--rows", "1198", "--hidden", "512,256", "--seeds", "10")
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    line = command(out, "--epochs", "100000")
+    # A shell that runs the tests in the background has Ctrl-C ignored by everything below it.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while not (out / "checkpoint.safetensors").exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.5)
