@@ -34,7 +34,7 @@ import puredrop
 from puredrop.compare.data import Split, load
 from puredrop.compare.files import write
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 DECAYS = (1e-5, 1e-4)
 TUNING_SEED = 100
 ARMS = ("none", "weight decay", "half width", "iid", "G=16", "G=4", "G=1")

@@ -7,6 +7,7 @@ from puredrop._backend import backend
 from puredrop.batchwise import batchwise
 from puredrop.check import check
 from puredrop.convert import convert, revert
+from puredrop.ensemble import DropoutEnsemble, Prediction
 from puredrop.functional import keep_mask
 from puredrop.ops import Window
 from puredrop.reproducible import reproducible
@@ -16,7 +17,9 @@ from puredrop.sites import Site, sites
 __version__ = version("puredrop")
 
 __all__ = [
+    "DropoutEnsemble",
     "Key",
+    "Prediction",
     "Site",
     "Window",
     "__version__",

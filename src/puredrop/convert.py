@@ -16,7 +16,7 @@ from puredrop import nn
 from puredrop.nn._keyed import HasKey
 from puredrop.sites._watch import holds_dropout
 
-__all__ = ["Conversion", "Swapped", "convert", "revert"]
+__all__ = ["Conversion", "Swapped", "as_ours", "convert", "revert"]
 
 _SAME = (
     *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
@@ -149,9 +149,9 @@ def convert(model: Module, inplace: bool = True, *, report: bool = False) -> Mod
     """
     model = model if inplace else copy.deepcopy(model)
     if not report:
-        return _exchange(model, _as_ours)
+        return _exchange(model, as_ours)
     done = _conversion(model)
-    return _exchange(model, _as_ours), done
+    return _exchange(model, as_ours), done
 
 
 def _conversion(model: Module) -> Conversion:
@@ -225,7 +225,7 @@ def _exchange(model: Module, other: Callable[[Module], Module | None]) -> Module
     return model
 
 
-def _as_ours(layer: Module) -> Module | None:
+def as_ours(layer: Module) -> Module | None:
     """The same layer as one of ours, None where there is none: hooks, mode and arguments are its attributes."""
     rule = _rule(layer)
     if rule is None:

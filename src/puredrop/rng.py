@@ -14,6 +14,7 @@ from torch import Tensor
 from puredrop._backend import library
 
 __all__ = [
+    "BALANCED",
     "DRAWS",
     "FOLD_IN",
     "NORMAL",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 # Values of the counter's last word, so that no two uses of one key ever meet (contract.md, "Generator").
-DRAWS, FOLD_IN, NORMAL = 0, 1, 2
+DRAWS, FOLD_IN, NORMAL, BALANCED = 0, 1, 2, 3
 
 _LOW, _ALL = 0xFFFFFFFF, 2**64 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

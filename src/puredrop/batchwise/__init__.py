@@ -15,22 +15,25 @@ from puredrop.batchwise._groups import Groups, Split
 from puredrop.batchwise._kept import Kept
 from puredrop.batchwise._layers import Batchwise, Part, swap
 from puredrop.batchwise._masks import Ranks
-from puredrop.batchwise._panels import gather, scatter
+from puredrop.batchwise._panels import gather, scatter, shape_of
 from puredrop.batchwise._report import Thinned
 from puredrop.nn._keyed import HasKey
 from puredrop.reproducible import pinned, unwrapped
 
 __all__ = [
     "Call",
+    "Chain",
     "Kept",
     "Split",
     "Thinned",
     "batchwise",
     "conv",
+    "find",
     "gather",
     "linear",
     "put",
     "scatter",
+    "shape_of",
     "take",
 ]
 

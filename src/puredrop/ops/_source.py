@@ -11,18 +11,26 @@ from torch import Tensor
 from puredrop.ops._arguments import Place
 from puredrop.rng import Key
 
-__all__ = ["PACKED", "Pinned", "Source", "along", "opened", "resolved"]
+__all__ = ["PACKED", "Decider", "Pinned", "Source", "along", "opened", "resolved"]
 
 PACKED = -1
 """Instead of a dimension: the samples lie in none, as in a packed sequence's data."""
+
+
+class Decider(ABC):
+    """Abstract: what drops in the place of the operator, where the masks of several forwards depend on each other."""
+
+    @abstractmethod
+    def drop(self, input: Tensor, p: float | Tensor, place: Place, inplace: bool) -> Tensor:
+        """What the operator returns; arguments as its own."""
 
 
 class Source(ABC):
     """Abstract: where the key and the place of a call come from when the caller knows neither."""
 
     @abstractmethod
-    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
-        """Key and place of the call that is being made, once for each.
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor | Decider, Place]:
+        """Key and place of the call that is being made, once for each; a decider only for "dropout".
 
         Args:
             kind: the operator's name.
@@ -56,10 +64,11 @@ def along(key: Any, dim: int | None) -> Any:
     return key.along(dim) if isinstance(key, Pinned) and dim is not None else key
 
 
-def resolved(
-    kind: str, input: Tensor, key: Key | Tensor | Source | None, place: Place
-) -> tuple[Key | Tensor | None, Place]:
-    """Key and place of a call, from what was given or from what is open; None for a key to be drawn."""
+def resolved(kind: str, input: Tensor, key: Any, place: Place) -> tuple[Any, Place]:
+    """What a call is keyed by, from what was given or from what is open, and its place.
+
+    Keyed by a `Key`, a tensor or a decider; None for a key that is to be drawn.
+    """
     source = opened.source if key is None else key
     # Every call comes by here, and nearly all with one of these two; an instance check of an abstract class costs more.
     if source is None or type(source) is Key:

@@ -17,7 +17,7 @@ from puredrop.sites._site import Site, Sites
 from puredrop.sites._state import restored
 from puredrop.sites._watch import Event, Visit, Watch, holds_dropout, kind_of, rate_of
 
-__all__ = ["Observed", "Site", "Sites", "load", "observe", "outermost", "sites"]
+__all__ = ["Observed", "Site", "Sites", "load", "observe", "outermost", "sites", "spread"]
 
 W = TypeVar("W", bound=Watch)
 Found = dict[Hashable, Visit | Event]
@@ -71,7 +71,7 @@ def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[st
     if not isinstance(model, Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    args, kwargs = _spread(model, args, kwargs)
+    args, kwargs = spread(model, args, kwargs)
     notes: list[Site] = []
     watches: list[W] = []
     with restored(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -139,7 +139,7 @@ def _is_within(path: str, other: str) -> bool:
     return not other or path.startswith(f"{other}.")
 
 
-def _spread(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def spread(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A batch given as one mapping, by keywords if the forward takes them."""
     if len(args) != 1 or kwargs or not isinstance(args[0], Mapping):
         return args, kwargs

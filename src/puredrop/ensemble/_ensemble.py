@@ -1,0 +1,236 @@
+"""`DropoutEnsemble`: any model with dropout as the ensemble of its thinned sub-networks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop.ensemble._drive import Drive
+from puredrop.ensemble._engine import Engine, Members
+from puredrop.ensemble._inputs import Inputs, main_output
+from puredrop.ensemble._look import Look, look
+from puredrop.ensemble._predict import Noise, Options, Predictor
+from puredrop.ensemble._prediction import Prediction
+from puredrop.reproducible import unwrapped
+from puredrop.rng import Key
+
+__all__ = ["DropoutEnsemble", "PowerOfTwo"]
+
+Task = Literal["classification", "regression"] | Callable[[Any], Tensor]
+
+
+class PowerOfTwo(int):
+    """A number of members, which is best read as what it is."""
+
+    def __repr__(self) -> str:
+        return f"2^{self.bit_length() - 1}"
+
+    __str__ = __repr__
+
+
+class DropoutEnsemble:
+    """A model with dropout as the ensemble of its 2^n thinned sub-networks, which share its weights.
+
+    Member i is one function for ever: its masks are functions of seed, site and i alone, whatever the device, the
+    batch or the number of members. The model may be any module; it is in eval mode but for what drops, so that
+    BatchNorm and the rest do as in evaluation, and is as it was after each call. Its weights are read when it is
+    called. One thread at a time.
+
+    Args:
+        model: trained with dropout; layers of torch, timm, torchvision, transformers and ours, functional dropout,
+            attention and recurrent dropout are reached. What draws random numbers of its own is off, and named.
+        task: "classification": outputs are logits, and probabilities along class_dim are averaged; "regression":
+            outputs are averaged; or a function from what the model returns to the tensor that is averaged.
+        class_dim: dimension of the classes in the model's output.
+        seed: any integer.
+        sample_dim: dimension of the rows in what the model is given and in what it drops from.
+        masks: "shared": a member has one mask, for all rows, as the sub-networks of the theory; "independent": it
+            has one for each row, counted from the first that is predicted.
+        balanced: whether members come in blocks of 16 whose masks balance each other, which makes the error of the mean
+            smaller; each alone is iid. By default with shared masks.
+
+    Raises:
+        TypeError, ValueError: for an argument outside what is said above.
+
+    Reference: Srivastava et al.: Dropout (JMLR 2014); Gal and Ghahramani: Dropout as a Bayesian approximation (ICML
+        2016).
+
+    >>> import torch, puredrop
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3))
+    >>> ensemble = puredrop.DropoutEnsemble(net, task="classification")
+    >>> prediction = ensemble.predict(torch.randn(8, 4), num_samples=64)
+    >>> prediction.mean.shape, ensemble.num_members
+    (torch.Size([8, 3]), 2^64)
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        task: Task = "classification",
+        class_dim: int = 1,
+        seed: int = 0,
+        *,
+        sample_dim: int = 0,
+        masks: Literal["shared", "independent"] = "shared",
+        balanced: bool | None = None,
+    ) -> None:
+        if not (task in ("classification", "regression") if isinstance(task, str) else callable(task)):
+            raise ValueError(
+                f"task is {task!r}; expected 'classification', 'regression', or a function from what the model returns "
+                "to the tensor that is averaged"
+            )
+        if masks not in ("shared", "independent"):
+            raise ValueError(
+                f"masks is {masks!r}; expected 'shared' (one for all rows) or 'independent' (one for each)"
+            )
+        if sample_dim < 0:
+            raise ValueError(f"sample_dim is {sample_dim}; expected 0 or more")
+        Key(seed)
+        self.model = unwrapped(model)
+        self.task = task
+        self.class_dim = class_dim
+        self.seed = seed
+        self._sample_dim = sample_dim
+        is_shared = masks == "shared"
+        self._members = Members(seed, is_shared, is_shared if balanced is None else balanced)
+        self._look: Look | None = None
+
+    def __repr__(self) -> str:
+        number = f", {self.num_members!r} members" if self._look else ""
+        task = repr(self.task) if isinstance(self.task, str) else getattr(self.task, "__name__", "function")
+        return f"DropoutEnsemble({type(self.model).__name__}, task={task}, seed={self.seed}{number})"
+
+    @property
+    def units(self) -> int:
+        """Decisions that a member makes for one row, of rows as they were in the first call.
+
+        Raises:
+            RuntimeError: before that.
+        """
+        if self._look is None:
+            raise RuntimeError("how many units the model drops shows in its forward; call look(x) or predict(x) first")
+        return sum(use.units for use in self._look.uses if 0 < use.p < 1)
+
+    @property
+    def num_members(self) -> int:
+        """2^units."""
+        return PowerOfTwo(2**self.units)
+
+    @property
+    def left(self) -> dict[str, str]:
+        """Path of what drops in the model and is no part of any member -> why; empty before the first call."""
+        return dict(self._look.left) if self._look else {}
+
+    def look(self, x: Any) -> DropoutEnsemble:
+        """Look at the model anew, as the first call does: after its forward or its rates have changed.
+
+        Args:
+            x: some rows, as for `predict`.
+
+        Returns:
+            Itself.
+        """
+        batch = next(iter(Inputs(self.model, self._sample_dim).batches(x, 2)))
+        self._look = look(self.model, batch, self._members, main_output if isinstance(self.task, str) else self.task)
+        return self
+
+    def predict(
+        self,
+        x: Any,
+        num_samples: int = 64,
+        *,
+        noise: Noise = None,
+        until: Literal["top_class"] | None = None,
+        tolerance: float | None = None,
+        bounds: tuple[float, float] | None = None,
+        confidence: float = 0.95,
+        max_samples: int = 20_000,
+        batch_size: int = 1024,
+        memory: int = 256 * 2**20,
+        keep: int | None = None,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> Prediction:
+        """Run members on data and say what they agree and disagree about.
+
+        What no decision reaches is computed once for all members of a chunk; memory does not grow with their number.
+
+        Args:
+            x: rows: a tensor, an array or a DataFrame; a tuple or a mapping of them, as the model takes them; or a
+                DataLoader, of whose batches what the model does not take (labels) is left out.
+            num_samples: how many members.
+            noise: of a regression: the variance of what is observed about the truth, added to the variance: a number, a
+                tensor, or a function from what the model returns to variances.
+            until: "top_class" stops a row as soon as its most probable class is certain.
+            tolerance: run until the mean of all members lies in an interval of half this width, in place of
+                num_samples. This is dear: .01 takes 741 members at least. Both run members that are not balanced, since
+                their guarantee is for independent ones, and at most max_samples of them.
+            bounds: (lowest, highest) output, for a tolerance of other outputs than probabilities.
+            confidence: that all of a row's intervals hold the truth, whenever one stops.
+            batch_size: rows at once at most.
+            memory: bytes that may be used at once, about.
+            keep: outputs of so many members are kept for `Prediction.quantile`; if not given, 64 while they fit into
+                `memory`.
+            progress: True to be told on stderr; or a function of (rows done, members run on the next ones).
+
+        Returns:
+            The prediction; it prints.
+
+        Raises:
+            TypeError, ValueError: for an argument outside what is said above; for NaN in x, whose rows are named; if
+                the model drops nothing that can be reached.
+
+        Reference: Gal and Ghahramani: Dropout as a Bayesian approximation (ICML 2016).
+        """
+        options = Options(
+            num_samples, noise, until, tolerance, bounds, confidence, max_samples, batch_size, memory, keep, progress
+        )
+        if noise is not None and self.task == "classification":
+            raise ValueError("noise is given, but task is 'classification'; it belongs to a regression")
+        if until is not None and self.task != "classification":
+            raise ValueError(f"until is {until!r}, but task is {self.task!r}; only a classification has a top class")
+        inputs = Inputs(self.model, self._sample_dim)
+        if isinstance(x, Iterator):  # which gives its batches once
+            first = next(x, None)
+            return self._predictor(iter([first]), options).run(inputs, itertools.chain([first], x))
+        return self._predictor(x, options).run(inputs, x)
+
+    def _predictor(self, x: Any, options: Options) -> Predictor:
+        if self._look is None:
+            self.look(x)
+        assert self._look is not None
+        members = replace(self._members, balanced=False) if options.stops else self._members
+        read = self._read(options.noise if callable(options.noise) else None)
+        engine = Engine(
+            Drive(self.model, self._look.plan, self._sample_dim), members, read, self._look.chain, not self._look.slow
+        )
+        return Predictor(engine, self._look, self.class_dim if self.task == "classification" else None, options)
+
+    def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
+        """From what the model returns to what is averaged, the noise of a regression behind it."""
+        if self.task == "classification":
+            return lambda output: probabilities(main_output(output), self.class_dim)
+        value = self.task if callable(self.task) else main_output
+        if noise is None:
+            return value
+
+        def both(output: Any) -> Tensor:
+            outputs = value(output)
+            return torch.stack((outputs, noise(output).expand_as(outputs)), -1)
+
+        return both
+
+
+def probabilities(logits: Tensor, class_dim: int) -> Tensor:
+    """Of classes, in float32 at least."""
+    if not -logits.dim() <= class_dim < logits.dim() or logits.shape[class_dim] < 2:
+        raise ValueError(
+            f"class_dim is {class_dim}, the model's output has shape {tuple(logits.shape)}; expected logits of two "
+            "classes or more there (for one logit pass task=torch.sigmoid)"
+        )
+    return torch.softmax(logits if logits.dtype == torch.float64 else logits.float(), class_dim)

@@ -1,0 +1,166 @@
+"""A first look at a model: what of it drops, how that is reached, and whether many members can run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from puredrop.ensemble._compact import Link, links
+from puredrop.ensemble._drive import FORCED, Drive, Plan
+from puredrop.ensemble._engine import Engine, Members
+from puredrop.ensemble._inputs import Batch
+from puredrop.ensemble._source import Use
+from puredrop.sites import Sites, observe
+from puredrop.sites._watch import Event, Watch, positions
+
+__all__ = ["Look", "look"]
+
+_ROWS, _MEMBERS = 2, 8
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look has found.
+
+    Args:
+        sites: where the model drops.
+        plan: how that is reached.
+        uses: of one forward.
+        chain: sites that can run on compacted weights.
+        slow: why members are run one after the other; "" if many run at once.
+        per_member, per_row: bytes of a member, and of a member's row.
+    """
+
+    sites: Sites
+    plan: Plan
+    uses: tuple[Use, ...]
+    chain: dict[str, Link]
+    slow: str
+    per_member: float
+    per_row: float
+
+    @property
+    def left(self) -> dict[str, str]:
+        """Path of what drops and is no part of any member -> why."""
+        return self.plan.left
+
+
+def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Tensor]) -> Look:
+    """Find out how a model is run as an ensemble.
+
+    Args:
+        root: the model, unwrapped.
+        batch: some rows; two of them are used.
+        members: which functions the members are.
+        read: from what the model returns to the tensor that is averaged.
+
+    Raises:
+        ValueError: if no decision of a dropout can be reached, and why.
+    """
+    few = batch.chosen(torch.arange(_ROWS) % batch.rows)
+    seen = observe(Watch, root, few.args, few.kwargs)
+    plan = _plan(seen.training.found, seen.evaluated.found)
+    drive = Drive(root, plan, batch.dim)
+    reference = Engine(drive, members, read, {}, is_batched=False)
+    for _ in range(2):
+        drive.drawing.clear()
+        with reference.opened():
+            before = positions()
+            outputs = reference.outputs(few, [0, 1])
+            has_drawn = positions() != before
+        if not drive.drawing:
+            break
+        for path in drive.drawing:
+            plan.left[path] = "draws random numbers of its own, which no key reaches; it is off"
+    if has_drawn:
+        plan.left.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
+    uses = tuple(reference.uses)
+    if not any(_is_random(use) for use in uses):
+        raise ValueError(_nothing(seen.sites, plan))
+    chain = {} if not members.is_shared or batch.dim else links(root)
+    chain = {path: link for path, link in chain.items() if path not in plan.left}
+    found = Look(seen.sites, plan, uses, chain, "", 0.0, 0.0)
+    return _tried(Engine(drive, members, read, chain, is_batched=True), few, outputs, found)
+
+
+def _is_random(use: Use) -> bool:
+    return use.p not in (0.0, 1.0)
+
+
+def _plan(training: dict[Any, Any], evaluated: dict[Any, Any]) -> Plan:
+    """How functions that drop are reached; layers are found when the model is taken over."""
+    plan, names = Plan(), {function.__name__ for function in FORCED}
+    for key, event in training.items():
+        if not isinstance(event, Event):
+            continue
+        owner = event.path.rpartition(":")[0]
+        if event.kind in ("draw", "unseen"):
+            plan.left[event.path] = event.note or "draws random numbers of its own"
+        elif event.drops:
+            again = evaluated.get(key)
+            is_called = isinstance(again, Event) and event.kind in names and again.p == event.p
+            (plan.forced if is_called else plan.owners).add(owner)
+    plan.forced -= plan.owners
+    return plan
+
+
+def _nothing(sites: Sites, plan: Plan) -> str:
+    """Why there is no ensemble."""
+    if not sites:
+        return "model has no dropout: neither seen in a forward nor held by a module; train it with dropout first"
+    if plan.left:
+        path, why = next(iter(plan.left.items()))
+        return f"model drops nowhere that a key reaches; {path}: {why} (puredrop.sites lists every place)"
+    if not any(site.is_reached for site in sites):
+        return f"model has dropout that its forward never calls: {', '.join(site.path for site in sites)}"
+    rates = ", ".join(f"{site.path or '(model)'} p={site.p:g}" for site in sites if site.p is not None)
+    return f"model has only dropout that leaves nothing to chance: {rates}; set the rates it was trained with"
+
+
+def _tried(engine: Engine, few: Batch, expected: Tensor, found: Look) -> Look:
+    """Whether many members at once give what they give one by one, and the memory they take."""
+    numbers, seen = list(range(_MEMBERS)), []
+    try:
+        with engine.opened():
+            for rows in (1, _ROWS):
+                with _Sizes() as sizes:
+                    outputs = engine.outputs(few.chosen(torch.arange(rows)), numbers)
+                seen.append(sizes.bytes)
+        outputs = outputs[:2]
+    except Exception as error:  # whatever a model's forward does with a tensor that stands for many
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return replace(found, slow=f"many members at once: {lines[0][:120]}", per_row=_of_one(few))
+    if not torch.allclose(outputs, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()), equal_nan=True):
+        why = "many members at once give other numbers than one by one (in-place dropout of what others read?)"
+        return replace(found, slow=why, per_row=_of_one(few))
+    one, two = seen
+    per_row = max(1, *(b - a for a, b in zip(one, two, strict=False)))
+    per_member = max(2 * a - b for a, b in zip(one, two, strict=False))
+    return replace(found, per_row=per_row / _MEMBERS, per_member=max(per_member, 0) / _MEMBERS)
+
+
+def _of_one(few: Batch) -> float:
+    """Bytes of a row of a member that is run alone: as of the input, since the rest is freed before the next."""
+    return sum(one.nbytes for one in few.tensors) / few.rows
+
+
+class _Sizes(TorchDispatchMode):
+    """The bytes that each operator reads and writes, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Torch's hook."""
+        output = func(*args, **(kwargs or {}))
+        seen = {id(one): one.nbytes for one in tree_leaves((args, output)) if isinstance(one, Tensor)}
+        self.bytes.append(sum(seen.values()))
+        return output

@@ -1,0 +1,130 @@
+"""Masks of members: what each member of an ensemble keeps at one use of a site."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from puredrop import ops
+from puredrop.rng import BALANCED, Key, philox
+
+__all__ = ["BLOCK", "Drawn", "Listed", "Masks", "ranks"]
+
+BLOCK = 16
+"""Members of a block, whose masks are balanced against each other; blocks are independent of each other."""
+
+_LOW = 0xFFFFFFFF
+
+
+def _products() -> Tensor:
+    """The multiplication table of the field of 16 elements, polynomials over {0, 1} modulo x^4 + x + 1."""
+
+    def product(a: int, b: int) -> int:
+        total = 0
+        for bit in range(4):
+            if b >> bit & 1:
+                total ^= a << bit
+        for bit in (6, 5, 4):
+            if total >> bit & 1:
+                total ^= 0b10011 << (bit - 4)
+        return total
+
+    return torch.tensor([[product(a, b) for b in range(BLOCK)] for a in range(BLOCK)], dtype=torch.uint8)
+
+
+def ranks(key: int, blocks: Sequence[int], count: int, offset: int = 0, device: torch.device | None = None) -> Tensor:
+    """Each unit's order of the members of a block: which sixteenth of [0, 1) its number comes from.
+
+    Member s of a block has rank a*s + c in the field of 16 elements. c is uniform, so each rank of a single member is
+    exactly uniform; a is not 0, so the ranks of a block are a permutation; and any two members have any two different
+    ranks equally often (but for 2^-12), as under a random permutation, on whose pairs alone the error of a mean
+    depends. Units, and blocks, are independent. A random permutation would need a sort for each unit: this needs 16
+    bits of it.
+
+    Args:
+        key: below 2^64.
+        blocks: numbers of blocks.
+        count: of units.
+        offset: the first unit's number.
+        device: of the result.
+
+    Returns:
+        uint8 (blocks, 16, units).
+
+    Reference: stratified sampling, Owen: Monte Carlo theory, methods and examples (2013), chapter 8.
+    """
+    first, last = offset // 8, -(-(offset + count) // 8)
+    groups = torch.arange(first, last, device=device)[None, :]
+    numbers = torch.tensor(blocks, dtype=torch.int64, device=device)[:, None]
+    zero = torch.zeros_like(groups + numbers)
+    words = philox(
+        Key(key).tensor(device),
+        (zero + (groups & _LOW), zero + ((groups >> 32) & _LOW), zero + numbers, zero + BALANCED),
+    )
+    halves = [part for word in words for part in (word & 0xFFFF, word >> 16)]
+    bits = torch.stack(halves, 2).flatten(1)[:, offset - 8 * first :][:, :count]
+    factor, shift = 1 + (bits >> 4) % (BLOCK - 1), (bits & (BLOCK - 1)).to(torch.uint8)
+    return (_products().to(bits.device)[factor] ^ shift.unsqueeze(2)).transpose(1, 2)
+
+
+class Masks(ABC):
+    """Abstract: what members keep at one use of a site."""
+
+    @abstractmethod
+    def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
+        """What is kept, bool (members, count): of `count` units from number `offset` on."""
+
+
+@dataclass(frozen=True)
+class Drawn(Masks):
+    """Masks drawn from a key.
+
+    Args:
+        key: of the use.
+        balanced: whether the members of a block are balanced: of 16 uniform numbers of a unit each lies in another
+            sixteenth of [0, 1). Each member alone is iid Bernoulli all the same.
+    """
+
+    key: Key
+    balanced: bool
+
+    def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
+        """As `Masks` says."""
+        if not self.balanced:
+            return self._draw(members, p, count, offset, device)
+        # u = (rank + v) / 16 is below p where rank < floor(16 p), or rank = floor(16 p) and v < 16 p - floor(16 p).
+        below = math.floor(BLOCK * p)
+        blocks = sorted({member // BLOCK for member in members})
+        of_blocks = ranks(int(self.key), blocks, count, offset, device)
+        which = torch.tensor([blocks.index(m // BLOCK) * BLOCK + m % BLOCK for m in members], device=device)
+        rank = of_blocks.flatten(0, 1).index_select(0, which)
+        if BLOCK * p == below:
+            return rank >= below
+        return (rank > below) | ((rank == below) & self._draw(members, BLOCK * p - below, count, offset, device))
+
+    def _draw(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
+        """The contract's masks under each member's key."""
+        ones = torch.ones((), device=device).expand(count)
+        place = ops.Place(window_shape=(offset + count,), window_offset=(offset,)) if offset else ops.Place()
+        return torch.stack([ops.dropout(ones, self.key.fold_in(member), p, place).ne(0) for member in members])
+
+
+@dataclass(frozen=True)
+class Listed(Masks):
+    """Masks that are given.
+
+    Args:
+        table: bool (members, units), True where kept.
+    """
+
+    table: Tensor
+
+    def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
+        """As `Masks` says."""
+        which = torch.tensor(members)
+        return self.table[which, offset : offset + count].to(device)

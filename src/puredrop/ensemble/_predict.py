@@ -1,0 +1,279 @@
+"""Members streamed over batches of rows, until there are enough of them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from puredrop.ensemble._engine import Engine
+from puredrop.ensemble._inputs import Batch, Inputs
+from puredrop.ensemble._look import Look
+from puredrop.ensemble._masks import BLOCK
+from puredrop.ensemble._prediction import Prediction
+from puredrop.ensemble._sequence import Sequence as Confidence
+from puredrop.ensemble._sequence import expected_samples
+from puredrop.ensemble._statistics import Running
+
+__all__ = ["Noise", "Options", "Predictor"]
+
+Noise = float | Tensor | Callable[[Any], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How many members are run, and what is kept of them; as `DropoutEnsemble.predict` says.
+
+    Raises:
+        TypeError, ValueError: for an argument outside what is said there.
+    """
+
+    num_samples: int = 64
+    noise: Noise = None
+    until: Literal["top_class"] | None = None
+    tolerance: float | None = None
+    bounds: tuple[float, float] | None = None
+    confidence: float = 0.95
+    max_samples: int = 20_000
+    batch_size: int = 1024
+    memory: int = 256 * 2**20
+    keep: int | None = None
+    progress: bool | Callable[[int, int], None] = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 1), ("max_samples", 1), ("batch_size", 1), ("memory", 1), ("keep", 0)):
+            value = getattr(self, name)
+            if name == "keep" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}; expected an integer, {least} or more")
+            if value < least:
+                raise ValueError(f"{name} is {value}; expected {least} or more")
+        if self.until not in (None, "top_class"):
+            raise ValueError(f"until is {self.until!r}; expected 'top_class' (stop a row when its winner is certain)")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}; expected more than 0, such as 0.02")
+        if self.until is not None and self.tolerance is not None:
+            raise ValueError("until and tolerance are given; expected one of them")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}; expected a number between 0 and 1, such as 0.95")
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds is {self.bounds}; expected (lowest, highest) output")
+
+    @property
+    def stops(self) -> bool:
+        """Whether rows say themselves when there are members enough."""
+        return self.until is not None or self.tolerance is not None
+
+
+class Predictor:
+    """Runs an ensemble over data.
+
+    Args:
+        engine: the model.
+        look: what is known of it.
+        class_dim: dimension of the classes in a member's output, if it is one of probabilities.
+        options: of the call.
+    """
+
+    def __init__(self, engine: Engine, look: Look, class_dim: int | None, options: Options) -> None:
+        self.engine = engine
+        self.look = look
+        self.class_dim = class_dim
+        self.options = options
+        self._limit = sys.maxsize  # what memory has shown to hold
+        self._done = 0
+        self._kept_bytes = 0
+
+    def run(self, inputs: Inputs, x: Any) -> Prediction:
+        """All rows of the data."""
+        with self.engine.opened():
+            return Prediction.joined(list(self.stream(inputs, x)))
+
+    def stream(self, inputs: Inputs, x: Any) -> Iterator[Prediction]:
+        """The predictions of one batch after the other; the engine must be open."""
+        per_row = BLOCK * self.look.per_row
+        rows = int(
+            max(1, min(self.options.batch_size, (self.options.memory - BLOCK * self.look.per_member) // per_row))
+        )
+        for batch in inputs.batches(x, rows):
+            yield self._stopping(batch) if self.options.stops else self._fixed(batch)
+            self._done += batch.rows
+
+    def _fixed(self, batch: Batch) -> Prediction:
+        running = self._running(self.options.num_samples)
+        for outputs in self._blocks(batch, self.options.num_samples):
+            self._add(running, outputs)
+            self._report(running.count)
+        return self._prediction(running, running.count)
+
+    def _running(self, most: int) -> Running:
+        keep = min(64, most) if self.options.keep is None else self.options.keep
+        return Running(self.class_dim, self.engine.members.balanced, keep)
+
+    def _add(self, running: Running, outputs: Tensor) -> None:
+        """Of a regression with noise of its own the noise stands behind the output."""
+        if callable(self.options.noise):
+            running.add_noise(outputs[..., 1])
+            outputs = outputs[..., 0]
+        running.add(outputs)
+
+    def _blocks(self, batch: Batch, number: int, first: int = 0) -> Iterator[Tensor]:
+        """Members' outputs, a block at a time, computed many at a time."""
+        at, parts = first, []
+        while at < number:
+            size = min(self._chunk(batch.rows), number - at)
+            # Whole blocks, or not across the end of one.
+            size = size // BLOCK * BLOCK if size >= BLOCK else min(size, BLOCK - at % BLOCK)
+            outputs = self._try(batch, range(at, at + size))
+            at += len(outputs)
+            parts.append(outputs)
+            if at % BLOCK == 0 or at >= number:
+                yield from torch.cat(parts).split(BLOCK)
+                parts = []
+
+    def _chunk(self, rows: int) -> int:
+        most = int(self.options.memory // (self.look.per_member + self.look.per_row * rows))
+        return max(1, min(most, self._limit))
+
+    def _try(self, batch: Batch, numbers: range) -> Tensor:
+        """Run members; where memory does not suffice, half as many at once from then on."""
+        while True:
+            try:
+                return self.engine.outputs(batch, numbers, self._done)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_memory(error) or len(numbers) == 1:
+                    raise
+            if self._limit == sys.maxsize:
+                warnings.warn(
+                    f"{len(numbers)} members at once did not fit into memory; going on with fewer (memory= sets how "
+                    "much may be used)",
+                    stacklevel=2,
+                )
+            self._limit = len(numbers) // 2
+            numbers = numbers[: self._limit]
+
+    def _report(self, members: int) -> None:
+        progress = self.options.progress
+        if callable(progress):
+            progress(self._done, members)
+        elif progress:
+            print(f"\rrow {self._done}: {members} members", end="", file=sys.stderr, flush=True)
+
+    def _prediction(self, running: Running, number: int | Tensor, interval: Tensor | None = None) -> Prediction:
+        variance = running.variance
+        noise = self.options.noise
+        if callable(noise):
+            variance = variance + running.noise
+        elif noise is not None:
+            variance = variance + torch.as_tensor(noise, dtype=torch.float64)
+        samples = torch.cat(running.samples) if running.samples else None
+        if samples is not None and self.options.keep is None:
+            self._kept_bytes += samples.nbytes
+            samples = samples if self._kept_bytes <= self.options.memory else None
+        found = Prediction(
+            running.mean.cpu(),
+            variance.cpu(),
+            running.standard_error.cpu(),
+            number,
+            interval=interval,
+            left=self.look.left,
+            slow=self.look.slow,
+            samples=samples,
+            class_dim=self.class_dim,
+        )
+        if self.class_dim is None:
+            return found
+        return replace(found, entropy=running.entropy.cpu(), expected_entropy=running.expected_entropy.cpu())
+
+    def _stopping(self, batch: Batch) -> Prediction:
+        """Rows of a batch until each has members enough; those that have are not run any more."""
+        options = self.options
+        running, confidence = self._running(options.max_samples), None
+        rows = torch.arange(batch.rows)
+        done: list[tuple[Tensor, Prediction]] = []
+        at = 0
+        while len(rows):
+            number = min(at + BLOCK, options.max_samples)
+            for outputs in self._blocks(batch, number, at):
+                self._add(running, outputs)
+                values = self._unit(outputs[..., 0] if callable(options.noise) else outputs)
+                if confidence is None:
+                    confidence = Confidence(self._alpha(values[0]))
+                    self._announce(values)
+                confidence.add(values)
+            at = number
+            assert confidence is not None
+            self._report(at)
+            is_done = self._is_done(confidence) | (at >= options.max_samples)
+            if bool(is_done.any()):
+                part = self._prediction(running, running.count, self._interval(confidence))
+                stopped = is_done.nonzero().flatten()
+                done.append((rows[stopped], part.rows(stopped)))
+                going = (~is_done).nonzero().flatten()
+                rows, batch = rows[going], batch.chosen(going)
+                running.chosen(going)
+                confidence.chosen(going)
+        order = torch.cat([which for which, _ in done]).argsort()
+        return Prediction.joined([part for _, part in done]).rows(order)
+
+    def _unit(self, outputs: Tensor) -> Tensor:
+        """Outputs as numbers in [0, 1].
+
+        Raises:
+            ValueError: if they may lie elsewhere.
+        """
+        low, high = self.options.bounds or (0.0, 1.0)
+        if self.class_dim is None and self.options.bounds is None:
+            raise ValueError("tolerance needs bounds=(lowest, highest output) unless outputs are class probabilities")
+        if float(outputs.min()) < low - 1e-6 or float(outputs.max()) > high + 1e-6:
+            raise ValueError(
+                f"bounds is {self.options.bounds}, but the members give {float(outputs.min()):.4g} to "
+                f"{float(outputs.max()):.4g}; expected bounds that no output leaves"
+            )
+        return ((outputs.cpu().double() - low) / (high - low)).clamp(0, 1)
+
+    def _alpha(self, value: Tensor) -> float:
+        """Of one mean, so that all of a row hold together."""
+        return (1 - self.options.confidence) / max(1, value[0].numel())
+
+    def _scale(self) -> tuple[float, float]:
+        low, high = self.options.bounds or (0.0, 1.0)
+        return low, high - low
+
+    def _announce(self, values: Tensor) -> None:
+        if self.options.tolerance is None or self._done:
+            return
+        alpha, tolerance = self._alpha(values[0]), self.options.tolerance / self._scale()[1]
+        spread = values.var(0).flatten(1).amax(1).median()
+        least, most = (expected_samples(tolerance, alpha, one) for one in (0.0, float(spread)))
+        print(
+            f"a tolerance of {self.options.tolerance:g} takes {least} members at least, for a typical row about {most}"
+            + (f"; max_samples={self.options.max_samples} ends it before" if most > self.options.max_samples else ""),
+            file=sys.stderr,
+        )
+
+    def _is_done(self, confidence: Confidence) -> Tensor:
+        """Which rows have members enough, bool (rows,)."""
+        lower, upper = confidence.lower, confidence.upper
+        if self.options.tolerance is not None:
+            half = (upper - lower).flatten(1) / 2 if upper.dim() > 1 else (upper - lower)[:, None] / 2
+            return half.amax(1) <= self.options.tolerance / self._scale()[1]
+        classes = self.class_dim if self.class_dim is not None else 1
+        top = (lower + upper).argmax(classes, keepdim=True)
+        others = upper.scatter(classes, top, -torch.inf).amax(classes)
+        won: Tensor = lower.gather(classes, top).squeeze(classes) > others
+        return won.flatten(1).all(1) if won.dim() > 1 else won
+
+    def _interval(self, confidence: Confidence) -> Tensor:
+        low, width = self._scale()
+        return torch.stack((confidence.lower, confidence.upper), -1) * width + low
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
