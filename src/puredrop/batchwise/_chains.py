@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ class Chain:
     Args:
         site, path: the dropout layer.
         before, before_path: the layer with weights that computes what is dropped from; None where that is another.
+        between: what comes between `before` and the dropout layer, functions of one tensor in their order.
         after: layers that read what is left, by path; none where anything else reads it.
         sample_dim: where samples lie.
     """
@@ -48,6 +50,7 @@ class Chain:
     path: str
     before: Module | None
     before_path: str
+    between: tuple[Callable[[Any], Any], ...]
     after: dict[str, Module]
     sample_dim: int
 
@@ -221,8 +224,9 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
 
 def _chain(
     region: _Region, node: fx.Node, module: Module, path: str, uses: dict[Module, int]
-) -> tuple[Module | None, str, dict[str, Module]] | str:
-    """What computes a call's input, that one's path, what reads its output; or why nothing can be compacted there."""
+) -> tuple[Module | None, str, tuple[Callable[[Any], Any], ...], dict[str, Module]] | str:
+    """The chain's middle: from what computes a call's input to what reads its output; or why nothing can be compacted.
+    """
     kind = DROPOUTS.get(type(module))
     if kind is None:
         return _no_units(module)
@@ -230,37 +234,47 @@ def _chain(
         return "it shares dimensions already, shared_dims"
     if _is_watched(module):
         return "it has hooks, which would be shown thinned values"
-    before, before_path, has_activation, why = _producer(region, node, kind, uses)
+    before, before_path, between, why = _producer(region, node, kind, uses)
     after = _consumers(region, node, kind)
     is_channel = kind in CONVOLUTIONS
+    has_activation = any(not isinstance(one, torch.nn.Identity) for one in between)
     if not after and not (before and (has_activation or is_channel)):
         return why or "what it leaves goes elsewhere than into layers with weights, and no activation comes before it"
-    return before, before_path, after
+    return before, before_path, between, after
 
 
 def _producer(
     region: _Region, node: fx.Node, kind: type[Module], uses: dict[Module, int]
-) -> tuple[Module | None, str, bool, str]:
-    """The layer with weights that computes a call's input, its path, whether an activation comes between; or why no."""
-    has_activation = False
+) -> tuple[Module | None, str, tuple[Callable[[Any], Any], ...], str]:
+    """The layer with weights that computes a call's input, its path, what comes between; or why there is none."""
+    between: tuple[Callable[[Any], Any], ...] = ()
     at = node.args[0] if node.args else None
     while isinstance(at, fx.Node):
         module = region.module(at)
         if len(at.users) > 1:
-            return None, "", False, f"what it drops from ({at.target}) is read elsewhere, too"
+            return None, "", (), f"what it drops from ({at.target}) is read elsewhere, too"
         if _is_elementwise(module, at):
             if module is not None and _is_watched(module):
-                return None, "", False, f"{region.path_of(at)} has hooks, which would be shown thinned values"
-            has_activation |= not isinstance(module, torch.nn.Identity)
+                return None, "", (), f"{region.path_of(at)} has hooks, which would be shown thinned values"
+            between = (module or _function(at), *between)
             at = at.args[0]
             continue
         why = _unfit(module, kind, at)
         if why is None and module is not None and uses[module] > 1:
             why = f"{region.path_of(at)} is called several times"
         if why is None:
-            return module, region.path_of(at), has_activation, ""
-        return None, "", False, why
-    return None, "", False, "what it drops from is an input of the model"
+            return module, region.path_of(at), between, ""
+        return None, "", (), why
+    return None, "", (), "what it drops from is an input of the model"
+
+
+def _function(node: fx.Node) -> Callable[[Any], Any]:
+    """What a call does to its first argument."""
+    rest, named = node.args[1:], node.kwargs
+    if node.op == "call_method":
+        return operator.methodcaller(str(node.target), *rest, **named)
+    target: Any = node.target
+    return lambda input: target(input, *rest, **named)
 
 
 def _consumers(region: _Region, node: fx.Node, kind: type[Module]) -> dict[str, Module]:

@@ -52,9 +52,18 @@ class Kept:
             keep = keep.to(torch.float32).contiguous()
             counts, index, at = (torch.empty(s, dtype=torch.int32) for s in (groups, (groups, size), (groups, size)))
             compiled.list(keep.data_ptr(), groups, size, index.data_ptr(), at.data_ptr(), counts.data_ptr())
-        most = max(1, *counts.tolist()) if groups else 1
-        return Kept(size, -(-most // _MULTIPLE) * _MULTIPLE, counts, index, at)
+        return Kept(size, _room(counts), counts, index, at)
+
+    def some(self, first: int, last: int) -> Kept:
+        """Of some of the groups, with no more room than these need."""
+        counts = self.counts[first:last]
+        return Kept(self.size, _room(counts), counts, self.index[first:last], self.at[first:last])
 
     def units(self, group: int) -> Tensor:
         """int64 (count,): what a group keeps."""
         return self.index[group, : int(self.counts[group])].long()
+
+
+def _room(counts: Tensor) -> int:
+    """For the most units that a group keeps."""
+    return -(-max([1, *counts.tolist()]) // _MULTIPLE) * _MULTIPLE

@@ -1,4 +1,4 @@
-"""Members on compacted weights: of each layer only what a member keeps, all members of a chunk side by side."""
+"""Members on compacted weights: runs of layers of which each member computes only what it keeps, in the cache."""
 
 from __future__ import annotations
 
@@ -10,147 +10,173 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop import nn
-from puredrop.batchwise import Call, Chain, Kept, conv, find, gather, linear, shape_of
-from puredrop.ensemble._source import Moment, Use
+from puredrop import functional, nn, ops
+from puredrop.batchwise import Call, Chain, Kept, find, gather
+from puredrop.ensemble._masks import Drawn
+from puredrop.ensemble._source import Moment, Use, applied
 
-__all__ = ["Compact", "Link", "links"]
+__all__ = ["Compact", "Step", "runs"]
 
 _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_CACHE = 2**18
+"""Numbers of a layer's input that members have at once: 1 MB, so that what one layer leaves is in the cache for the
+next; all members of a chunk together, 784-512-256-10 takes 1.9 times as long (docs/ensemble.md)."""
 
 
-class Link(NamedTuple):
-    """A site between layers with weights.
+class Step(NamedTuple):
+    """A site, the layer that alone reads what it leaves, and what follows before the next step.
 
     Args:
-        before: path of the layer whose output, through elementwise functions, it drops from; None for another.
-        after: paths of the layers that alone read what it leaves.
+        site, reader: paths.
+        after: functions of one tensor, elementwise; none behind the last step.
     """
 
-    before: str | None
-    after: tuple[str, ...]
+    site: str
+    reader: str
+    after: tuple[Callable[[Any], Any], ...]
 
 
-class _Packed(NamedTuple):
-    """What stands for a site's output: the units that each member keeps, not scaled yet."""
-
-    kept: Kept
-    scale: float
-
-
-def links(root: Module) -> dict[str, Link]:
-    """Path -> link of the sites whose neighbours are known: each used once, its readers nobody else's."""
-    chains = find(root).chains
+def runs(root: Module) -> list[list[Step]]:
+    """The runs of a model: site, layer, activation, site, layer, ..., each read by the next one alone."""
+    chains = [chain for chain in find(root).chains if chain.sample_dim == 0]
     readers = [path for chain in chains for path in chain.after]
-    paths = [chain.path for chain in chains]
+    sites = [chain.path for chain in chains]
 
     def is_simple(chain: Chain) -> bool:
         return (
-            bool(chain.after)
-            and paths.count(chain.path) == 1
+            sites.count(chain.path) == 1
+            and len(chain.after) == 1
             and all(readers.count(path) == 1 for path in chain.after)
-            and chain.sample_dim == 0
         )
 
-    found = {chain.path: chain for chain in chains if is_simple(chain)}
-    return {path: Link(one.before_path or None, tuple(one.after)) for path, one in found.items()}
+    simple = {chain.path: chain for chain in chains if is_simple(chain)}
+    reader_of = {path: next(iter(chain.after)) for path, chain in simple.items()}
+    site_after = {chain.before_path: path for path, chain in simple.items() if chain.before}
+    found = []
+    for path, chain in simple.items():
+        if chain.before_path in reader_of.values():
+            continue  # not the first of its run
+        steps, at = [], path
+        while True:
+            following = site_after.get(reader_of[at])
+            steps.append(Step(at, reader_of[at], simple[following].between if following else ()))
+            if following is None:
+                break
+            at = following
+        found.append(steps)
+    return found
 
 
 class Compact:
-    """Layers of a model that is driven, told to run on what members keep; outside of vmap they run as ever.
+    """Runs of a model that is driven: at the first site all is computed, the layers behind pass it on.
+
+    Outside of vmap the layers run as ever.
 
     Args:
-        chain: path -> link, of the sites.
+        steps: of each run.
         moment: gives the moment that is open.
     """
 
-    def __init__(self, chain: dict[str, Link], moment: Callable[[], Moment]) -> None:
-        self._links = chain
+    def __init__(self, steps: list[list[Step]], moment: Callable[[], Moment]) -> None:
+        self._runs = steps
         self._moment = moment
-        self._pending: dict[str, _Packed] = {}
-        self._packed: dict[str, _Packed] = {}
+        self._results: dict[str, Tensor] = {}
+        self._passing: set[str] = set()
 
     def begin(self) -> None:
         """Forget what an earlier forward left."""
-        self._pending.clear()
-        self._packed.clear()
+        self._results.clear()
+        self._passing.clear()
 
     def install(self, stack: ExitStack, model: Module, override: Callable[[ExitStack, Module, Any], None]) -> None:
         """Give sites and their readers another forward."""
-        following = {link.before: path for path, link in self._links.items() if link.before}
-        for path, link in self._links.items():
-            override(stack, model.get_submodule(path), self._site(path))
-            for reader in link.after:
-                override(stack, model.get_submodule(reader), self._reader(path, following.get(reader), model))
+        for steps in self._runs:
+            layers = [(model.get_submodule(step.site), model.get_submodule(step.reader)) for step in steps]
+            for step, (site, reader) in zip(steps, layers, strict=True):
+                is_first = step is steps[0]
+                override(stack, site, self._start(steps, layers) if is_first else self._pass(step.site))
+                override(stack, reader, self._end(step.reader) if step is steps[-1] else self._pass(step.reader))
 
-    def _site(self, path: str) -> Callable[[Any, Tensor], Tensor]:
-        def drop(layer: Any, input: Tensor) -> Tensor:
-            if path in self._pending:
-                self._packed[path] = self._pending.pop(path)
-                return input
-            unit = 1 if isinstance(layer, _CHANNELS) else -1
-            self._packed.pop(path, None)
+    def _start(self, steps: list[Step], layers: list[tuple[Module, Module]]) -> Callable[[Any, Tensor], Tensor]:
+        def start(site: Any, input: Tensor) -> Tensor:
             moment = self._moment()
-            if not self._fits(layer, input, unit):
-                output: Tensor = type(layer).forward(layer, input)
+            if not _fits(site, input) or any(not 0 < float(one.p) < 1 for one, _ in layers):  # type: ignore[arg-type]
+                output: Tensor = type(site).forward(site, input)
                 return output
-            self._packed[path] = packed = self._draw(path, layer, input.shape[unit], input, unit)
-            taken: Tensor = _Take.apply(input, moment.member, packed.kept)
-            return taken
+            shape, stages = list(input.shape), []
+            for step, (one, reader) in zip(steps, layers, strict=True):
+                stages.append(_stage(moment, step, one, reader, shape))
+                shape = _shape_behind(reader, shape)
+                self._passing |= {step.site, step.reader}
+            self._results[steps[-1].reader] = _Run.apply(input, moment.member, moment, stages)
+            # What passes through the layers behind is read by none of them.
+            return input.new_full(input.shape, torch.nan)
 
-        return drop
+        return start
 
-    def _fits(self, layer: Any, input: Tensor, unit: int) -> bool:
-        """Whether a member has one decision for each unit, so that a layer without the others is the same."""
-        return (
-            torch._C._are_functorch_transforms_active()
-            and self._moment().first is None
-            and 0 < float(layer.p) < 1
-            and not getattr(layer, "shared_dims", ())
-            and input.dim() == (2 if unit == -1 else 2 + 1 + _CHANNELS.index(type(layer)))
-            and input.dtype in (torch.float32, torch.float64)
-        )
+    def _pass(self, path: str) -> Callable[[Any, Tensor], Tensor]:
+        def forward(layer: Any, input: Tensor) -> Tensor:
+            output: Tensor = input if path in self._passing else type(layer).forward(layer, input)
+            return output
 
-    def _draw(self, path: str, layer: Any, units: int, input: Tensor, unit: int) -> _Packed:
-        moment, p = self._moment(), float(layer.p)
-        use = Use(path, moment.begin(path), p, (1, units, *[1] * (0 if unit == -1 else input.dim() - 2)))
-        moment.uses.append(use)
-        keep = moment.keep(use, input.device)
-        return _Packed(Kept.of(keep.flatten(1)), 1 / (1 - p))
+        return forward
 
-    def _reader(self, site: str, following: str | None, model: Module) -> Callable[[Any, Tensor], Tensor]:
-        after = model.get_submodule(following) if following else None
+    def _end(self, path: str) -> Callable[[Any, Tensor], Tensor]:
+        def forward(layer: Any, input: Tensor) -> Tensor:
+            result = self._results.pop(path, None)
+            output: Tensor = type(layer).forward(layer, input) if result is None else result
+            return output
 
-        def read(layer: Any, input: Tensor) -> Tensor:
-            source = self._packed.get(site)
-            if source is None:
-                output: Tensor = type(layer).forward(layer, input)
-                return output
-            moment, rows = self._moment(), None
-            unit = 1 if isinstance(after, _CHANNELS) else -1
-            if following is not None and after is not None and self._fits(after, input, unit):
-                thinned = self._draw(following, after, layer.weight.shape[0], input, unit)
-                self._pending[following] = thinned
-                rows = thinned.kept
-            rule = (list(layer.stride), list(_padding(layer)), list(layer.dilation)) if input.dim() > 2 else ()
-            call = Call(source.kept, rows, source.scale, None, rule)
-            thin: Tensor = _Thin.apply(input, layer.weight, layer.bias, moment.member, call)
-            return thin
-
-        return read
+        return forward
 
 
-def _padding(layer: Any) -> tuple[int, ...]:
-    if layer.padding == "valid":
-        return (0,) * len(layer.kernel_size)
-    if layer.padding == "same":
-        return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-    padding: tuple[int, ...] = layer.padding
-    return padding
+def _fits(site: Any, input: Tensor) -> bool:
+    """Whether many members run, and a sample has one decision for each unit."""
+    rank = 2 + (1 + _CHANNELS.index(type(site)) if isinstance(site, _CHANNELS) else 0)
+    return (
+        torch._C._are_functorch_transforms_active()
+        and input.dim() == rank
+        and not getattr(site, "shared_dims", ())
+        and input.dtype in (torch.float32, torch.float64)
+    )
 
 
-class _UnderVmap(torch.autograd.Function):
-    """Abstract: a function of all members at once; predictions have no gradient."""
+class _Stage(NamedTuple):
+    """A step of one forward.
+
+    Args:
+        use: of the site.
+        layer: the reader.
+        weight, bias: of it.
+        kept: what each member keeps; None where rows have masks of their own.
+        after: activations.
+    """
+
+    use: Use
+    layer: Any
+    weight: Tensor
+    bias: Tensor | None
+    kept: Kept | None
+    after: tuple[Callable[[Any], Any], ...]
+
+
+def _stage(moment: Moment, step: Step, site: Any, reader: Any, shape: list[int]) -> _Stage:
+    if shape[1] != reader.weight.shape[1]:
+        raise RuntimeError(f"{step.reader} has an input of shape {tuple(shape)} and {reader.weight.shape[1]} features")
+    is_channel = isinstance(site, _CHANNELS)
+    use = Use(step.site, moment.begin(step.site), float(site.p), (1, shape[1], *[1] * (len(shape) - 2) * is_channel))
+    moment.uses.append(use)
+    kept = Kept.of(moment.keep(use, reader.weight.device).flatten(1)) if moment.first is None else None
+    return _Stage(use, reader, reader.weight, reader.bias, kept, step.after)
+
+
+def _shape_behind(layer: Any, shape: list[int]) -> list[int]:
+    """Of a layer's output; of a convolution's maps only that they have as many dimensions."""
+    return [shape[0], layer.weight.shape[0], *shape[2:]]
+
+
+class _Run(torch.autograd.Function):
+    """A run of layers, for all members of a chunk; predictions have no gradient."""
 
     generate_vmap_rule = False
 
@@ -162,34 +188,120 @@ class _UnderVmap(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Nothing is kept."""
 
-
-class _Take(_UnderVmap):
-    """(samples, units, ...) -> each member's (samples, room for what it keeps, ...)."""
-
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], input: Tensor, member: Tensor, kept: Kept
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, member: Tensor, moment: Moment, stages: list[_Stage]
     ) -> tuple[Tensor, int]:
-        is_common = in_dims[0] is None
-        rows = input.shape[0] if is_common else input.movedim(in_dims[0] or 0, 0).shape[1]
-        flat = input if is_common else input.movedim(in_dims[0] or 0, 0).flatten(0, 1)
-        flat = flat.contiguous()
-        room = torch.empty(shape_of(flat, info.batch_size, rows, kept), dtype=flat.dtype, device=flat.device)
-        return gather(flat, rows, kept, 1.0, room, step=0 if is_common else rows), 0
+        x = input.unsqueeze(0) if in_dims[0] is None else input.movedim(in_dims[0], 0)
+        compute = _Thin(moment, stages, x) if stages[0].kept else _Whole(moment, stages, x)
+        size = max(1, _CACHE // max(1, x[0].numel()))
+        parts = [compute(first, min(first + size, info.batch_size)) for first in range(0, info.batch_size, size)]
+        return torch.cat(parts), 0
 
 
-class _Thin(_UnderVmap):
-    """A Linear layer or a convolution of each member's units."""
+class _Thin:
+    """Members first to last on what they keep, which all rows share.
 
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        member: Tensor,
-        call: Call,
-    ) -> tuple[Tensor, int]:
-        apply = conv if call.rule else linear
-        return apply(input.movedim(in_dims[0] or 0, 0).contiguous(), weight, bias, call), 0
+    Args:
+        moment: the forward.
+        stages: of the run.
+        input: (members or 1, rows, units, ...).
+    """
+
+    def __init__(self, moment: Moment, stages: list[_Stage], input: Tensor) -> None:
+        self._stages = stages
+        self._input = input.contiguous()
+        members = len(moment.members)
+        self._panels, self._biases = [], []
+        for stage, following in zip(stages, [*stages[1:], None], strict=True):
+            call = Call(stage.kept, following.kept if following else None, 1 / (1 - stage.use.p))
+            self._panels.append(call.panels(stage.weight, members))
+            self._biases.append(None if stage.bias is None else call.biases(stage.bias, members))
+
+    def __call__(self, first: int, last: int) -> Tensor:
+        """(members, rows, ...) of some."""
+        kept, height = _some(self._stages[0].kept, first, last), 0
+        x = self._taken(kept, first, last)
+        for i, stage in enumerate(self._stages):
+            is_last = i + 1 == len(self._stages)
+            following = None if is_last else _some(self._stages[i + 1].kept, first, last)
+            height = following.width if following else stage.weight.shape[0]
+            panels = self._panels[i][first:last, :height, : kept.width]
+            biases = self._biases[i]
+            biases = None if biases is None else biases[first:last, :, :height]
+            x = _layer(stage.layer, x, panels, biases)
+            x = _activated(x, stage.after)
+            kept = following or kept
+        return x
+
+    def _taken(self, kept: Kept, first: int, last: int) -> Tensor:
+        rows = self._input.shape[1]
+        is_common = len(self._input) == 1
+        flat = (self._input if is_common else self._input[first:last]).flatten(0, 1)
+        room = flat.new_empty(last - first, rows, kept.width, *flat.shape[2:])
+        return gather(flat, rows, kept, 1.0, room, step=0 if is_common else rows)
+
+
+def _some(kept: Kept | None, first: int, last: int) -> Kept:
+    """What some of the members keep."""
+    assert kept is not None
+    return kept.some(first, last)
+
+
+class _Whole:
+    """Members whose rows have masks of their own, on whole layers; arguments as of `_Thin`."""
+
+    def __init__(self, moment: Moment, stages: list[_Stage], input: Tensor) -> None:
+        self._moment = moment
+        self._stages = stages
+        self._input = input
+
+    def __call__(self, first: int, last: int) -> Tensor:
+        """(members, rows, ...) of some."""
+        return torch.stack([self._one(i) for i in range(first, last)])
+
+    def _one(self, i: int) -> Tensor:
+        x = self._input[0 if len(self._input) == 1 else i]
+        for stage in self._stages:
+            x = self._dropped(x, stage.use, self._moment.members[i])
+            x = _layer(stage.layer, x.unsqueeze(0), stage.weight.unsqueeze(0), _row(stage.bias)).squeeze(0)
+            x = _activated(x, stage.after)
+        return x
+
+    def _dropped(self, x: Tensor, use: Use, member: int) -> Tensor:
+        masks, first = self._moment.masks(use.path, use.call), self._moment.first or 0
+        if isinstance(masks, Drawn) and not masks.balanced:
+            window = ops.Window((first + len(x), *x.shape[1:]), (first, *[0] * (x.dim() - 1)))
+            shared = [d for d in range(2, x.dim()) if use.sizes[d] == 1]
+            return functional.dropout(x, use.p, key=masks.key.fold_in(member), window=window, shared_dims=shared)
+        keep = masks.keep([member], use.p, use.units * len(x), first * use.units, x.device)
+        return applied(x, keep.view(len(x), *use.sizes[1:]), use.p)
+
+
+def _row(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias[None, None]
+
+
+def _layer(layer: Any, x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
+    """A layer of several members: x (members, rows, ...), weights (members, out, in, ...), biases (members, 1, out)."""
+    if isinstance(layer, torch.nn.Linear):
+        if len(x) == 1:  # a product of its own is faster than a batch of one
+            bias = None if biases is None else biases[0, 0]
+            return torch.nn.functional.linear(x[0], weights[0], bias).unsqueeze(0)
+        turned = weights.transpose(1, 2)
+        return torch.bmm(x, turned) if biases is None else torch.baddbmm(biases, x, turned)
+    convolve: Any = getattr(torch.nn.functional, f"conv{x.dim() - 3}d")
+    each = [None] * len(x) if biases is None else biases.flatten(1)
+    return torch.stack(
+        [
+            convolve(one, weight, bias, layer.stride, layer.padding, layer.dilation)
+            for one, weight, bias in zip(x, weights, each, strict=True)
+        ]
+    )
+
+
+def _activated(x: Tensor, functions: tuple[Callable[[Any], Any], ...]) -> Tensor:
+    """What nobody else reads may be changed where it is."""
+    for function in functions:
+        x = x.relu_() if isinstance(function, torch.nn.ReLU) else function(x)
+    return x

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puredrop.ensemble._compact import Compact, Link
+from puredrop.ensemble._compact import Compact, Step
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._inputs import Batch
 from puredrop.ensemble._masks import BLOCK, Drawn, Masks
@@ -53,7 +53,7 @@ class Engine:
         drive: the model.
         members: which functions they are.
         read: from what the model returns to the tensor that is averaged.
-        chain: sites that run on compacted weights.
+        chain: runs of layers that are computed together.
         is_batched: whether many members run in one forward.
     """
 
@@ -62,7 +62,7 @@ class Engine:
         drive: Drive,
         members: Members,
         read: Callable[[Any], Tensor],
-        chain: dict[str, Link],
+        chain: list[list[Step]],
         is_batched: bool,
     ) -> None:
         self.drive = drive
@@ -71,7 +71,7 @@ class Engine:
         self.is_batched = is_batched
         self.uses: list[Use] = []
         """Of the last forward."""
-        self._compact = Compact(chain if is_batched else {}, drive.now)
+        self._compact = Compact(chain if is_batched else [], drive.now)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from puredrop.ensemble._compact import Link, links
+from puredrop.ensemble._compact import Step, runs
 from puredrop.ensemble._drive import FORCED, Drive, Plan
 from puredrop.ensemble._engine import Engine, Members
 from puredrop.ensemble._inputs import Batch
@@ -33,7 +33,7 @@ class Look:
         sites: where the model drops.
         plan: how that is reached.
         uses: of one forward.
-        chain: sites that can run on compacted weights.
+        chain: runs of layers that can be computed together.
         slow: why members are run one after the other; "" if many run at once.
         per_member, per_row: bytes of a member, and of a member's row.
     """
@@ -41,7 +41,7 @@ class Look:
     sites: Sites
     plan: Plan
     uses: tuple[Use, ...]
-    chain: dict[str, Link]
+    chain: list[list[Step]]
     slow: str
     per_member: float
     per_row: float
@@ -68,7 +68,7 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
     seen = observe(Watch, root, few.args, few.kwargs)
     plan = _plan(seen.training.found, seen.evaluated.found)
     drive = Drive(root, plan, batch.dim)
-    reference = Engine(drive, members, read, {}, is_batched=False)
+    reference = Engine(drive, members, read, [], is_batched=False)
     for _ in range(2):
         drive.drawing.clear()
         with reference.opened():
@@ -84,8 +84,8 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
     uses = tuple(reference.uses)
     if not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(seen.sites, plan))
-    chain = {} if not members.is_shared or batch.dim else links(root)
-    chain = {path: link for path, link in chain.items() if path not in plan.left}
+    chain = [] if batch.dim else runs(root)
+    chain = [steps for steps in chain if not any(step.site in plan.left for step in steps)]
     found = Look(seen.sites, plan, uses, chain, "", 0.0, 0.0)
     return _tried(Engine(drive, members, read, chain, is_batched=True), few, outputs, found)
 
