@@ -148,7 +148,6 @@ class _Stage(NamedTuple):
         use: of the site.
         layer: the reader.
         weight, bias: of it.
-        kept: what each member keeps; None where rows have masks of their own.
         after: activations.
     """
 
@@ -156,7 +155,6 @@ class _Stage(NamedTuple):
     layer: Any
     weight: Tensor
     bias: Tensor | None
-    kept: Kept | None
     after: tuple[Callable[[Any], Any], ...]
 
 
@@ -166,8 +164,7 @@ def _stage(moment: Moment, step: Step, site: Any, reader: Any, shape: list[int])
     is_channel = isinstance(site, _CHANNELS)
     use = Use(step.site, moment.begin(step.site), float(site.p), (1, shape[1], *[1] * (len(shape) - 2) * is_channel))
     moment.uses.append(use)
-    kept = Kept.of(moment.keep(use, reader.weight.device).flatten(1)) if moment.first is None else None
-    return _Stage(use, reader, reader.weight, reader.bias, kept, step.after)
+    return _Stage(use, reader, reader.weight, reader.bias, step.after)
 
 
 def _shape_behind(layer: Any, shape: list[int]) -> list[int]:
@@ -193,7 +190,7 @@ class _Run(torch.autograd.Function):
         info: Any, in_dims: tuple[int | None, ...], input: Tensor, member: Tensor, moment: Moment, stages: list[_Stage]
     ) -> tuple[Tensor, int]:
         x = input.unsqueeze(0) if in_dims[0] is None else input.movedim(in_dims[0], 0)
-        compute = _Thin(moment, stages, x) if stages[0].kept else _Whole(moment, stages, x)
+        compute = (_Thin if moment.first is None else _Whole)(moment, stages, x)
         size = max(1, _CACHE // max(1, x[0].numel()))
         parts = [compute(first, min(first + size, info.batch_size)) for first in range(0, info.batch_size, size)]
         return torch.cat(parts), 0
@@ -213,25 +210,21 @@ class _Thin:
         self._input = input.contiguous()
         members = len(moment.members)
         self._panels, self._biases = [], []
-        for stage, following in zip(stages, [*stages[1:], None], strict=True):
-            call = Call(stage.kept, following.kept if following else None, 1 / (1 - stage.use.p))
+        self._kept = [Kept.of(moment.keep(stage.use, input.device).flatten(1)) for stage in stages]
+        for stage, kept, rows in zip(stages, self._kept, [*self._kept[1:], None], strict=True):
+            call = Call(kept, rows, 1 / (1 - stage.use.p))
             self._panels.append(call.panels(stage.weight, members))
             self._biases.append(None if stage.bias is None else call.biases(stage.bias, members))
 
     def __call__(self, first: int, last: int) -> Tensor:
         """(members, rows, ...) of some."""
-        kept, height = _some(self._stages[0].kept, first, last), 0
-        x = self._taken(kept, first, last)
+        some = [kept.some(first, last) for kept in self._kept]
+        x = self._taken(some[0], first, last)
         for i, stage in enumerate(self._stages):
-            is_last = i + 1 == len(self._stages)
-            following = None if is_last else _some(self._stages[i + 1].kept, first, last)
-            height = following.width if following else stage.weight.shape[0]
-            panels = self._panels[i][first:last, :height, : kept.width]
-            biases = self._biases[i]
-            biases = None if biases is None else biases[first:last, :, :height]
-            x = _layer(stage.layer, x, panels, biases)
+            height = some[i + 1].width if i + 1 < len(some) else stage.weight.shape[0]
+            panels, biases = self._panels[i][first:last, :height, : some[i].width], self._biases[i]
+            x = _layer(stage.layer, x, panels, None if biases is None else biases[first:last, :, :height])
             x = _activated(x, stage.after)
-            kept = following or kept
         return x
 
     def _taken(self, kept: Kept, first: int, last: int) -> Tensor:
@@ -240,12 +233,6 @@ class _Thin:
         flat = (self._input if is_common else self._input[first:last]).flatten(0, 1)
         room = flat.new_empty(last - first, rows, kept.width, *flat.shape[2:])
         return gather(flat, rows, kept, 1.0, room, step=0 if is_common else rows)
-
-
-def _some(kept: Kept | None, first: int, last: int) -> Kept:
-    """What some of the members keep."""
-    assert kept is not None
-    return kept.some(first, last)
 
 
 class _Whole:
