@@ -225,8 +225,7 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
 def _chain(
     region: _Region, node: fx.Node, module: Module, path: str, uses: dict[Module, int]
 ) -> tuple[Module | None, str, tuple[Callable[[Any], Any], ...], dict[str, Module]] | str:
-    """The chain's middle: from what computes a call's input to what reads its output; or why nothing can be compacted.
-    """
+    """The chain from what computes a call's input to what reads its output; or why nothing can be compacted."""
     kind = DROPOUTS.get(type(module))
     if kind is None:
         return _no_units(module)

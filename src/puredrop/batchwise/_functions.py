@@ -47,7 +47,7 @@ class Call(NamedTuple):
         """Of the weight: (groups, units of the output, units of the input, ...)."""
         for name, kept, size in (("input", self.columns, weight.shape[1]), ("output", self.rows, weight.shape[0])):
             if kept is not None and kept.size != size:  # or the library would read what lies beyond the weight
-                raise RuntimeError(f"a layer whose {name} has {size} units is used with {kept.size} (shapes do not fit)")
+                raise RuntimeError(f"shapes do not fit: a layer whose {name} has {size} units is used with {kept.size}")
         rows = self.rows or weight.shape[0]
         room = self.room(0, shape_of(weight, groups, rows, self.columns), weight)
         return gather(weight.contiguous(), rows, self.columns, self.scale, room)

@@ -66,4 +66,5 @@ class Kept:
 
 def _room(counts: Tensor) -> int:
     """For the most units that a group keeps."""
-    return -(-max([1, *counts.tolist()]) // _MULTIPLE) * _MULTIPLE
+    most: int = max([1, *counts.tolist()])
+    return -(-most // _MULTIPLE) * _MULTIPLE

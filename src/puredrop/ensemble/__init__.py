@@ -1,6 +1,29 @@
 """The ensemble of a model's thinned sub-networks: its members, their mean, and how far that can be trusted."""
 
+from puredrop.ensemble._calibration import (
+    Reliability,
+    RiskCoverage,
+    Temperature,
+    conformal_intervals,
+    conformal_sets,
+    fit_temperature,
+    reliability,
+    risk_coverage,
+)
 from puredrop.ensemble._ensemble import DropoutEnsemble
+from puredrop.ensemble._moments import Moments
 from puredrop.ensemble._prediction import Prediction
 
-__all__ = ["DropoutEnsemble", "Prediction"]
+__all__ = [
+    "DropoutEnsemble",
+    "Moments",
+    "Prediction",
+    "Reliability",
+    "RiskCoverage",
+    "Temperature",
+    "conformal_intervals",
+    "conformal_sets",
+    "fit_temperature",
+    "reliability",
+    "risk_coverage",
+]

@@ -28,11 +28,13 @@ class Step(NamedTuple):
 
     Args:
         site, reader: paths.
+        before: path of the layer whose output, through elementwise functions, the site alone reads; None for another.
         after: functions of one tensor, elementwise; none behind the last step.
     """
 
     site: str
     reader: str
+    before: str | None
     after: tuple[Callable[[Any], Any], ...]
 
 
@@ -59,7 +61,9 @@ def runs(root: Module) -> list[list[Step]]:
         steps, at = [], path
         while True:
             following = site_after.get(reader_of[at])
-            steps.append(Step(at, reader_of[at], simple[following].between if following else ()))
+            steps.append(
+                Step(at, reader_of[at], simple[at].before_path or None, simple[following].between if following else ())
+            )
             if following is None:
                 break
             at = following

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,14 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop.ensemble._calibration import By, acquire
+from puredrop.ensemble._compact import Step
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._engine import Engine, Members
+from puredrop.ensemble._exact import exact
 from puredrop.ensemble._inputs import Inputs, main_output
 from puredrop.ensemble._look import Look, look
+from puredrop.ensemble._member import Frozen, member
+from puredrop.ensemble._moments import Covariance, Moments, moments
 from puredrop.ensemble._predict import Noise, Options, Predictor
 from puredrop.ensemble._prediction import Prediction
+from puredrop.ensemble._source import Use
 from puredrop.reproducible import unwrapped
 from puredrop.rng import Key
+from puredrop.sites._state import restored
 
 __all__ = ["DropoutEnsemble", "PowerOfTwo"]
 
@@ -200,16 +209,177 @@ class DropoutEnsemble:
             return self._predictor(iter([first]), options).run(inputs, itertools.chain([first], x))
         return self._predictor(x, options).run(inputs, x)
 
-    def _predictor(self, x: Any, options: Options) -> Predictor:
+    def acquire(self, x: Any, k: int, by: By = "bald", *, num_samples: int = 64) -> Tensor:
+        """Which rows to label next: those about which the members disagree most.
+
+        Rows are taken one by one, so that several of the k may be alike.
+
+        Args:
+            x: as for `predict`.
+            k: how many.
+            by: "bald", the mutual information of label and member; "entropy" of the mean; or, of a regression, the
+                "variance".
+            num_samples: members.
+
+        Returns:
+            int64 (k,), numbers of rows, the first first.
+
+        Raises:
+            ValueError: if k is no number of rows, or by does not fit the task.
+
+        Reference: Houlsby et al.: Bayesian active learning for classification and preference learning (2011); Gal, Islam
+            and Ghahramani: Deep Bayesian active learning with image data (ICML 2017).
+        """
+        return acquire(self.predict(x, num_samples, keep=0), k, by)
+
+    def weight_scaling(self, x: Any, *, batch_size: int = 1024) -> Tensor:
+        """What one pass in eval mode gives: every unit active, nothing dropped.
+
+        It stands for the members' mean, and is that exactly only where outputs are linear in the masks; in a
+        classification it is their geometric mean where logits are.
+
+        Args:
+            x: as for `predict`.
+            batch_size: rows at once at most.
+
+        Returns:
+            Like `Prediction.mean`.
+
+        Reference: Baldi and Sadowski: Understanding dropout (NeurIPS 2013).
+        """
+        inputs = Inputs(self.model, self._sample_dim)
+        with restored(self.model), torch.no_grad():
+            self.model.eval()
+            read = self._read()
+            outputs = [read(self.model(*one.args, **one.kwargs)).double() for one in inputs.batches(x, batch_size)]
+        return torch.cat(outputs).cpu()
+
+    def exact(self, x: Any, mean: Literal["arithmetic", "geometric"] = "arithmetic") -> Tensor:
+        """The mean of all members, by running every one: of at most 20 units, 2^20 members.
+
+        Args:
+            x: as for `predict`.
+            mean: "arithmetic", of what is averaged; "geometric", of a classification: the softmax of the mean logits.
+
+        Returns:
+            Like `Prediction.mean`.
+
+        Raises:
+            ValueError: if there are more units, or noise that is no decision; for a geometric mean of a regression.
+
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 3))
+        >>> bool((DropoutEnsemble(net).exact(torch.randn(5, 4)).sum(1) - 1 < 1e-6).all())
+        True
+        """
+        if mean not in ("arithmetic", "geometric"):
+            raise ValueError(f"mean is {mean!r}; expected 'arithmetic' or 'geometric'")
+        if mean == "geometric" and self.task != "classification":
+            raise ValueError(f"mean is 'geometric', but task is {self.task!r}; expected 'classification'")
+        seen = self._looked(x)
+        engine = self._engine(main_output if mean == "geometric" else self._read(), self._members)
+        parts = []
+        with engine.opened():
+            for batch in Inputs(self.model, self._sample_dim).batches(x, 256):
+                parts.append(exact(engine, batch, seen.uses, 256))
+        found = torch.cat(parts)
+        return probabilities(found, self.class_dim) if mean == "geometric" else found
+
+    def moments(self, x: Any, *, covariance: Covariance = "full") -> Moments:
+        """Mean and covariance of the outputs under all masks, carried through the layers without sampling.
+
+        Of what the model returns (logits in a classification), for masks that are independent between units. Exact
+        where layers are linear; a ReLU takes its input for normal: good for many active inputs and moderate rates, bad
+        for few, or for p above .5. The diagonal covariance underrates the deviation (docs/ensemble.md).
+
+        Args:
+            x: as for `predict`, for a model that takes one tensor.
+            covariance: "full", (rows, units, units) numbers for each layer; or "diagonal", which takes units for
+                independent of each other.
+
+        Returns:
+            float64 mean, variance and, if full, covariance.
+
+        Raises:
+            ValueError: for a layer or function that is not carried, by name: known are Linear, convolutions, ReLU,
+                dropout of elements and channels, average pooling, Flatten, and sums.
+
+        Reference: Wang and Manning: Fast dropout training (ICML 2013).
+        """
+        if covariance not in ("full", "diagonal"):
+            raise ValueError(f"covariance is {covariance!r}; expected 'full' or 'diagonal'")
+        parts = []
+        for batch in Inputs(self.model, self._sample_dim).batches(x, 64 if covariance == "full" else 1024):
+            if len(batch.args) != 1 or batch.kwargs or not isinstance(batch.args[0], Tensor):
+                raise ValueError("moments: the model is called with several things; expected one tensor")
+            parts.append(moments(self.model, batch.args[0], covariance))
+        return Moments.joined(parts)
+
+    def member(self, number: int, x: Any = None) -> Module:
+        """One member as an ordinary module of its own, smaller where units are whole inputs and outputs of layers.
+
+        In eval mode, with copies of the weights; it can be saved, trained further and exported.
+
+        Args:
+            number: which.
+            x: some rows, where the ensemble has seen none yet.
+
+        Raises:
+            ValueError: for what drops and is no layer of its own (functions, attention, recurrent dropout).
+
+        >>> layers = torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3)
+        >>> net = torch.nn.Sequential(*layers)
+        >>> DropoutEnsemble(net).member(17, torch.randn(2, 4))[0].out_features < 64
+        True
+        """
+        return member(self.model, _number(number), self._members, *self._parts(x), shared=False)
+
+    def freeze(self, members: int = 16, x: Any = None) -> Module:
+        """The first members as one module that returns their mean and variance: for torch.export, ONNX and a server.
+
+        What is the same in all members it holds once.
+
+        Args:
+            members: how many.
+            x: some rows, where the ensemble has seen none yet.
+
+        Returns:
+            A module in eval mode, of which each call gives (mean, variance), as of `Prediction` with so many samples.
+
+        Raises:
+            ValueError: as `member`, and if members is below 1.
+        """
+        if _number(members) < 1:
+            raise ValueError(f"members is {members}; expected 1 or more")
+        parts = self._parts(x)
+        base = copy.deepcopy(self.model)
+        each = [member(base, i, self._members, *parts, shared=True) for i in range(members)]
+        return Frozen(each, self.task, self.class_dim).eval()
+
+    def _parts(self, x: Any) -> tuple[tuple[Use, ...], list[list[Step]]]:
+        """What members are made from."""
+        if not self._members.is_shared:
+            raise ValueError("masks is 'independent', where a member has one mask for each row; expected 'shared'")
+        seen = self._looked(x)
+        return seen.uses, seen.chain
+
+    def _looked(self, x: Any) -> Look:
         if self._look is None:
+            if x is None:
+                raise RuntimeError("the ensemble has seen no rows yet, which show where it drops; pass x, some rows")
             self.look(x)
         assert self._look is not None
+        return self._look
+
+    def _predictor(self, x: Any, options: Options) -> Predictor:
+        seen = self._looked(x)
         members = replace(self._members, balanced=False) if options.stops else self._members
-        read = self._read(options.noise if callable(options.noise) else None)
-        engine = Engine(
-            Drive(self.model, self._look.plan, self._sample_dim), members, read, self._look.chain, not self._look.slow
-        )
-        return Predictor(engine, self._look, self.class_dim if self.task == "classification" else None, options)
+        engine = self._engine(self._read(options.noise if callable(options.noise) else None), members)
+        return Predictor(engine, seen, self.class_dim if self.task == "classification" else None, options)
+
+    def _engine(self, read: Callable[[Any], Tensor], members: Members) -> Engine:
+        assert self._look is not None
+        drive = Drive(self.model, self._look.plan, self._sample_dim)
+        return Engine(drive, members, read, self._look.chain, not self._look.slow)
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
         """From what the model returns to what is averaged, the noise of a regression behind it."""
@@ -234,3 +404,13 @@ def probabilities(logits: Tensor, class_dim: int) -> Tensor:
             "classes or more there (for one logit pass task=torch.sigmoid)"
         )
     return torch.softmax(logits if logits.dtype == torch.float64 else logits.float(), class_dim)
+
+
+def _number(number: int) -> int:
+    try:
+        found = operator.index(number)
+    except TypeError:
+        raise TypeError(f"a member's number is {number!r}; expected an integer") from None
+    if found < 0:
+        raise ValueError(f"a member's number is {number}; expected 0 or more")
+    return found

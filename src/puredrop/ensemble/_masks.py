@@ -116,15 +116,15 @@ class Drawn(Masks):
 
 @dataclass(frozen=True)
 class Listed(Masks):
-    """Masks that are given.
+    """All masks there are: bit j of a member's number says whether it keeps unit j of all that the model drops.
 
     Args:
-        table: bool (members, units), True where kept.
+        first: how many units other uses have before this one's.
     """
 
-    table: Tensor
+    first: int
 
     def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
         """As `Masks` says."""
-        which = torch.tensor(members)
-        return self.table[which, offset : offset + count].to(device)
+        numbers = torch.tensor(members, device=device)[:, None]
+        return (numbers >> torch.arange(self.first + offset, self.first + offset + count, device=device)) & 1 == 1

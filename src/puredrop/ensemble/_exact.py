@@ -1,0 +1,72 @@
+"""The mean of all members, by running every one of them: the truth beside which approximations are judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from puredrop.ensemble._engine import Engine
+from puredrop.ensemble._inputs import Batch
+from puredrop.ensemble._masks import Listed, Masks
+from puredrop.ensemble._source import Use
+
+__all__ = ["MOST_UNITS", "exact", "listed"]
+
+MOST_UNITS = 20
+"""Units of a model that may be enumerated: 2^20 members."""
+
+
+def listed(uses: Sequence[Use]) -> tuple[int, Callable[[str, int], Masks]]:
+    """How many units a forward decides, and the masks that list all their states.
+
+    Raises:
+        ValueError: if there are more than can be enumerated, or something is drawn that is no decision.
+    """
+    first, places = 0, {}
+    for use in uses:
+        if math.isnan(use.p):
+            raise ValueError(f"exact: {use.path} draws more than decisions on elements, which cannot be enumerated")
+        places[use.path, use.call] = Listed(first)
+        first += use.units
+    if first > MOST_UNITS:
+        raise ValueError(
+            f"exact: the model drops {first} units, which makes 2^{first} members; at most {MOST_UNITS} units can be "
+            "enumerated (predict samples them; weight_scaling and moments approximate)"
+        )
+    return first, lambda path, call: places[path, call]
+
+
+def _probabilities(numbers: Tensor, uses: Sequence[Use]) -> Tensor:
+    """Of members, float64: p for each unit that is dropped, 1-p for each that is kept."""
+    weights, first = torch.ones(len(numbers), dtype=torch.float64), 0
+    for use in uses:
+        kept = ((numbers[:, None] >> torch.arange(first, first + use.units)) & 1).sum(1)
+        weights = weights * (1 - use.p) ** kept * use.p ** (use.units - kept)
+        first += use.units
+    return weights
+
+
+def exact(engine: Engine, batch: Batch, uses: Sequence[Use], chunk: int) -> Tensor:
+    """The mean over all members of what the engine reads, float64; the engine must be open.
+
+    Args:
+        engine: whose members' masks are replaced.
+        batch: the rows.
+        uses: of one forward.
+        chunk: members at once.
+    """
+    units, masks = listed(uses)
+    engine.members = replace(engine.members, given=masks)
+    total: Tensor | None = None
+    for start in range(0, 2**units, chunk):
+        numbers = range(start, min(start + chunk, 2**units))
+        outputs = engine.outputs(batch, numbers).double().cpu()
+        weights = _probabilities(torch.tensor(numbers), uses)
+        part = torch.tensordot(weights, outputs, 1)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
