@@ -10,8 +10,9 @@ from torch import nn
 import puredrop
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._engine import Engine, Members
-from puredrop.ensemble._inputs import Batch, main_output
+from puredrop.ensemble._inputs import Batch
 from puredrop.ensemble._look import look
+from puredrop.ensemble._outputs import main_output
 
 
 def engines(model, x, members=Members(0)):  # noqa: B008, immutable

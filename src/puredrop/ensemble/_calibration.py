@@ -248,7 +248,7 @@ By = Literal["bald", "entropy", "variance"]
 
 
 def acquire(prediction: Prediction, k: int, by: By) -> Tensor:
-    """Numbers of the k rows whose labels would tell the most, the first first; arguments as `DropoutEnsemble.acquire`."""
+    """Numbers of the k rows whose labels would tell the most; arguments as `DropoutEnsemble.acquire`."""
     if by not in ("bald", "entropy", "variance"):
         raise ValueError(f"by is {by!r}; expected 'bald', 'entropy' or 'variance'")
     if not 1 <= k <= len(prediction):

@@ -18,10 +18,11 @@ from puredrop.ensemble._compact import Step
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._engine import Engine, Members
 from puredrop.ensemble._exact import exact
-from puredrop.ensemble._inputs import Inputs, main_output
+from puredrop.ensemble._inputs import Inputs
 from puredrop.ensemble._look import Look, look
 from puredrop.ensemble._member import Frozen, member
 from puredrop.ensemble._moments import Covariance, Moments, moments
+from puredrop.ensemble._outputs import Task, main_output, probabilities, reader
 from puredrop.ensemble._predict import Noise, Options, Predictor
 from puredrop.ensemble._prediction import Prediction
 from puredrop.ensemble._source import Use
@@ -30,8 +31,6 @@ from puredrop.rng import Key
 from puredrop.sites._state import restored
 
 __all__ = ["DropoutEnsemble", "PowerOfTwo"]
-
-Task = Literal["classification", "regression"] | Callable[[Any], Tensor]
 
 
 class PowerOfTwo(int):
@@ -227,8 +226,8 @@ class DropoutEnsemble:
         Raises:
             ValueError: if k is no number of rows, or by does not fit the task.
 
-        Reference: Houlsby et al.: Bayesian active learning for classification and preference learning (2011); Gal, Islam
-            and Ghahramani: Deep Bayesian active learning with image data (ICML 2017).
+        Reference: Houlsby et al.: Bayesian active learning for classification and preference learning (2011); Gal,
+            Islam and Ghahramani: Deep Bayesian active learning with image data (ICML 2017).
         """
         return acquire(self.predict(x, num_samples, keep=0), k, by)
 
@@ -382,28 +381,7 @@ class DropoutEnsemble:
         return Engine(drive, members, read, self._look.chain, not self._look.slow)
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
-        """From what the model returns to what is averaged, the noise of a regression behind it."""
-        if self.task == "classification":
-            return lambda output: probabilities(main_output(output), self.class_dim)
-        value = self.task if callable(self.task) else main_output
-        if noise is None:
-            return value
-
-        def both(output: Any) -> Tensor:
-            outputs = value(output)
-            return torch.stack((outputs, noise(output).expand_as(outputs)), -1)
-
-        return both
-
-
-def probabilities(logits: Tensor, class_dim: int) -> Tensor:
-    """Of classes, in float32 at least."""
-    if not -logits.dim() <= class_dim < logits.dim() or logits.shape[class_dim] < 2:
-        raise ValueError(
-            f"class_dim is {class_dim}, the model's output has shape {tuple(logits.shape)}; expected logits of two "
-            "classes or more there (for one logit pass task=torch.sigmoid)"
-        )
-    return torch.softmax(logits if logits.dtype == torch.float64 else logits.float(), class_dim)
+        return reader(self.task, self.class_dim, noise)
 
 
 def _number(number: int) -> int:

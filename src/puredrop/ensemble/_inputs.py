@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-__all__ = ["Batch", "Inputs", "main_output"]
+__all__ = ["Batch", "Inputs", "tensors_in"]
 
 _SHOWN = 5
 
@@ -44,7 +44,7 @@ class Batch:
             return {name: walk(value) for name, value in one.items()} if isinstance(one, dict) else one
 
         args, kwargs = walk(self.args), walk(self.kwargs)
-        rows = next((t.shape[self.dim] for t in _tensors((args, kwargs)) if t.dim() > self.dim), self.rows)
+        rows = next((t.shape[self.dim] for t in tensors_in((args, kwargs)) if t.dim() > self.dim), self.rows)
         return Batch(args, kwargs, rows, self.dim)
 
     def chosen(self, which: Tensor) -> Batch:
@@ -62,16 +62,17 @@ class Batch:
     @property
     def tensors(self) -> list[Tensor]:
         """All that there are."""
-        return list(_tensors((self.args, self.kwargs)))
+        return list(tensors_in((self.args, self.kwargs)))
 
 
-def _tensors(of: Any) -> Iterator[Tensor]:
+def tensors_in(of: Any) -> Iterator[Tensor]:
+    """All tensors in a tensor, or in mappings, tuples and lists of them."""
     if isinstance(of, Tensor):
         yield of
     elif isinstance(of, Mapping):
-        yield from (tensor for value in of.values() for tensor in _tensors(value))
+        yield from (tensor for value in of.values() for tensor in tensors_in(value))
     elif isinstance(of, (tuple, list)):
-        yield from (tensor for value in of for tensor in _tensors(value))
+        yield from (tensor for value in of for tensor in tensors_in(value))
 
 
 class Inputs:
@@ -121,7 +122,7 @@ class Inputs:
     def _batch(self, x: Any, is_loaded: bool) -> Batch:
         args, kwargs = self._call(x, is_loaded)
         args, kwargs = self._moved(args), self._moved(kwargs)
-        sizes = [one.shape[self._dim] for one in _tensors((args, kwargs)) if one.dim() > self._dim]
+        sizes = [one.shape[self._dim] for one in tensors_in((args, kwargs)) if one.dim() > self._dim]
         if not sizes:
             raise ValueError(f"x holds no tensor with rows in dimension {self._dim}; expected (rows, ...)")
         return Batch(args, kwargs, sizes[0], self._dim)
@@ -183,27 +184,3 @@ def _refuse_nan(batch: Batch, first: int) -> None:
             rows = [first + int(row) for row in bad.nonzero().flatten()]
             shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
             raise ValueError(f"x has NaN in {len(rows)} rows: {shown}; expected numbers (impute or drop these rows)")
-
-
-def main_output(output: Any) -> Tensor:
-    """The tensor among what a model returns: itself, `logits`, or the first.
-
-    Raises:
-        TypeError: if there is none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    named = getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    if isinstance(output, Mapping):
-        if isinstance(output.get("logits"), Tensor):
-            return output["logits"]  # type: ignore[no-any-return]
-        output = tuple(output.values())
-    found = next(_tensors(output), None) if isinstance(output, (tuple, list)) else None
-    if found is None:
-        raise TypeError(
-            f"the model returns {type(output).__name__}, in which no tensor was found; "
-            "pass task=function, from what the model returns to the tensor that is to be averaged"
-        )
-    return found

@@ -15,7 +15,7 @@ from puredrop import nn
 from puredrop.convert import Swapped, as_ours
 from puredrop.ensemble._compact import Step
 from puredrop.ensemble._engine import Members
-from puredrop.ensemble._inputs import main_output
+from puredrop.ensemble._outputs import main_output
 from puredrop.ensemble._source import Use
 
 __all__ = ["Frozen", "Masked", "Select", "member"]

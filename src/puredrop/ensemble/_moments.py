@@ -216,7 +216,7 @@ class _Carrier(fx.Interpreter):
 
     def _dropped(self, value: _Value, layer: Any, target: Any) -> _Value:
         p = float(layer.p)
-        if p == 1 or getattr(layer, "shared_dims", ()):
+        if p == 1 or getattr(layer, "shared_dims", None):
             raise ValueError(f"moments: {target} drops all, or shares dimensions; that is not carried")
         if p == 0:
             return value
