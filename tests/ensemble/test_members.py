@@ -139,4 +139,4 @@ def test_pinned_and_batchwise_models_and_layers_with_keys_have_the_same_members(
     assert torch.equal(puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean, expected)
     assert model[2].key == puredrop.Key(7)
     assert model[2].training
-    assert ROWS == len(x)
+    assert len(x) == ROWS

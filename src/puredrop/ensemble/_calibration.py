@@ -23,7 +23,7 @@ __all__ = [
     "risk_coverage",
 ]
 
-_TINY = 1e-12
+_TINY = torch.finfo(torch.float64).tiny
 
 
 def _probabilities(of: Prediction | Tensor) -> Tensor:

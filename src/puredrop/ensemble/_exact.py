@@ -44,7 +44,7 @@ def _probabilities(numbers: Tensor, uses: Sequence[Use]) -> Tensor:
     """Of members, float64: p for each unit that is dropped, 1-p for each that is kept."""
     weights, first = torch.ones(len(numbers), dtype=torch.float64), 0
     for use in uses:
-        kept = ((numbers[:, None] >> torch.arange(first, first + use.units)) & 1).sum(1)
+        kept = ((numbers[:, None] >> torch.arange(first, first + use.units)) & 1).sum(1, dtype=torch.float64)
         weights = weights * (1 - use.p) ** kept * use.p ** (use.units - kept)
         first += use.units
     return weights

@@ -90,10 +90,11 @@ class Prediction:
         found: dict[str, Any] = {}
         for one in fields(Prediction):
             values = [getattr(part, one.name) for part in parts]
-            if isinstance(values[0], Tensor):
-                found[one.name] = torch.cat(values, 1 if one.name == "samples" else 0)
-        if any(part.samples is None for part in parts):
-            found["samples"] = None
+            if isinstance(values[0], Tensor) and one.name != "samples":
+                found[one.name] = torch.cat(values)
+        samples = [part.samples for part in parts if part.samples is not None]
+        few = min((len(one) for one in samples), default=0)
+        found["samples"] = torch.cat([one[:few] for one in samples], 1) if len(samples) == len(parts) else None
         return replace(first, **found)
 
     def rows(self, which: Tensor) -> Prediction:

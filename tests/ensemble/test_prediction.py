@@ -1,0 +1,379 @@
+"""Predictions: streamed statistics against all outputs at once, inputs of every kind, stopping, errors."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from dropping import model_of
+from torch import nn
+
+import puredrop
+from puredrop.ensemble import _predict
+from puredrop.ensemble._sequence import Sequence, expected_samples
+from puredrop.ensemble._statistics import Running
+
+
+def entropy(p):
+    return torch.special.entr(p).sum(-1)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("members", [1, 16, 40, 64])
+def test_running_sums_are_those_of_all_outputs(members, balanced):
+    outputs = (3 * torch.randn(members, 5, 4)).softmax(-1)
+    running = Running(1, balanced, kept=20)
+    for block in outputs.split(16):
+        running.add(block)
+    outputs = outputs.double()
+    torch.testing.assert_close(running.mean, outputs.mean(0), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(running.expected_entropy, entropy(outputs).mean(0), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(torch.cat(running.samples), outputs[:20].float())
+    if members == 1:
+        assert running.variance.isnan().all()
+        return
+    torch.testing.assert_close(running.variance, outputs.var(0), rtol=1e-6, atol=1e-9)
+    blocks = [one.mean(0) for one in outputs.split(16)] if balanced else list(outputs)
+    sizes = torch.tensor([len(one) for one in outputs.split(16)] if balanced else [1.0] * members).double()
+    if len(blocks) < 2:
+        assert running.standard_error.isnan().all()
+        return
+    away = torch.stack(blocks) - outputs.mean(0)
+    squares = (sizes[:, None, None] * away).square().sum(0) / members**2 * len(blocks) / (len(blocks) - 1)
+    torch.testing.assert_close(running.standard_error, squares.sqrt(), rtol=1e-6, atol=1e-9)
+
+
+def test_running_sums_of_large_numbers_keep_their_digits():
+    outputs = 1e6 + torch.randn(64, 3, dtype=torch.float64)
+    running = Running(None, balanced=False, kept=0)
+    for block in outputs.split(16):
+        running.add(block)
+    torch.testing.assert_close(running.variance, outputs.var(0), rtol=1e-8, atol=0)
+
+
+def test_the_jackknife_takes_the_bias_of_the_entropy_away():
+    """Theory 6: the plug-in is biased by (1/2T) sum Var/mean; 2000 draws at T=32, 4 standard errors."""
+    torch.manual_seed(0)
+    pool = (3 * torch.randn(20_000, 10)).softmax(-1)
+    truth = entropy(pool.double().mean(0))
+    plug_in, corrected = [], []
+    for chosen in torch.randint(0, 20_000, (2000, 32)):
+        running = Running(0, balanced=False, kept=0)
+        for block in pool[chosen].split(16):
+            running.add(block)
+        plug_in.append(entropy(running.mean))
+        corrected.append(running.entropy)
+    plug_in, corrected = torch.stack(plug_in), torch.stack(corrected)
+    error = float(corrected.std() / math.sqrt(2000))
+    assert plug_in.mean() < truth - 20 * error
+    assert abs(corrected.mean() - truth) < 4 * error + 0.1 * float(truth - plug_in.mean())
+
+
+@pytest.mark.parametrize("memory", [2**12, 2**17, 2**30])
+@pytest.mark.parametrize("members", [1, 7, 16, 50])
+def test_chunks_do_not_show(members, memory):
+    model, x = model_of("mlp")
+    expected = puredrop.DropoutEnsemble(model).predict(x, num_samples=members, batch_size=len(x))
+    found = puredrop.DropoutEnsemble(model).predict(x, num_samples=members, memory=memory, batch_size=2)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-4, atol=1e-8, equal_nan=True)
+    torch.testing.assert_close(found.entropy, expected.entropy, rtol=1e-4, atol=1e-6)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.drop = nn.Linear(3, 8), nn.Linear(8, 2), nn.Dropout(0.5)
+
+    def forward(self, x, scale=None, flag=True):
+        h = torch.relu(self.a(x))
+        h = h if scale is None else h * scale[:, None]
+        return {"loss": h.sum(), "logits": self.b(self.drop(h))}
+
+
+def test_inputs_of_every_kind_are_the_same_rows():
+    torch.manual_seed(0)
+    model, x, scale, y = TwoInputs(), torch.randn(10, 3), torch.rand(10), torch.arange(10)
+    ensemble = puredrop.DropoutEnsemble(model)
+    plain = ensemble.predict(x).mean
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, scale), batch_size=4)
+    labelled = [(a, b, True, c) for a, b, c in zip(x.split(3), scale.split(3), y.split(3), strict=True)]
+    for same in (
+        x.numpy(),
+        x.double().numpy(),
+        pd.DataFrame(x.numpy(), columns=["a", "b", "c"]),
+        {"x": x, "labels": y},
+        (x,),
+        [{"x": part} for part in x.split(4)].__iter__(),
+        torch.utils.data.DataLoader(x, batch_size=3),
+    ):
+        torch.testing.assert_close(ensemble.predict(same).mean, plain, rtol=1e-5, atol=1e-6)
+    scaled = ensemble.predict((x, scale)).mean
+    assert (scaled - plain).abs().max() > 0.01
+    for same in ({"x": x, "scale": scale}, loader, iter(labelled), {"x": x.numpy(), "scale": scale.numpy()}):
+        torch.testing.assert_close(ensemble.predict(same).mean, scaled, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loader_that_shuffles_is_said():
+    model, x = model_of("mlp")
+    with pytest.warns(UserWarning, match="the loader shuffles"):
+        puredrop.DropoutEnsemble(model).predict(torch.utils.data.DataLoader(x, batch_size=2, shuffle=True))
+
+
+def test_maps_of_classes():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(8, 3, 1))
+    found = puredrop.DropoutEnsemble(model).predict(torch.randn(2, 1, 4, 4))
+    assert found.mean.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(found.mean.sum(1), torch.ones(2, 4, 4, dtype=torch.float64))
+    assert found.entropy.shape == found.mutual_information.shape == (2, 4, 4)
+    assert found.standard_error.shape == (2, 3, 4, 4)
+
+
+def test_regression_adds_noise_to_the_variance():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2)), torch.randn(6, 3)
+    ensemble = puredrop.DropoutEnsemble(model, "regression")
+    plain = ensemble.predict(x)
+    assert plain.entropy is plain.mutual_information is None
+    torch.testing.assert_close(ensemble.predict(x, noise=0.25).variance, plain.variance + 0.25)
+    per_output = torch.tensor([0.1, 0.2])
+    torch.testing.assert_close(ensemble.predict(x, noise=per_output).variance, plain.variance + per_output.double())
+    # A head of mean and log variance: the law of total variance.
+    head = puredrop.DropoutEnsemble(model, lambda out: out[:, :1])
+    found = head.predict(x, noise=lambda out: out[:, 1:].exp(), keep=64)
+    both = puredrop.DropoutEnsemble(model, "regression").predict(x, keep=64).samples.double()
+    expected = both[:, :, :1].var(0) + both[:, :, 1:].exp().mean(0)
+    torch.testing.assert_close(found.variance, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_quantiles_are_those_of_the_outputs():
+    model, x = model_of("mlp")
+    found = puredrop.DropoutEnsemble(model).predict(x, num_samples=50)
+    levels = [0.1, 0.5, 0.93]
+    expected = torch.quantile(found.samples.double(), torch.tensor(levels, dtype=torch.float64), dim=0)
+    torch.testing.assert_close(found.quantile(levels), expected)
+    torch.testing.assert_close(found.quantile(0.5), expected[1])
+    with pytest.raises(ValueError, match=r"q is 1.5; expected numbers in \[0, 1\]"):
+        found.quantile(1.5)
+    with pytest.raises(ValueError, match="no samples were kept"):
+        puredrop.DropoutEnsemble(model).predict(x, keep=0).quantile(0.5)
+
+
+def test_memory_does_not_grow_with_members():
+    """What is held of a batch: as many numbers after 4000 members as after 64."""
+    sizes = []
+    for members in (64, 4000):
+        running = Running(1, balanced=True, kept=64)
+        for _ in range(members // 16):
+            running.add(torch.rand(16, 3, 4))
+        held = [one for one in (*vars(running).values(), *running.samples) if isinstance(one, torch.Tensor)]
+        sizes.append(sum(one.numel() for one in held))
+    assert sizes[0] == sizes[1]
+
+
+def test_the_confidence_sequence_holds_at_all_times():
+    """600 runs of 400 rare events (.01), and of a beta; the truth leaves an interval, ever, in 5 % at most."""
+    torch.manual_seed(0)
+    for values in (
+        (torch.rand(400, 600) < 0.01).double(),
+        torch.distributions.Beta(0.3, 1.2).sample((400, 600)).double(),
+    ):
+        truth = 0.01 if values.max() == 1 and values.unique().numel() == 2 else 0.2
+        sequence, missed = Sequence(0.05), torch.zeros(600, dtype=torch.bool)
+        for value in values:
+            sequence.add(value[None])
+            missed |= (sequence.lower > truth) | (sequence.upper < truth)
+        assert missed.double().mean() <= 0.05
+    assert 700 < expected_samples(0.01, 0.05, 0.0) < 780  # 741 in theory 6
+
+
+def test_a_tolerance_is_kept(capsys):
+    """500 runs: the mean of all 2^6 members lies in the interval, and within the tolerance, in 95 % at least."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2)), torch.randn(1, 2)
+    model[3].weight.data *= 4
+    ensemble = puredrop.DropoutEnsemble(model)
+    truth, held, near = ensemble.exact(x), 0, 0
+    for seed in range(500):
+        one = puredrop.DropoutEnsemble(model, seed=seed)
+        one._look = ensemble._look
+        found = one.predict(x, tolerance=0.15, keep=0)
+        assert (found.interval[..., 1] - found.interval[..., 0]).max() <= 0.3
+        held += bool(((found.interval[..., 0] <= truth) & (truth <= found.interval[..., 1])).all())
+        near += bool(((found.interval.mean(-1) - truth).abs() <= 0.15).all())
+    assert held >= 475
+    assert near >= 475
+    said = capsys.readouterr().err
+    assert "a tolerance of 0.15 takes" in said
+
+
+def test_rows_stop_when_their_winner_is_certain():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3))
+    x = torch.randn(30, 2) * torch.linspace(0.1, 8, 30)[:, None]
+    ensemble = puredrop.DropoutEnsemble(model)
+    found = ensemble.predict(x, until="top_class", max_samples=600)
+    assert found.num_samples.min() < 200 <= 600 == found.num_samples.max()
+    assert "to 600 members" in repr(found)
+    long = puredrop.DropoutEnsemble(model, balanced=False, seed=9).predict(x, num_samples=8000)
+    certain = found.num_samples < 600
+    assert torch.equal(found.mean.argmax(1)[certain], long.mean.argmax(1)[certain])
+    for row in range(0, 30, 7):  # as that row alone, with as many members
+        number = int(found.num_samples[row])
+        alone = puredrop.DropoutEnsemble(model, balanced=False).predict(x[row : row + 1], num_samples=number)
+        torch.testing.assert_close(found.mean[row], alone.mean[0], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.entropy[row], alone.entropy[0], rtol=1e-4, atol=1e-6)
+
+
+def test_out_of_memory_goes_on_with_half_as_many(monkeypatch):
+    model, x = model_of("mlp")
+    ensemble = puredrop.DropoutEnsemble(model)
+    expected = ensemble.predict(x, num_samples=64)
+    outputs = _predict.Engine.outputs
+
+    def scarce(self, batch, numbers, first=0):
+        if len(numbers) > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return outputs(self, batch, numbers, first)
+
+    monkeypatch.setattr(_predict.Engine, "outputs", scarce)
+    with pytest.warns(UserWarning, match="64 members at once did not fit into memory") as said:
+        found = ensemble.predict(x, num_samples=64)
+    assert len(said) == 1
+    torch.testing.assert_close(found.mean, expected.mean)
+
+
+def test_progress_is_told(capsys):
+    model, x = model_of("mlp")
+    told = []
+    puredrop.DropoutEnsemble(model).predict(x, 32, batch_size=2, progress=lambda *done: told.append(done))
+    assert told == [(row, members) for row in (0, 2, 4) for members in (16, 32)]
+    puredrop.DropoutEnsemble(model).predict(x, 16, progress=True)
+    assert "16 members" in capsys.readouterr().err
+
+
+def test_a_prediction_prints_and_is_a_table():
+    model, x = model_of("mlp")
+    found = puredrop.DropoutEnsemble(model).predict(x, num_samples=32)
+    lines = repr(found).splitlines()
+    assert lines[0] == "5 rows, 32 members"
+    assert lines[1].split("  ")[0] == "row"
+    assert len(lines) == 2 + 5
+    assert "<table>" in found._repr_html_()
+    frame = found.frame()
+    assert list(frame["label"]) == found.mean.argmax(1).tolist()
+    np.testing.assert_allclose(frame[["mean_0", "mean_1", "mean_2"]], found.mean.numpy())
+    regression = puredrop.DropoutEnsemble(model, "regression").predict(x, num_samples=32)
+    assert "±" in repr(regression)
+    assert "label" not in regression.frame()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_samples": 0}, ValueError, "num_samples is 0; expected 1 or more"),
+        ({"num_samples": 2.5}, TypeError, r"num_samples is 2\.5; expected an integer"),
+        ({"tolerance": 0}, ValueError, "tolerance is 0; expected more than 0"),
+        ({"tolerance": -1.0}, ValueError, r"tolerance is -1\.0"),
+        ({"until": "never"}, ValueError, "until is 'never'; expected 'top_class'"),
+        ({"until": "top_class", "tolerance": 0.1}, ValueError, "until and tolerance are given"),
+        ({"noise": 0.1}, ValueError, "noise is given, but task is 'classification'"),
+        ({"confidence": 1.0}, ValueError, r"confidence is 1\.0"),
+        ({"memory": 0}, ValueError, "memory is 0"),
+        ({"keep": -1}, ValueError, "keep is -1"),
+        ({"bounds": (1.0, 0.0)}, ValueError, r"bounds is \(1\.0, 0\.0\)"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    model, x = model_of("mlp")
+    with pytest.raises(error, match=message):
+        puredrop.DropoutEnsemble(model).predict(x, **arguments)
+
+
+def test_bad_inputs():
+    model, x = model_of("mlp")
+    ensemble = puredrop.DropoutEnsemble(model)
+    for row in (1, 3):
+        x[row, 2] = math.nan
+    with pytest.raises(ValueError, match=r"x has NaN in 2 rows: 1, 3; expected numbers"):
+        ensemble.predict(x)
+    with pytest.raises(ValueError, match=r"x has NaN in 2 rows: 6, 8"):
+        ensemble.predict(iter([torch.zeros(5, 6), x]))
+    with pytest.raises(ValueError, match="x has no rows"):
+        ensemble.predict(torch.zeros(0, 6))
+    with pytest.raises(TypeError, match="x holds object; expected tensors"):
+        ensemble.predict((object(),))
+    with pytest.raises(TypeError, match="expected numbers"):
+        ensemble.predict(np.array([["a"]]))
+    with pytest.raises(ValueError, match="task is 'multi'; expected 'classification'"):
+        puredrop.DropoutEnsemble(model, "multi")
+    with pytest.raises(ValueError, match="masks is 'own'"):
+        puredrop.DropoutEnsemble(model, masks="own")
+    with pytest.raises(TypeError, match="seed is 'x'"):
+        puredrop.DropoutEnsemble(model, seed="x")
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
+        puredrop.DropoutEnsemble(3)
+    one_logit = nn.Sequential(nn.Dropout(), nn.Linear(6, 1))
+    with pytest.raises(ValueError, match=r"class_dim is 1, the model's output has shape \(5, 1\)"):
+        puredrop.DropoutEnsemble(one_logit).predict(torch.randn(5, 6))
+    with pytest.raises(ValueError, match="tolerance needs bounds"):
+        puredrop.DropoutEnsemble(model, "regression").predict(torch.randn(5, 6), tolerance=0.1)
+    with pytest.raises(RuntimeError, match=r"call look\(x\) or predict\(x\) first"):
+        _ = puredrop.DropoutEnsemble(model).num_members
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(6, 3), "model has no dropout: neither seen in a forward nor held by a module"),
+        (nn.Sequential(nn.Dropout(0.0), nn.Linear(6, 3)), r"only dropout that leaves nothing to chance: 0 p=0"),
+        (nn.Sequential(nn.Dropout(1.0), nn.Linear(6, 3)), r"leaves nothing to chance: 0 p=1"),
+    ],
+)
+def test_without_anything_to_decide_there_is_no_ensemble(model, message):
+    with pytest.raises(ValueError, match=message):
+        puredrop.DropoutEnsemble(model).predict(torch.randn(5, 6))
+
+
+class NeverCalled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop, self.last = nn.Dropout(0.5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(x)
+
+
+class OwnNoise(nn.Module):
+    """Dropout, and a stochastic depth written by hand, whose random numbers no key reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.path, self.last = nn.Dropout(0.5), ByHand(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.drop(x + self.path(x)))
+
+
+class ByHand(nn.Module):
+    drop_prob = 0.5
+
+    def forward(self, x):
+        return x * torch.bernoulli(torch.full((len(x), 1), 0.5)) * 2 if self.training else x
+
+
+ByHand.__name__ = "DropPathByHand"
+
+
+def test_what_cannot_be_reached_is_named():
+    with pytest.raises(ValueError, match="model has dropout that its forward never calls: drop"):
+        puredrop.DropoutEnsemble(NeverCalled()).predict(torch.randn(5, 6))
+    model, x = OwnNoise(), torch.randn(5, 6)
+    found = puredrop.DropoutEnsemble(model).predict(x)
+    assert list(found.left) == ["path"]
+    assert "not part of any member: path: draws random numbers of its own" in repr(found)
+    again = puredrop.DropoutEnsemble(model).predict(x)
+    assert torch.equal(found.mean, again.mean)
+    model.path = nn.Identity()  # off is what it is in eval mode
+    torch.testing.assert_close(puredrop.DropoutEnsemble(model).predict(x / 1).mean.shape, found.mean.shape)
