@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from puredrop.ensemble._engine import Engine, Members
 from puredrop.ensemble._exact import exact
 from puredrop.ensemble._inputs import Inputs
 from puredrop.ensemble._look import Look, look
-from puredrop.ensemble._member import Frozen, member
+from puredrop.ensemble._member import Frozen, member, number_of
 from puredrop.ensemble._moments import Covariance, Moments, moments
 from puredrop.ensemble._outputs import Task, main_output, probabilities, reader
 from puredrop.ensemble._predict import Noise, Options, Predictor
@@ -163,6 +162,7 @@ class DropoutEnsemble:
         memory: int = 256 * 2**20,
         keep: int | None = None,
         progress: bool | Callable[[int, int], None] = False,
+        first_row: int = 0,
     ) -> Prediction:
         """Run members on data and say what they agree and disagree about.
 
@@ -185,6 +185,7 @@ class DropoutEnsemble:
             keep: outputs of so many members are kept for `Prediction.quantile`; if not given, 64 while they fit into
                 `memory`.
             progress: True to be told on stderr; or a function of (rows done, members run on the next ones).
+            first_row: how many rows lie before these, where they are a part of more and masks are independent.
 
         Returns:
             The prediction; it prints.
@@ -196,7 +197,18 @@ class DropoutEnsemble:
         Reference: Gal and Ghahramani: Dropout as a Bayesian approximation (ICML 2016).
         """
         options = Options(
-            num_samples, noise, until, tolerance, bounds, confidence, max_samples, batch_size, memory, keep, progress
+            num_samples,
+            noise,
+            until,
+            tolerance,
+            bounds,
+            confidence,
+            max_samples,
+            batch_size,
+            memory,
+            keep,
+            progress,
+            first_row,
         )
         if noise is not None and self.task == "classification":
             raise ValueError("noise is given, but task is 'classification'; it belongs to a regression")
@@ -330,7 +342,7 @@ class DropoutEnsemble:
         >>> DropoutEnsemble(net).member(17, torch.randn(2, 4))[0].out_features < 64
         True
         """
-        return member(self.model, _number(number), self._members, *self._parts(x), shared=False)
+        return member(self.model, number_of(number), self._members, *self._parts(x), shared=False)
 
     def freeze(self, members: int = 16, x: Any = None) -> Module:
         """The first members as one module that returns their mean and variance: for torch.export, ONNX and a server.
@@ -347,7 +359,7 @@ class DropoutEnsemble:
         Raises:
             ValueError: as `member`, and if members is below 1.
         """
-        if _number(members) < 1:
+        if number_of(members) < 1:
             raise ValueError(f"members is {members}; expected 1 or more")
         parts = self._parts(x)
         base = copy.deepcopy(self.model)
@@ -382,13 +394,3 @@ class DropoutEnsemble:
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
         return reader(self.task, self.class_dim, noise)
-
-
-def _number(number: int) -> int:
-    try:
-        found = operator.index(number)
-    except TypeError:
-        raise TypeError(f"a member's number is {number!r}; expected an integer") from None
-    if found < 0:
-        raise ValueError(f"a member's number is {number}; expected 0 or more")
-    return found

@@ -90,20 +90,25 @@ class Inputs:
         self._dtype = first.dtype if first is not None and first.is_floating_point() else torch.float32
         self._dim = dim
 
-    def batches(self, x: Any, size: int) -> Iterator[Batch]:
+    def batches(self, x: Any, size: int, first: int = 0) -> Iterator[Batch]:
         """The rows in their order, at most so many at a time; a loader's batches as they come.
+
+        Args:
+            x: the data.
+            size: rows at most.
+            first: number of the first row, for errors.
 
         Raises:
             TypeError: for what is no data.
             ValueError: for data without rows, or with NaN in them, which are named.
         """
-        first = 0
+        at = first
         for one in self._given(x):
             batch = self._batch(one, is_loaded=self.is_loader(x))
-            _refuse_nan(batch, first)
-            first += batch.rows
+            _refuse_nan(batch, at)
+            at += batch.rows
             yield from batch.parts(size)
-        if first == 0:
+        if at == first:
             raise ValueError("x has no rows; expected one at least")
 
     def is_loader(self, x: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from puredrop.ensemble._engine import Members
 from puredrop.ensemble._outputs import main_output
 from puredrop.ensemble._source import Use
 
-__all__ = ["Frozen", "Masked", "Select", "member"]
+__all__ = ["Frozen", "Masked", "Select", "member", "number_of"]
 
 _SITES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.DropPath)
 
@@ -198,3 +199,18 @@ class Frozen(Module):
             return found
         found = main_output(output)
         return torch.softmax(found, self.class_dim) if self.task == "classification" else found
+
+
+def number_of(number: Any) -> int:
+    """A number of a member, or of several, checked.
+
+    Raises:
+        TypeError, ValueError: if it is no integer, or negative.
+    """
+    try:
+        found = operator.index(number)
+    except TypeError:
+        raise TypeError(f"a member's number is {number!r}; expected an integer") from None
+    if found < 0:
+        raise ValueError(f"a member's number is {number}; expected 0 or more")
+    return found

@@ -44,9 +44,17 @@ class Options:
     memory: int = 256 * 2**20
     keep: int | None = None
     progress: bool | Callable[[int, int], None] = False
+    first_row: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_samples", 1), ("max_samples", 1), ("batch_size", 1), ("memory", 1), ("keep", 0)):
+        for name, least in (
+            ("num_samples", 1),
+            ("max_samples", 1),
+            ("batch_size", 1),
+            ("memory", 1),
+            ("keep", 0),
+            ("first_row", 0),
+        ):
             value = getattr(self, name)
             if name == "keep" and value is None:
                 continue
@@ -87,7 +95,7 @@ class Predictor:
         self.class_dim = class_dim
         self.options = options
         self._limit = sys.maxsize  # what memory has shown to hold
-        self._done = 0
+        self._done = options.first_row
         self._kept_bytes = 0
 
     def run(self, inputs: Inputs, x: Any) -> Prediction:
@@ -101,7 +109,7 @@ class Predictor:
         rows = int(
             max(1, min(self.options.batch_size, (self.options.memory - BLOCK * self.look.per_member) // per_row))
         )
-        for batch in inputs.batches(x, rows):
+        for batch in inputs.batches(x, rows, self._done):
             yield self._stopping(batch) if self.options.stops else self._fixed(batch)
             self._done += batch.rows
 

@@ -106,7 +106,36 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--format", choices=("text", "json", "sarif", "github"), default="text", help="default: text")
     check.add_argument("--fix", action="store_true", help="of files: mend what can be mended safely")
     check.set_defaults(run=_check)
+    predict = commands.add_parser(
+        "predict",
+        help="run the ensemble of a model's sub-networks over a file of rows",
+        description="Run the ensemble of a trained model's sub-networks over a file of rows, and write mean, variance\n"
+        "and uncertainty of each as Parquet. A run that was stopped goes on when it is started again; under\n"
+        "torchrun the processes share the rows.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_prediction(predict)
+    predict.set_defaults(run=_predict)
     return parser
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODULE:FACTORY", help="a function without arguments that returns the trained model")
+    add("data", type=Path, metavar="DATA", help="a .csv, .parquet or .npz file")
+    add("--out", type=Path, required=True, metavar="FILE.parquet", help="the file to write")
+    add("--num-samples", type=int, default=64, metavar="N", help="members (default: 64)")
+    add("--task", choices=("classification", "regression"), default="classification", help="default: classification")
+    add("--seed", type=int, default=0, metavar="N", help="of the members' masks (default: 0)")
+    add("--masks", choices=("shared", "independent"), default="shared", help="one mask for all rows (default), or own")
+    add(
+        "--columns",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B",
+        help="features, in the model's order (default: all numeric columns); of an .npz file: the array (default: x)",
+    )
+    add("--weights", type=Path, metavar="FILE", help="a .safetensors file of the model's state")
+    add("--part-rows", type=int, default=16384, metavar="N", help="rows that are written at once (default: 16384)")
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -232,6 +261,24 @@ def _check(arguments: argparse.Namespace) -> int:
         return _fail("check", _line(error))
     print(FORMATS[arguments.format](report))
     return 0 if report.ok else 1
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    missing = [name for name in ("pandas", "pyarrow", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        return _fail(
+            "predict", f"predict needs {', '.join(missing)}; install what it needs with: pip install 'puredrop[study]'"
+        )
+    from puredrop.cli._job import Request, execute, prepare
+
+    try:
+        execute(prepare(Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)})))
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: puredrop {shlex.join(arguments.line)}", file=sys.stderr)
+        return 130
+    except Exception as error:  # whatever the user's model raises is the answer
+        return _fail("predict", _line(error, (ValueError, OSError)))
+    return 0
 
 
 def _of_model(spec: str, arguments: argparse.Namespace) -> Report:

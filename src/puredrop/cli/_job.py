@@ -1,0 +1,233 @@
+"""`puredrop predict`: an ensemble over a file of rows, in parts that survive a kill, on one process or several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import Module
+
+from puredrop.compare.files import write
+from puredrop.ensemble import DropoutEnsemble
+from puredrop.sites._load import find
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Job", "Request", "execute", "prepare"]
+
+_POLL = 0.2  # seconds between looks for other processes' parts
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Args:
+        model: "module:factory" of the trained model.
+        data: a .csv, .parquet or .npz file.
+        out: the .parquet file to be written.
+        num_samples, task, seed, masks: as `DropoutEnsemble` has them.
+        columns: of a table: the features, in the model's order; all numeric ones if None.
+        weights: a .safetensors file of the model's state, or None.
+        part_rows: rows of a part.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    num_samples: int
+    task: str
+    seed: int
+    masks: str
+    columns: tuple[str, ...] | None
+    weights: Path | None
+    part_rows: int
+
+
+class Job:
+    """Rows to be predicted, in parts; each is a file of its own until all are there.
+
+    Args:
+        request: what was asked for.
+        model: with its weights.
+        x: (rows, ...).
+    """
+
+    def __init__(self, request: Request, model: Module, x: NDArray[Any]) -> None:
+        self.request = request
+        self.x = x
+        self.ensemble: Any = DropoutEnsemble(model, request.task, seed=request.seed, masks=request.masks)  # type: ignore[arg-type]
+        self.rank, self.world = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+        self.folder = request.out.with_name(f"{request.out.name}.parts")
+        self._state = json.dumps(
+            {
+                "request": {**asdict(request), "out": "", "data": "", "weights": ""},
+                "data": hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).hexdigest(),
+                "weights": _digest(model),
+            },
+            default=str,
+            sort_keys=True,
+        )
+
+    @property
+    def starts(self) -> range:
+        """First rows of all parts."""
+        return range(0, len(self.x), self.request.part_rows)
+
+    def part(self, start: int) -> Path:
+        """A part's file."""
+        return self.folder / f"{start:012d}.parquet"
+
+    def begin(self) -> int:
+        """Make the folder, or find the one of the same job that was stopped; how many parts it holds.
+
+        Raises:
+            ValueError: if it is that of another job.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = self.folder / "job.json"
+        if not state.exists():
+            write(state.with_name(f"job-{self.rank}.json"), self._state.encode())
+            state.with_name(f"job-{self.rank}.json").replace(state)
+        elif json.loads(state.read_text()) != json.loads(self._state):
+            raise ValueError(
+                f"{self.folder} holds an unfinished job with another model, data or options; finish that, or delete it"
+            )
+        return sum(self.part(start).exists() for start in self.starts)
+
+    def run(self) -> Iterator[int]:
+        """Do this process's share of the parts, giving the rows done so far; then, on the first, put all together."""
+        done = 0
+        for start in list(self.starts)[self.rank :: self.world]:
+            rows = self.x[start : start + self.request.part_rows]
+            if not self.part(start).exists():
+                self._write(start, rows)
+            done += len(rows)
+            yield done
+        if self.rank == 0:
+            while not all(self.part(start).exists() for start in self.starts):
+                time.sleep(_POLL)  # torchrun ends this process if another one fails
+            self._join()
+
+    def _write(self, start: int, rows: NDArray[Any]) -> None:
+        found = self.ensemble.predict(rows, self.request.num_samples, keep=0, first_row=start)
+        frame: pandas.DataFrame = found.frame()
+        frame.insert(0, "row", range(start, start + len(rows)))
+        temporary = self.part(start).with_suffix(".tmp")
+        frame.to_parquet(temporary, index=False)
+        write(self.part(start), temporary.read_bytes())
+        temporary.unlink()
+
+    def _join(self) -> None:
+        import pyarrow.parquet as parquet
+
+        temporary = self.request.out.with_name(f".{self.request.out.name}.tmp")
+        first = parquet.ParquetFile(self.part(0))
+        with parquet.ParquetWriter(temporary, first.schema_arrow) as writer:
+            for start in self.starts:
+                writer.write_table(parquet.read_table(self.part(start), schema=first.schema_arrow))
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.request.out)
+        shutil.rmtree(self.folder)
+
+
+def _digest(model: Module) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for name, value in model.state_dict().items():
+        state.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def prepare(request: Request) -> Job:
+    """Read model and data.
+
+    Raises:
+        ValueError, OSError: with one line that names what is wrong.
+    """
+    if request.out.suffix != ".parquet":
+        raise ValueError(f"--out is {str(request.out)!r}; expected a file named .parquet")
+    if request.out.exists():
+        raise ValueError(f"--out {str(request.out)!r} exists; expected a new file (delete it, or name another)")
+    if request.num_samples < 1 or request.part_rows < 1:
+        name = "--num-samples" if request.num_samples < 1 else "--part-rows"
+        raise ValueError(f"{name} is {min(request.num_samples, request.part_rows)}; expected 1 or more")
+    x = _rows(request)
+    made = find(request.model, "MODEL")()
+    model = made[0] if isinstance(made, tuple) else made
+    if not isinstance(model, Module):
+        raise ValueError(f"MODEL {request.model}: the factory gave {type(model).__name__}; expected a torch.nn.Module")
+    if request.weights is not None:
+        _load(model, request.weights)
+    return Job(request, model, x)
+
+
+def _load(model: Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"--weights {str(path)!r} does not fit the model ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _rows(request: Request) -> NDArray[Any]:
+    """The data as an array."""
+    import pandas as pd
+
+    path, columns = request.data, request.columns
+    if not path.is_file():
+        raise FileNotFoundError(f"DATA {str(path)!r} is no file")
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            name = columns[0] if columns else "x"
+            if name not in arrays:
+                raise ValueError(
+                    f"DATA {str(path)!r} has no array {name!r}; it has {', '.join(arrays)} (name one: --columns)"
+                )
+            found: NDArray[Any] = arrays[name]
+    elif path.suffix in (".csv", ".parquet"):
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        missing = [name for name in columns or () if name not in table]
+        if missing:
+            raise ValueError(f"DATA {str(path)!r} has no column {missing[0]!r}; it has {', '.join(map(str, table))}")
+        chosen = table[list(columns)] if columns else table.select_dtypes("number")
+        if not len(chosen.columns):
+            raise ValueError(f"DATA {str(path)!r} has no column of numbers")
+        found = chosen.to_numpy(np.float32)
+    else:
+        raise ValueError(f"DATA is {str(path)!r}; expected a file named .csv, .parquet or .npz")
+    if not len(found):
+        raise ValueError(f"DATA {str(path)!r} has no rows")
+    return found
+
+
+def execute(job: Job) -> None:
+    """Run a job and say how far it is."""
+    there = job.begin()
+    if there and job.rank == 0:
+        print(f"going on with {there} of {len(job.starts)} parts", file=sys.stderr)
+    for done in job.run():
+        if job.rank == 0:
+            print(f"\r{done} rows", end="", file=sys.stderr, flush=True)
+    if job.rank == 0:
+        print(f"\r{len(job.x)} rows, {job.request.num_samples} members each: {job.request.out}", file=sys.stderr)
+    for path, why in job.ensemble.left.items():
+        if job.rank == 0:
+            print(f"not part of any member: {path}: {why}", file=sys.stderr)
