@@ -80,7 +80,36 @@ class _Mode(Interception):
             args, named = _with(args, named, *_STATISTICS[func], False)
         elif func in FORCED and self._is_forced():
             args, named = _with(args, named, 2, "training", True)
+        elif func is F.linear and torch._C._are_functorch_transforms_active() and _has_bias(args):
+            return _Linear.apply(*args)
         return super().__torch_function__(func, types, args, named)
+
+
+def _has_bias(args: tuple[Any, ...]) -> bool:
+    return len(args) == 3 and args[2] is not None
+
+
+class _Linear(torch.autograd.Function):
+    """`F.linear` of many members' rows as one matrix; vmap's own adds the bias in a pass by itself."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: predictions have no gradient."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, int]:
+        if in_dims[1:] != (None, None):  # weights that a decision has reached
+            each: Tensor = torch.func.vmap(F.linear, in_dims)(input, weight, bias)
+            return each, 0
+        return F.linear(input.movedim(in_dims[0] or 0, 0), weight, bias), 0
 
 
 def _with(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puredrop.ensemble._compact import Compact, Step
+from puredrop.ensemble._compact import CACHE, Compact, Step
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._inputs import Batch
 from puredrop.ensemble._masks import BLOCK, Drawn, Masks
@@ -55,6 +55,7 @@ class Engine:
         read: from what the model returns to the tensor that is averaged.
         chain: runs of layers that are computed together.
         is_batched: whether many members run in one forward.
+        cache: numbers of a layer's input that members of a run have at once.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Engine:
         read: Callable[[Any], Tensor],
         chain: list[list[Step]],
         is_batched: bool,
+        cache: int = CACHE,
     ) -> None:
         self.drive = drive
         self.members = members
@@ -71,7 +73,7 @@ class Engine:
         self.is_batched = is_batched
         self.uses: list[Use] = []
         """Of the last forward."""
-        self._compact = Compact(chain if is_batched else [], drive.now)
+        self._compact = Compact(chain if is_batched else [], drive.now, cache)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

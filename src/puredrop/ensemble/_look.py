@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from puredrop.sites._watch import Event, Watch, positions
 
 __all__ = ["Look", "look"]
 
-_ROWS, _MEMBERS = 2, 8
+_ROWS, _MEMBERS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
     chain = [] if batch.dim else runs(root)
     chain = [steps for steps in chain if not any(step.site in plan.left for step in steps)]
     found = Look(seen.sites, plan, uses, chain, "", 0.0, 0.0)
-    return _tried(Engine(drive, members, read, chain, is_batched=True), few, outputs, found)
+    # One by one in the cache, as many rows will be, so that memory is seen as it will be.
+    return _tried(Engine(drive, members, read, chain, is_batched=True, cache=1), few, outputs, found)
 
 
 def _is_random(use: Use) -> bool:
@@ -126,13 +128,13 @@ def _nothing(sites: Sites, plan: Plan) -> str:
 
 def _tried(engine: Engine, few: Batch, expected: Tensor, found: Look) -> Look:
     """Whether many members at once give what they give one by one, and the memory they take."""
-    numbers, seen = list(range(_MEMBERS)), []
+    seen: dict[tuple[int, int], list[int]] = {}
     try:
         with engine.opened():
-            for rows in (1, _ROWS):
+            for members, rows in itertools.product((_MEMBERS, 2 * _MEMBERS), (1, _ROWS)):
                 with _Sizes() as sizes:
-                    outputs = engine.outputs(few.chosen(torch.arange(rows)), numbers)
-                seen.append(sizes.bytes)
+                    outputs = engine.outputs(few.chosen(torch.arange(rows)), range(members))
+                seen[members, rows] = sizes.bytes
         outputs = outputs[:2]
     except Exception as error:  # whatever a model's forward does with a tensor that stands for many
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -140,10 +142,13 @@ def _tried(engine: Engine, few: Batch, expected: Tensor, found: Look) -> Look:
     if not torch.allclose(outputs, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()), equal_nan=True):
         why = "many members at once give other numbers than one by one (in-place dropout of what others read?)"
         return replace(found, slow=why, per_row=_of_one(few))
-    one, two = seen
-    per_row = max(1, *(b - a for a, b in zip(one, two, strict=False)))
-    per_member = max(2 * a - b for a, b in zip(one, two, strict=False))
-    return replace(found, per_row=per_row / _MEMBERS, per_member=max(per_member, 0) / _MEMBERS)
+    per_row, per_member = 1.0, 0.0
+    for few_one, few_two, many_one, many_two in zip(*seen.values(), strict=False):
+        # An operator's bytes are of the form a + b members + c rows + d members * rows.
+        of_row = (many_two - many_one - few_two + few_one) / _MEMBERS
+        per_row = max(per_row, of_row)
+        per_member = max(per_member, (many_one - few_one) / _MEMBERS - of_row)
+    return replace(found, per_row=per_row, per_member=per_member)
 
 
 def _of_one(few: Batch) -> float:

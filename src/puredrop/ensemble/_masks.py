@@ -21,22 +21,6 @@ BLOCK = 16
 _LOW = 0xFFFFFFFF
 
 
-def _products() -> Tensor:
-    """The multiplication table of the field of 16 elements, polynomials over {0, 1} modulo x^4 + x + 1."""
-
-    def product(a: int, b: int) -> int:
-        total = 0
-        for bit in range(4):
-            if b >> bit & 1:
-                total ^= a << bit
-        for bit in (6, 5, 4):
-            if total >> bit & 1:
-                total ^= 0b10011 << (bit - 4)
-        return total
-
-    return torch.tensor([[product(a, b) for b in range(BLOCK)] for a in range(BLOCK)], dtype=torch.uint8)
-
-
 def ranks(key: int, blocks: Sequence[int], count: int, offset: int = 0, device: torch.device | None = None) -> Tensor:
     """Each unit's order of the members of a block: which sixteenth of [0, 1) its number comes from.
 
@@ -67,9 +51,22 @@ def ranks(key: int, blocks: Sequence[int], count: int, offset: int = 0, device: 
         (zero + (groups & _LOW), zero + ((groups >> 32) & _LOW), zero + numbers, zero + BALANCED),
     )
     halves = [part for word in words for part in (word & 0xFFFF, word >> 16)]
-    bits = torch.stack(halves, 2).flatten(1)[:, offset - 8 * first :][:, :count]
-    factor, shift = 1 + (bits >> 4) % (BLOCK - 1), (bits & (BLOCK - 1)).to(torch.uint8)
-    return (_products().to(bits.device)[factor] ^ shift.unsqueeze(2)).transpose(1, 2)
+    bits = torch.stack(halves, 2).flatten(1)[:, offset - 8 * first :][:, :count].unsqueeze(1)
+    factor, rank = (1 + (bits >> 4) % (BLOCK - 1)).to(torch.uint8), (bits & (BLOCK - 1)).to(torch.uint8)
+    # The product is linear in the factor's bits: what each of them gives is added, which is xor.
+    for bit, products in enumerate(_powers(bits.device)):
+        rank = rank ^ ((factor >> bit) & 1) * products
+    return rank
+
+
+def _powers(device: torch.device) -> Tensor:
+    """Products of 1, x, x^2, x^3 and each member's number, as polynomials modulo x^4 + x + 1: uint8 (4, 16, 1)."""
+    row = list(range(BLOCK))
+    rows = [row]
+    for _ in range(3):
+        row = [(one << 1) ^ (0b10011 if one & 8 else 0) for one in row]
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.uint8, device=device).unsqueeze(2)
 
 
 class Masks(ABC):
@@ -100,16 +97,17 @@ class Drawn(Masks):
         # u = (rank + v) / 16 is below p where rank < floor(16 p), or rank = floor(16 p) and v < 16 p - floor(16 p).
         below = math.floor(BLOCK * p)
         blocks = sorted({member // BLOCK for member in members})
-        of_blocks = ranks(int(self.key), blocks, count, offset, device)
-        which = torch.tensor([blocks.index(m // BLOCK) * BLOCK + m % BLOCK for m in members], device=device)
-        rank = of_blocks.flatten(0, 1).index_select(0, which)
+        rank = ranks(int(self.key), blocks, count, offset, device).flatten(0, 1)
+        if list(members) != [block * BLOCK + s for block in blocks for s in range(BLOCK)]:
+            which = [blocks.index(member // BLOCK) * BLOCK + member % BLOCK for member in members]
+            rank = rank[torch.tensor(which, device=device)]
         if BLOCK * p == below:
             return rank >= below
         return (rank > below) | ((rank == below) & self._draw(members, BLOCK * p - below, count, offset, device))
 
     def _draw(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
         """The contract's masks under each member's key."""
-        ones = torch.ones((), device=device).expand(count)
+        ones = torch.ones(count, device=device)
         place = ops.Place(window_shape=(offset + count,), window_offset=(offset,)) if offset else ops.Place()
         return torch.stack([ops.dropout(ones, self.key.fold_in(member), p, place).ne(0) for member in members])
 

@@ -136,8 +136,8 @@ class Predictor:
         at, parts = first, []
         while at < number:
             size = min(self._chunk(batch.rows), number - at)
-            # Whole blocks, or not across the end of one.
-            size = size // BLOCK * BLOCK if size >= BLOCK else min(size, BLOCK - at % BLOCK)
+            # Whole blocks, or equal parts of one.
+            size = size // BLOCK * BLOCK if size >= BLOCK else min(1 << size.bit_length() - 1, BLOCK - at % BLOCK)
             outputs = self._try(batch, range(at, at + size))
             at += len(outputs)
             parts.append(outputs)

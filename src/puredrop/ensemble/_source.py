@@ -189,9 +189,12 @@ def applied(input: Tensor, keep: Tensor, p: float) -> Tensor:
     As the contract has it: float16 and bfloat16 are multiplied as float32 and rounded once.
     """
     scale = 0.0 if p == 1 else 1 / (1 - p)
-    is_half = input.dtype in (torch.float16, torch.bfloat16)
-    scaled = (input.float() * scale).to(input.dtype) if is_half else input * scale
-    return torch.where(keep, scaled, torch.zeros((), dtype=input.dtype, device=input.device))
+    zero = torch.zeros((), dtype=input.dtype, device=input.device)
+    if input.dtype in (torch.float16, torch.bfloat16):
+        return torch.where(keep, (input.float() * scale).to(input.dtype), zero)
+    if input.numel() < keep.numel():  # what members have in common is scaled once
+        return torch.where(keep, input * scale, zero)
+    return torch.where(keep, input, zero).mul_(scale)
 
 
 class _Drop(torch.autograd.Function):
