@@ -377,3 +377,68 @@ def test_what_cannot_be_reached_is_named():
     assert torch.equal(found.mean, again.mean)
     model.path = nn.Identity()  # off is what it is in eval mode
     torch.testing.assert_close(puredrop.DropoutEnsemble(model).predict(x / 1).mean.shape, found.mean.shape)
+
+
+class Demanding(nn.Module):
+    """Wants targets in training mode, as torchvision's detectors do, and branches on the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    def forward(self, x, targets=None):
+        if self.training:
+            return (self.layers(x) - targets).square().sum()
+        return self.layers(x)
+
+
+def test_a_model_that_cannot_be_run_in_training_mode():
+    model, x = Demanding(), torch.randn(5, 6)
+    found = puredrop.DropoutEnsemble(model).predict(x)
+    assert found.variance.max() > 1e-4
+    assert "could not be run in training mode" in found.left["(model)"]
+
+
+def test_rows_come_first_in_what_a_model_returns():
+    model, x = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4)), torch.randn(5, 6)
+    with pytest.raises(ValueError, match=r"returns shape \(4,\) for 5 rows; expected rows first"):
+        puredrop.DropoutEnsemble(model, lambda out: out.mean(0)).predict(x)
+    first = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+    tokens = torch.randn(7, 5, 3)  # (tokens, rows, features)
+    ensemble = puredrop.DropoutEnsemble(first, lambda out: out.mean(0), sample_dim=1)
+    found = ensemble.predict(tokens)
+    assert found.mean.shape == (5, 2)
+    same = tokens[:, :1].expand(-1, 5, -1)
+    alike = ensemble.predict(same).mean
+    torch.testing.assert_close(alike, alike[:1].expand_as(alike))  # rows share masks, tokens do not
+    assert ensemble.units == 7 * 8
+
+
+def test_autocast_and_half_precision():
+    model, x = model_of("mlp")
+    ensemble = puredrop.DropoutEnsemble(model)
+    expected = ensemble.predict(x).mean
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ensemble.predict(x).mean, expected, rtol=0.05, atol=0.02)
+    half = puredrop.DropoutEnsemble(model.bfloat16()).predict(x.bfloat16())
+    torch.testing.assert_close(half.mean, expected, rtol=0.05, atol=0.02)
+    assert half.slow == ""
+
+
+def test_a_compiled_model_is_the_model():
+    model, x = model_of("mlp")
+    compiled = torch.compile(model, backend="eager")
+    expected = puredrop.DropoutEnsemble(model).predict(x).mean
+    assert torch.equal(puredrop.DropoutEnsemble(compiled).predict(x).mean, expected)
+
+
+def test_weights_and_rates_are_read_when_it_is_called():
+    model, x = model_of("mlp")
+    ensemble = puredrop.DropoutEnsemble(model)
+    before = ensemble.predict(x).mean
+    with torch.no_grad():
+        model[6].weight.mul_(3)
+    model[2].p = 0.1
+    fresh = puredrop.DropoutEnsemble(model).predict(x).mean
+    assert torch.equal(ensemble.predict(x).mean, fresh)
+    assert not torch.allclose(before, fresh)

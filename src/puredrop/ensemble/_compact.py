@@ -144,6 +144,7 @@ def _fits(site: Any, input: Tensor) -> bool:
         and input.dim() == rank
         and not getattr(site, "shared_dims", ())
         and input.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(input.device.type)
     )
 
 

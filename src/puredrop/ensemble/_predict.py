@@ -116,7 +116,7 @@ class Predictor:
     def _fixed(self, batch: Batch) -> Prediction:
         running = self._running(self.options.num_samples)
         for outputs in self._blocks(batch, self.options.num_samples):
-            self._add(running, outputs)
+            self._add(running, outputs, batch.rows)
             self._report(running.count)
         return self._prediction(running, running.count)
 
@@ -124,8 +124,17 @@ class Predictor:
         keep = min(64, most) if self.options.keep is None else self.options.keep
         return Running(self.class_dim, self.engine.members.balanced, keep)
 
-    def _add(self, running: Running, outputs: Tensor) -> None:
-        """Of a regression with noise of its own the noise stands behind the output."""
+    def _add(self, running: Running, outputs: Tensor, rows: int) -> None:
+        """Of a regression with noise of its own the noise stands behind the output.
+
+        Raises:
+            ValueError: if outputs do not have a row for each of the input.
+        """
+        if outputs.dim() < 2 or outputs.shape[1] != rows:
+            raise ValueError(
+                f"the model returns shape {tuple(outputs.shape[1:])} for {rows} rows; expected rows first (pass "
+                "task=function, from what it returns to a tensor that has them there)"
+            )
         if callable(self.options.noise):
             running.add_noise(outputs[..., 1])
             outputs = outputs[..., 0]
@@ -209,7 +218,7 @@ class Predictor:
         while len(rows):
             number = min(at + BLOCK, options.max_samples)
             for outputs in self._blocks(batch, number, at):
-                self._add(running, outputs)
+                self._add(running, outputs, batch.rows)
                 values = self._unit(outputs[..., 0] if callable(options.noise) else outputs)
                 if confidence is None:
                     confidence = Confidence(self._alpha(values[0]))
