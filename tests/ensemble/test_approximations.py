@@ -137,6 +137,32 @@ def test_moments_are_exact_where_the_net_is_linear(name):
         torch.testing.assert_close(found.variance, variance, rtol=0, atol=1e-12)
 
 
+class Straight(nn.Module):
+    """A sum of what depends on the same units, without anything that is not linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.a, self.b = nn.Dropout(0.4), nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.drop(x)
+        return self.b(h + self.a(h))
+
+
+def test_moments_of_a_residual_sum_are_exact():
+    torch.manual_seed(0)
+    net, x = Straight().double(), torch.randn(3, 5, dtype=torch.float64)
+    masks = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5)), dtype=torch.float64)
+    weights = (masks * 0.6 + (1 - masks) * 0.4).prod(1)
+    h = x * masks[:, None] / 0.6
+    outputs = net.b(h + net.a(h)).detach()
+    mean = torch.einsum("m,mrc->rc", weights, outputs)
+    variance = torch.einsum("m,mrc->rc", weights, (outputs - mean).square())
+    found = puredrop.DropoutEnsemble(net, "regression").moments(x)
+    torch.testing.assert_close(found.mean, mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.variance, variance, rtol=0, atol=1e-12)
+
+
 class Skipping(nn.Module):
     def __init__(self):
         super().__init__()

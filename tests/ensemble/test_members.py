@@ -94,7 +94,6 @@ def test_the_model_is_as_it_was(name):
     assert kinds == [(path, type(module), set(vars(module))) for path, module in model.named_modules()]
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert torch.backends.mha.get_fastpath_enabled()
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
@@ -123,6 +122,41 @@ def test_seeds_are_other_ensembles(seed, other):
     model, x = model_of("mlp")
     a, b = (puredrop.DropoutEnsemble(model, seed=one).predict(x, num_samples=2).mean for one in (seed, other))
     assert not torch.allclose(a, b, atol=1e-4)
+
+
+class Both(nn.Module):
+    """Our layer, a function that drops in training mode only, and BatchNorm as a function beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(6, 16), puredrop.nn.Dropout(0.3), nn.Linear(16, 3)
+        self.register_buffer("mean", torch.randn(16))
+        self.register_buffer("var", torch.rand(16) + 0.5)
+
+    def forward(self, x):
+        h = nn.functional.batch_norm(self.first(x), self.mean, self.var, training=self.training)
+        h = self.drop(torch.relu(h))
+        return self.last(nn.functional.dropout(h, 0.4) if self.training else h)
+
+
+def test_a_model_that_is_pinned_has_the_same_members_in_functions_too():
+    model, x = Both(), torch.randn(5, 6)
+    model(x)
+    expected = puredrop.DropoutEnsemble(model).predict(x, num_samples=4)
+    assert {use.path for use in puredrop.DropoutEnsemble(model).look(x)._look.uses} == {"drop", ":dropout0"}
+    with puredrop.reproducible(model, seed=5) as run:
+        found = puredrop.DropoutEnsemble(model).predict(x, num_samples=4)
+        assert torch.equal(found.mean, expected.mean)
+        after = model(x)
+        run.step = 0
+        assert torch.equal(model(x), after), "nothing was counted meanwhile"
+
+
+def test_batch_norm_as_a_function_takes_no_statistics_of_the_batch():
+    model, x = Both(), torch.randn(5, 6)
+    ensemble = puredrop.DropoutEnsemble(model)
+    whole = ensemble.predict(x, num_samples=4).mean
+    torch.testing.assert_close(ensemble.predict(x[:2], num_samples=4).mean, whole[:2], rtol=1e-5, atol=1e-6)
 
 
 def test_pinned_and_batchwise_models_and_layers_with_keys_have_the_same_members():

@@ -162,7 +162,6 @@ class Drive:
             stack.enter_context(restored(self.root))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(_without_fast_path())
             stack.callback(setattr, self, "model", self.root)
             self.root.eval()
             self._unpin(stack)
@@ -246,14 +245,3 @@ class Drive:
     def _serve(self, call: Call) -> Any:
         """A function of torch's that drops, by ours."""
         return call.ours(self._functional(call.kind) if call.training and call.p else None)
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Torch's encoder layers do not drop on their fast path, which they take in eval mode."""
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)

@@ -85,7 +85,7 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
     uses = tuple(reference.uses)
     if not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
-    chain = [] if batch.dim else _runs(root)
+    chain = [] if batch.dim else _runs(root, plan)
     chain = [steps for steps in chain if not any(step.site in plan.left for step in steps)]
     found = Look(sites, plan, uses, chain, "", 0.0, 0.0)
     # One by one in the cache, as many rows will be, so that memory is seen as it will be.
@@ -103,10 +103,13 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
     return seen.sites, _plan(seen.training.found, seen.evaluated.found)
 
 
-def _runs(root: Module) -> list[list[Step]]:
-    """In the mode in which members are run."""
+def _runs(root: Module, plan: Plan) -> list[list[Step]]:
+    """In the modes in which members are run."""
     with restored(root):
-        return runs(root.eval())
+        root.eval()
+        for path in plan.owners:
+            root.get_submodule(path).training = True
+        return runs(root)
 
 
 def _is_random(use: Use) -> bool:
