@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/ensemble.py [--repeats N] [--threads N] [--json FILE] [--only TEXT]
 
-The loop calls model.train() and runs nn.Dropout once for each sample, softmax and mean included. "equal error" gives the
-loop as many samples as it needs for the squared error of the mean that ours has, measured against 20 000 members, with
-a bootstrap over inputs. Memory is the peak of a process of its own, less what it had before.
+The loop calls model.train() and runs nn.Dropout once for each sample, softmax and mean included. "equal error" gives
+the loop as many samples as it needs for the squared error of the mean that ours has, measured against 20 000 members,
+with a bootstrap over inputs. Memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,7 +35,9 @@ def mlp() -> nn.Module:
 def cnn() -> nn.Module:
     """Two convolutions on 28 x 28, dropout before the last two layers."""
     layers = [nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Dropout(0.25), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10))
+    return nn.Sequential(
+        *layers, nn.Dropout(0.25), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)
+    )
 
 
 def encoder() -> nn.Module:
@@ -76,26 +77,35 @@ def equal_error(ensemble: puredrop.DropoutEnsemble, model: nn.Module, x: Tensor,
         ratios.append(float((theirs[chosen].mean() - own) / (ours[chosen].mean() - own)))
     less, faster = float((theirs.mean() - own) / (ours.mean() - own)), seconds[1] / seconds[0]
     low, high = np.quantile(ratios, [0.025, 0.975]) * faster
-    return f"{less * faster:.1f}x [{low:.1f}, {high:.1f}] ({less:.2f} times less squared error, {faster:.1f}x the speed)"
+    return (
+        f"{less * faster:.1f}x [{low:.1f}, {high:.1f}] ({less:.2f} times less squared error, {faster:.1f}x the speed)"
+    )
 
 
 def _squared(ensemble: puredrop.DropoutEnsemble, x: Tensor, truth: Tensor) -> Tensor:
     return (ensemble.predict(x, 100, keep=0).mean - truth).square().mean(1)
 
 
-def peak(samples: int) -> int:
-    """Bytes at the peak of a process that predicts, above what it had before."""
+def peak(samples: int) -> tuple[int, int]:
+    """Bytes at the peak of a process that predicts, and how many of them it did not have before."""
     line = [sys.executable, __file__, "--peak", str(samples)]
-    return int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    whole, more = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+    return int(whole), int(more)
 
 
-def _peak(samples: int) -> int:
+def _peak(samples: int) -> tuple[int, int]:
     torch.manual_seed(0)
     ensemble, x = puredrop.DropoutEnsemble(mlp()), torch.randn(1024, 784)
     ensemble.look(x)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is measured from here on
+    before = _memory("VmRSS")
     ensemble.predict(x, samples)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _memory("VmHWM"), _memory("VmHWM") - before
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def rows(repeats: int, only: str) -> dict[str, str]:
@@ -123,8 +133,11 @@ def rows(repeats: int, only: str) -> dict[str, str]:
             found["the same at equal squared error"] = equal_error(ensemble, model, x, seconds)
             print(f"the same at equal squared error: {found['the same at equal squared error']}", flush=True)
     if only in "memory":
-        few, many = peak(100), peak(10_000)
-        found["memory, T=10 000 against 100"] = f"{many / few:.2f}x ({many / 2**20:.0f} MB against {few / 2**20:.0f})"
+        (few, less), (many, more) = peak(100), peak(10_000)
+        found["memory, T=10 000 against 100"] = (
+            f"{many / few:.2f}x ({many / 2**20:.0f} MB against {few / 2**20:.0f} in all; "
+            f"{more / 2**20:.0f} against {less / 2**20:.0f} more than before the call)"
+        )
         print(f"memory, T=10 000 against 100: {found['memory, T=10 000 against 100']}", flush=True)
     return found
 
@@ -140,7 +153,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.peak:
-        print(_peak(asked.peak))
+        print(*_peak(asked.peak))
         return
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {asked.threads} threads")
     found = rows(asked.repeats, asked.only)

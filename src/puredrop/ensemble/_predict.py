@@ -22,6 +22,9 @@ from puredrop.ensemble._statistics import Running
 
 __all__ = ["Noise", "Options", "Predictor"]
 
+_MOST = 96
+"""Members at once: more make what they have in common no cheaper by more than a hundredth, and take memory."""
+
 Noise = float | Tensor | Callable[[Any], Tensor] | None
 
 
@@ -156,7 +159,7 @@ class Predictor:
 
     def _chunk(self, rows: int) -> int:
         most = int(self.options.memory // (self.look.per_member + self.look.per_row * rows))
-        return max(1, min(most, self._limit))
+        return max(1, min(most, self._limit, _MOST))
 
     def _try(self, batch: Batch, numbers: range) -> Tensor:
         """Run members; where memory does not suffice, half as many at once from then on."""
