@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import puredrop
 from puredrop.batchwise import Kept, gather, scatter
 from puredrop.batchwise._memory import Memory
 from puredrop.batchwise._panels import shape_of
@@ -163,3 +164,12 @@ class TestMemory:
         memory.tensor((4,), self.like)
         assert memory.tensor((400,), self.like).shape == (400,)
         assert memory.tensor((3,), torch.empty(0, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("sizes", [(99, 6), (3, 6)])
+def test_units_that_do_not_fit_the_weight_are_refused(sizes):
+    given, expected = sizes
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(expected, 4))
+    puredrop.batchwise(model, groups=1)
+    with pytest.raises(RuntimeError, match=f"shapes do not fit: a layer whose input has {expected} units"):
+        model(torch.randn(8, given))
