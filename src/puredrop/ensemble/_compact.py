@@ -13,7 +13,7 @@ from torch.nn import Module
 from puredrop import functional, nn, ops
 from puredrop.batchwise import Call, Chain, Kept, find, gather
 from puredrop.ensemble._masks import Drawn
-from puredrop.ensemble._source import Moment, Use, applied
+from puredrop.ensemble._source import Moment, OfMembers, Use, applied
 
 __all__ = ["CACHE", "Compact", "Step", "runs"]
 
@@ -179,18 +179,8 @@ def _shape_behind(layer: Any, shape: list[int]) -> list[int]:
     return [shape[0], layer.weight.shape[0], *shape[2:]]
 
 
-class _Run(torch.autograd.Function):
-    """A run of layers, for all members of a chunk; predictions have no gradient."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(*_: Any) -> Tensor:
-        raise NotImplementedError  # under vmap alone
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept."""
+class _Run(OfMembers):
+    """A run of layers, for all members of a chunk."""
 
     @staticmethod
     def vmap(

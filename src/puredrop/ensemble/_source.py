@@ -14,7 +14,7 @@ from puredrop import ops
 from puredrop.ensemble._masks import Masks
 from puredrop.rng import Key, fold_in
 
-__all__ = ["Moment", "Site", "Use", "applied"]
+__all__ = ["Moment", "OfMembers", "Site", "Use", "applied"]
 
 _ENDLESS = 2**31
 """Rows that a stream of them is taken to have, so that what is drawn for one does not depend on how many follow."""
@@ -197,18 +197,23 @@ def applied(input: Tensor, keep: Tensor, p: float) -> Tensor:
     return torch.where(keep, input, zero).mul_(scale)
 
 
-class _Drop(torch.autograd.Function):
-    """All members' masks applied at once, to what the members have in common or to what each of them has."""
+class OfMembers(torch.autograd.Function):
+    """Abstract: a function of all members at once, under vmap alone; predictions have no gradient."""
 
     generate_vmap_rule = False
 
     @staticmethod
-    def forward(input: Tensor, member: Tensor, members: _Members, use: Use, dim: int | None) -> Tensor:
-        raise NotImplementedError  # under vmap alone
+    def forward(*_: Any) -> Tensor:
+        """Never called: what is no member's runs as ever."""
+        raise NotImplementedError
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: predictions have no gradient."""
+        """Nothing is kept."""
+
+
+class _Drop(OfMembers):
+    """All members' masks applied at once, to what the members have in common or to what each of them has."""
 
     @staticmethod
     def vmap(
