@@ -81,6 +81,29 @@ class InPlace(nn.Module):
         return self.b(h + dropped)
 
 
+class Builtin(nn.Module):
+    """Torch's own functions below F.dropout, called in eval mode too, and statistics of each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv1d(2, 8, 3), nn.InstanceNorm1d(8), nn.Linear(32, 3)
+
+    def forward(self, x):
+        h = torch.feature_dropout(torch.relu(self.norm(self.a(x))), 0.3, self.training)
+        return self.b(torch.dropout(h.flatten(1), p=0.4, train=self.training))
+
+
+class Weights(nn.Module):
+    """Weights that drop, which all rows share."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = puredrop.nn.drop_connect(nn.Linear(6, 10), 0.5), nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
 def mlp():
     layers = [nn.Linear(6, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 24), nn.GELU(), nn.Dropout(0.3)]
     return nn.Sequential(*layers, nn.Linear(24, 3))
@@ -115,6 +138,8 @@ MODELS = {
     "twice": (Twice, (ROWS, 6)),
     "in place": (InPlace, (ROWS, 6)),
     "other noise": (odd, (ROWS, 6)),
+    "builtins": (Builtin, (ROWS, 2, 6)),
+    "weights": (Weights, (ROWS, 6)),
 }
 
 

@@ -47,6 +47,8 @@ def test_exact_means_are_those_of_every_mask(net):
     torch.testing.assert_close(ensemble.exact(x, "geometric"), geometric, rtol=0, atol=1e-12)
     regression = puredrop.DropoutEnsemble(net, "regression").exact(x)
     torch.testing.assert_close(regression, torch.einsum("m,mrc->rc", weights, outputs), rtol=0, atol=1e-12)
+    alone = puredrop.DropoutEnsemble(net, masks="independent")
+    torch.testing.assert_close(alone.exact(x), arithmetic, rtol=0, atol=1e-12)
     assert ensemble.num_members == 2**8
     assert repr(ensemble.num_members) == "2^8"
     # The three are not the same thing (theory: 2).

@@ -414,6 +414,20 @@ def test_rows_come_first_in_what_a_model_returns():
     assert ensemble.units == 7 * 8
 
 
+def test_outputs_without_a_tensor_are_refused():
+    class Texts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            self.drop(x)
+            return ["a"]
+
+    with pytest.raises(TypeError, match=r"returns list, in which no tensor was found; pass task=function"):
+        puredrop.DropoutEnsemble(Texts()).predict(torch.randn(5, 6))
+
+
 def test_autocast_and_half_precision():
     model, x = model_of("mlp")
     ensemble = puredrop.DropoutEnsemble(model)

@@ -24,10 +24,14 @@ from puredrop.sites._watch import holds_dropout, positions
 
 __all__ = ["FORCED", "Drive", "Plan"]
 
-# Functions whose third argument says whether they drop.
-FORCED = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
-# Functions that would take a batch's statistics where the module around them is in training mode -> which argument.
-_STATISTICS = {F.batch_norm: (5, "training"), F.instance_norm: (5, "use_input_stats")}
+# Functions whose third argument says whether they drop -> its name.
+FORCED: dict[Callable[..., Any], str] = dict.fromkeys(
+    (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), "training"
+)
+for _name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+    FORCED |= {getattr(torch, _name): "train", getattr(torch, f"{_name}_"): "train"}
+# Functions that would take a batch's statistics where the module around them is in training mode -> the argument.
+_STATISTICS = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}
 
 
 @dataclass
@@ -76,10 +80,10 @@ class _Mode(Interception):
     ) -> Any:
         """Torch's hook."""
         named = kwargs or {}
-        if func in _STATISTICS:
-            args, named = _with(args, named, *_STATISTICS[func], False)
+        if func in _STATISTICS and (args[1] if len(args) > 1 else named.get("running_mean")) is not None:
+            args, named = _with(args, named, 5, _STATISTICS[func], False)
         elif func in FORCED and self._is_forced():
-            args, named = _with(args, named, 2, "training", True)
+            args, named = _with(args, named, 2, FORCED[func], True)
         elif func is F.linear and torch._C._are_functorch_transforms_active() and _has_bias(args):
             return _Linear.apply(*args)
         return super().__torch_function__(func, types, args, named)

@@ -16,7 +16,7 @@ from puredrop.ensemble._calibration import By, acquire
 from puredrop.ensemble._compact import Step
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._engine import Engine, Members
-from puredrop.ensemble._exact import exact
+from puredrop.ensemble._exact import exact, listed
 from puredrop.ensemble._inputs import Inputs
 from puredrop.ensemble._look import Look, look
 from puredrop.ensemble._member import Frozen, member, number_of
@@ -287,12 +287,12 @@ class DropoutEnsemble:
         if mean == "geometric" and self.task != "classification":
             raise ValueError(f"mean is 'geometric', but task is {self.task!r}; expected 'classification'")
         seen = self._looked(x)
-        engine = self._engine(main_output if mean == "geometric" else self._read(), self._members)
-        parts = []
+        # Each row's mean is over the same masks, whether rows share them or not.
+        members = replace(self._members, is_shared=True, given=listed(seen.uses))
+        engine = self._engine(main_output if mean == "geometric" else self._read(), members)
         with engine.opened():
-            for batch in Inputs(self.model, self._sample_dim).batches(x, 256):
-                parts.append(exact(engine, batch, seen.uses, 256))
-        found = torch.cat(parts)
+            batches = Inputs(self.model, self._sample_dim).batches(x, 256)
+            found = torch.cat([exact(engine, batch, seen.uses, 256) for batch in batches])
         return probabilities(found, self.class_dim) if mean == "geometric" else found
 
     def moments(self, x: Any, *, covariance: Covariance = "full") -> Moments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,8 +19,8 @@ MOST_UNITS = 20
 """Units of a model that may be enumerated: 2^20 members."""
 
 
-def listed(uses: Sequence[Use]) -> tuple[int, Callable[[str, int], Masks]]:
-    """How many units a forward decides, and the masks that list all their states.
+def listed(uses: Sequence[Use]) -> Callable[[str, int], Masks]:
+    """Path, call -> masks that list all states of the units that a forward decides.
 
     Raises:
         ValueError: if there are more than can be enumerated, or something is drawn that is no decision.
@@ -37,7 +36,7 @@ def listed(uses: Sequence[Use]) -> tuple[int, Callable[[str, int], Masks]]:
             f"exact: the model drops {first} units, which makes 2^{first} members; at most {MOST_UNITS} units can be "
             "enumerated (predict samples them; weight_scaling and moments approximate)"
         )
-    return first, lambda path, call: places[path, call]
+    return lambda path, call: places[path, call]
 
 
 def _probabilities(numbers: Tensor, uses: Sequence[Use]) -> Tensor:
@@ -54,16 +53,15 @@ def exact(engine: Engine, batch: Batch, uses: Sequence[Use], chunk: int) -> Tens
     """The mean over all members of what the engine reads, float64; the engine must be open.
 
     Args:
-        engine: whose members' masks are replaced.
+        engine: whose members have the masks that are listed.
         batch: the rows.
         uses: of one forward.
         chunk: members at once.
     """
-    units, masks = listed(uses)
-    engine.members = replace(engine.members, given=masks)
+    number = 2 ** sum(use.units for use in uses)
     total: Tensor | None = None
-    for start in range(0, 2**units, chunk):
-        numbers = range(start, min(start + chunk, 2**units))
+    for start in range(0, number, chunk):
+        numbers = range(start, min(start + chunk, number))
         outputs = engine.outputs(batch, numbers).double().cpu()
         weights = _probabilities(torch.tensor(numbers), uses)
         part = torch.tensordot(weights, outputs, 1)

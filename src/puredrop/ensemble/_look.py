@@ -85,6 +85,10 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
     uses = tuple(reference.uses)
     if not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
+    for site in sites:  # what was seen to drop in training mode is a part of members, or named
+        is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)
+        if site.is_reached and site.p and not is_used:
+            plan.left.setdefault(site.path, "drops in training mode, but was not reached")
     chain = [] if batch.dim else _runs(root, plan)
     chain = [steps for steps in chain if not any(step.site in plan.left for step in steps)]
     found = Look(sites, plan, uses, chain, "", 0.0, 0.0)
@@ -118,7 +122,7 @@ def _is_random(use: Use) -> bool:
 
 def _plan(training: dict[Any, Any], evaluated: dict[Any, Any]) -> Plan:
     """How functions that drop are reached; layers are found when the model is taken over."""
-    plan, names = Plan(), {function.__name__ for function in FORCED}
+    plan, names = Plan(), {function.__name__.rstrip("_") for function in FORCED}
     for key, event in training.items():
         if not isinstance(event, Event):
             continue

@@ -29,13 +29,15 @@ class Use:
         call: how many uses of it came before in the forward.
         p: its rate; NaN where more is drawn than decisions.
         sizes: of the decisions: what belongs to one sample first (heads may lie there), then the other dimensions, 1
-            where one decision is shared; every sample has as many, and in members that rows share the same.
+            where one decision is shared.
+        is_per_row: whether samples have decisions at all, which they share or not; weights have them for all samples.
     """
 
     path: str
     call: int
     p: float
     sizes: tuple[int, ...]
+    is_per_row: bool = True
 
     @property
     def units(self) -> int:
@@ -72,11 +74,19 @@ class Moment:
         self.counts[path] = call + 1
         return call
 
+    def samples_in(self, input: Tensor, dim: int | None, place: ops.Place) -> int | None:
+        """Where samples lie in what a site drops from; None where decisions are no sample's.
+
+        Such as those on embeddings of positions, which have another size there, or one for the whole batch.
+        """
+        if dim is None or dim in place.shared_dims or not dim < input.dim() or not self.rows:
+            return None
+        return dim if input.shape[dim] % self.rows == 0 else None
+
     def keep(self, use: Use, device: torch.device) -> Tensor:
         """What is kept, bool (members, rows or 1, *sizes): of all rows, or of one where rows share."""
-        masks = self.masks(use.path, use.call)
-        count = use.units * (1 if self.first is None else self.rows)
-        flat = masks.keep(self.members, use.p, count, (self.first or 0) * use.units, device)
+        rows, first = (1, 0) if self.first is None or not use.is_per_row else (self.rows, self.first)
+        flat = self.masks(use.path, use.call).keep(self.members, use.p, use.units * rows, use.units * first, device)
         return flat.view(len(self.members), -1, *use.sizes)
 
 
@@ -102,8 +112,9 @@ class Site(ops.Pinned):
             return _Members(moment, self._path, call, self._dim), place
         moment.uses.append(Use(self._path, call, math.nan, ()))
         key = fold_in(moment.base(self._path).fold_in(call).tensor(input.device), moment.member.to(input.device))
-        if place.window_shape is None and place.sample_ids is None and self._dim is not None:
-            place = _placed(input, place, self._dim, moment)
+        dim = moment.samples_in(input, self._dim, place)
+        if place.window_shape is None and place.sample_ids is None and dim is not None:
+            place = _placed(input, place, dim, moment)
         return key, place
 
     def fold_in(self, data: int | str) -> Site:
@@ -117,7 +128,7 @@ class Site(ops.Pinned):
 
 def _placed(input: Tensor, place: ops.Place, dim: int, moment: Moment) -> ops.Place:
     """Where rows that share their noise, or follow others, lie in what is drawn from one key."""
-    if moment.first is None or dim in place.shared_dims:
+    if moment.first is None:
         return ops.Place(tuple(sorted({*place.shared_dims, dim})))
     sizes, offset = list(input.shape), [0] * input.dim()
     offset[dim] = moment.first * (sizes[dim] // moment.rows)
@@ -153,16 +164,10 @@ class _Members(ops.Decider):
 
     def _use(self, input: Tensor, p: float, place: ops.Place) -> tuple[Use, int | None]:
         """What is decided, and where the samples lie in the input, None if it belongs to none."""
-        shape, rows = tuple(input.shape), self.moment.rows
-        dim = self.dim
-        if dim is not None and not (dim < len(shape) and rows and shape[dim] % rows == 0):
-            dim = None  # such as embeddings of positions, which all samples share
-        sizes = [1 if d in place.shared_dims else size for d, size in enumerate(shape)]
-        if dim is None:
-            return Use(self.path, self.call, p, (1, *sizes)), None
-        own = 1 if dim in place.shared_dims else shape[dim] // rows
-        others = sizes[:dim] + sizes[dim + 1 :]
-        return Use(self.path, self.call, p, (own, *others)), None if dim in place.shared_dims else dim
+        dim = self.moment.samples_in(input, self.dim, place)
+        sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
+        own = 1 if dim is None else sizes.pop(dim) // self.moment.rows
+        return Use(self.path, self.call, p, (own, *sizes), dim is not None), dim
 
     def each(self, input: Tensor, use: Use, dim: int | None) -> Tensor:
         """Every member's input, dropped.
@@ -170,14 +175,13 @@ class _Members(ops.Decider):
         Args:
             input: (members or 1, ...).
             use: what is decided.
-            dim: where samples lie, without the members' dimension; None if they share what is decided.
+            dim: where samples lie, without the members' dimension; None if decisions are no sample's.
         """
         keep = self.moment.keep(use, input.device)  # (members, rows or 1, own, *others)
         if dim is None:
-            keep = keep[:, 0, 0] if keep.dim() - 2 > input.dim() - 1 else keep[:, 0]
+            keep = keep[:, 0, 0]
         else:
-            own = use.sizes[0]
-            if keep.shape[1] == 1 and own > 1:
+            if keep.shape[1] == 1 and use.sizes[0] > 1:
                 keep = keep.expand(-1, self.moment.rows, *[-1] * (keep.dim() - 2))
             keep = keep.flatten(1, 2).movedim(1, 1 + dim)
         return applied(input, keep, use.p)
