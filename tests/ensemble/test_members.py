@@ -21,7 +21,7 @@ def engines(model, x, members=None):
     batch = Batch((x,), {}, len(x), 0)
     seen = look(model, batch, members, main_output)
     drive = Drive(model, seen.plan, 0)
-    one, many = (Engine(drive, members, main_output, seen.chain, is_batched) for is_batched in (False, True))
+    one, many = (Engine(drive, members, main_output, seen.runs, is_batched) for is_batched in (False, True))
     return batch, one, many, seen
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch.nn import Module
 
-from puredrop.batchwise._chains import Chain, Found, find
+from puredrop.batchwise._chains import Chain, Found, find, first_line
 from puredrop.batchwise._functions import Call, conv, linear, put, take
 from puredrop.batchwise._groups import Groups, Split
 from puredrop.batchwise._kept import Kept
@@ -29,6 +29,7 @@ __all__ = [
     "batchwise",
     "conv",
     "find",
+    "first_line",
     "gather",
     "linear",
     "put",

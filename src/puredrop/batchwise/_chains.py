@@ -20,7 +20,7 @@ from puredrop.functional._intercept import drops
 from puredrop.nn._keyed import HasKey
 from puredrop.sites._watch import holds_dropout
 
-__all__ = ["Chain", "Found", "find"]
+__all__ = ["Chain", "Found", "find", "first_line"]
 
 _ACTIVATIONS = tuple(
     getattr(torch.nn, name)
@@ -156,7 +156,7 @@ def _regions(module: Module, path: str, whys: dict[str, str]) -> Iterator[_Regio
         graph = tracer.trace(module, _defaults(getattr(type(module), tracer.traced_func_name)))
     except Exception as error:  # whatever a user's forward does with a symbol
         if type(module) not in (torch.nn.ModuleList, torch.nn.ModuleDict):  # which have no forward
-            whys[path] = f"the forward of {path or 'the model'} cannot be followed ({_first_line(error)})"
+            whys[path] = f"the forward of {path or 'the model'} cannot be followed ({first_line(error)})"
     else:
         region = _Region(module, path, [node for node in graph.nodes if node.op.startswith("call_")])
         yield region
@@ -170,7 +170,8 @@ def _regions(module: Module, path: str, whys: dict[str, str]) -> Iterator[_Regio
             yield from _regions(part, _joined(path, name), whys)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in short; its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:100] if lines else type(error).__name__
 

@@ -11,19 +11,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.nn import Module
 
-from puredrop.compare.files import write
+from puredrop.compare.files import digest, write
 from puredrop.ensemble import DropoutEnsemble
-from puredrop.sites._load import find
-
-if TYPE_CHECKING:
-    import pandas
+from puredrop.sites._load import made
 
 __all__ = ["Job", "Request", "execute", "prepare"]
 
@@ -48,9 +44,9 @@ class Request:
     data: Path
     out: Path
     num_samples: int
-    task: str
+    task: Literal["classification", "regression"]
     seed: int
-    masks: str
+    masks: Literal["shared", "independent"]
     columns: tuple[str, ...] | None
     weights: Path | None
     part_rows: int
@@ -68,14 +64,14 @@ class Job:
     def __init__(self, request: Request, model: Module, x: NDArray[Any]) -> None:
         self.request = request
         self.x = x
-        self.ensemble: Any = DropoutEnsemble(model, request.task, seed=request.seed, masks=request.masks)  # type: ignore[arg-type]
+        self.ensemble = DropoutEnsemble(model, request.task, seed=request.seed, masks=request.masks)
         self.rank, self.world = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
         self.folder = request.out.with_name(f"{request.out.name}.parts")
         self._state = json.dumps(
             {
                 "request": {**asdict(request), "out": "", "data": "", "weights": ""},
                 "data": hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).hexdigest(),
-                "weights": _digest(model),
+                "weights": digest(model.state_dict()),
             },
             default=str,
             sort_keys=True,
@@ -123,12 +119,9 @@ class Job:
 
     def _write(self, start: int, rows: NDArray[Any]) -> None:
         found = self.ensemble.predict(rows, self.request.num_samples, keep=0, first_row=start)
-        frame: pandas.DataFrame = found.frame()
+        frame = found.frame()
         frame.insert(0, "row", range(start, start + len(rows)))
-        temporary = self.part(start).with_suffix(".tmp")
-        frame.to_parquet(temporary, index=False)
-        write(self.part(start), temporary.read_bytes())
-        temporary.unlink()
+        write(self.part(start), frame.to_parquet(None, index=False))
 
     def _join(self) -> None:
         import pyarrow.parquet as parquet
@@ -142,14 +135,6 @@ class Job:
             os.fsync(file.fileno())
         temporary.replace(self.request.out)
         shutil.rmtree(self.folder)
-
-
-def _digest(model: Module) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    for name, value in model.state_dict().items():
-        state.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
 
 
 def prepare(request: Request) -> Job:
@@ -166,10 +151,7 @@ def prepare(request: Request) -> Job:
         name = "--num-samples" if request.num_samples < 1 else "--part-rows"
         raise ValueError(f"{name} is {min(request.num_samples, request.part_rows)}; expected 1 or more")
     x = _rows(request)
-    made = find(request.model, "MODEL")()
-    model = made[0] if isinstance(made, tuple) else made
-    if not isinstance(model, Module):
-        raise ValueError(f"MODEL {request.model}: the factory gave {type(model).__name__}; expected a torch.nn.Module")
+    model, _ = made(request.model)
     if request.weights is not None:
         _load(model, request.weights)
     return Job(request, model, x)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
-__all__ = ["load_checkpoint", "save_checkpoint", "write"]
+__all__ = ["digest", "load_checkpoint", "save_checkpoint", "write"]
 
 
 def write(path: Path, data: bytes) -> None:
@@ -34,7 +36,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any
         state: what JSON can hold; floats come back bit for bit.
     """
     text = json.dumps(state)
-    data = safetensors.torch.save(tensors, {"state": text, "digest": _digest(tensors, text)})
+    data = safetensors.torch.save(tensors, {"state": text, "digest": digest(tensors, text)})
     write(path, data)
 
 
@@ -56,7 +58,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-        intact = metadata["digest"] == _digest(tensors, metadata["state"])
+        intact = metadata["digest"] == digest(tensors, metadata["state"])
     except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is corrupt ({error}); delete it to start again") from error
     if not intact:
@@ -64,10 +66,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(metadata["state"])
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Of tensors' names, kinds, sizes and values, and of a text."""
     state = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().numpy().data)
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()

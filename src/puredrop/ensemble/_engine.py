@@ -14,7 +14,7 @@ from torch import Tensor
 from puredrop.ensemble._compact import CACHE, Compact, Step
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._inputs import Batch
-from puredrop.ensemble._masks import BLOCK, Drawn, Masks
+from puredrop.ensemble._masks import Drawn, Masks
 from puredrop.ensemble._source import Moment, Use
 from puredrop.rng import Key
 
@@ -53,7 +53,7 @@ class Engine:
         drive: the model.
         members: which functions they are.
         read: from what the model returns to the tensor that is averaged.
-        chain: runs of layers that are computed together.
+        runs: of layers that are computed together.
         is_batched: whether many members run in one forward.
         cache: numbers of a layer's input that members of a run have at once.
     """
@@ -63,7 +63,7 @@ class Engine:
         drive: Drive,
         members: Members,
         read: Callable[[Any], Tensor],
-        chain: list[list[Step]],
+        runs: list[list[Step]],
         is_batched: bool,
         cache: int = CACHE,
     ) -> None:
@@ -73,7 +73,7 @@ class Engine:
         self.is_batched = is_batched
         self.uses: list[Use] = []
         """Of the last forward."""
-        self._compact = Compact(chain if is_batched else [], drive.now, cache)
+        self._compact = Compact(runs if is_batched else [], drive.now, cache)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -117,10 +117,3 @@ class Engine:
             output = self.read(model(*batch.args, **batch.kwargs))
         self.uses = moment.uses
         return output
-
-
-def chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Of members, none across a block's end unless it holds whole blocks."""
-    size = size if size < BLOCK else size // BLOCK * BLOCK
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]

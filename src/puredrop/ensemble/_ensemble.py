@@ -20,7 +20,7 @@ from puredrop.ensemble._exact import exact, listed
 from puredrop.ensemble._inputs import Inputs
 from puredrop.ensemble._look import Look, look
 from puredrop.ensemble._member import Frozen, member, number_of
-from puredrop.ensemble._moments import Covariance, Moments, moments
+from puredrop.ensemble._moments import Covariance, Moments, carrier
 from puredrop.ensemble._outputs import Task, main_output, probabilities, reader
 from puredrop.ensemble._predict import Noise, Options, Predictor
 from puredrop.ensemble._prediction import Prediction
@@ -176,7 +176,7 @@ class DropoutEnsemble:
                 tensor, or a function from what the model returns to variances.
             until: "top_class" stops a row as soon as its most probable class is certain.
             tolerance: run until the mean of all members lies in an interval of half this width, in place of
-                num_samples. This is dear: .01 takes 741 members at least. Both run members that are not balanced, since
+                num_samples. This is dear: .01 takes about 740 members at least. Both run members that are not balanced, since
                 their guarantee is for independent ones, and at most max_samples of them.
             bounds: (lowest, highest) output, for a tolerance of other outputs than probabilities.
             confidence: that all of a row's intervals hold the truth, whenever one stops.
@@ -244,7 +244,7 @@ class DropoutEnsemble:
         return acquire(self.predict(x, num_samples, keep=0), k, by)
 
     def weight_scaling(self, x: Any, *, batch_size: int = 1024) -> Tensor:
-        """What one pass in eval mode gives: every unit active, nothing dropped.
+        """What one pass in the model's eval mode gives: every unit active, nothing dropped.
 
         It stands for the members' mean, and is that exactly only where outputs are linear in the masks; in a
         classification it is their geometric mean where logits are.
@@ -318,11 +318,11 @@ class DropoutEnsemble:
         """
         if covariance not in ("full", "diagonal"):
             raise ValueError(f"covariance is {covariance!r}; expected 'full' or 'diagonal'")
-        parts = []
+        moments, parts = carrier(self.model, covariance), []
         for batch in Inputs(self.model, self._sample_dim).batches(x, 64 if covariance == "full" else 1024):
             if len(batch.args) != 1 or batch.kwargs or not isinstance(batch.args[0], Tensor):
                 raise ValueError("moments: the model is called with several things; expected one tensor")
-            parts.append(moments(self.model, batch.args[0], covariance))
+            parts.append(moments(batch.args[0]))
         return Moments.joined(parts)
 
     def member(self, number: int, x: Any = None) -> Module:
@@ -371,7 +371,7 @@ class DropoutEnsemble:
         if not self._members.is_shared:
             raise ValueError("masks is 'independent', where a member has one mask for each row; expected 'shared'")
         seen = self._looked(x)
-        return seen.uses, seen.chain
+        return seen.uses, seen.runs
 
     def _looked(self, x: Any) -> Look:
         if self._look is None:
@@ -390,7 +390,7 @@ class DropoutEnsemble:
     def _engine(self, read: Callable[[Any], Tensor], members: Members) -> Engine:
         assert self._look is not None
         drive = Drive(self.model, self._look.plan, self._sample_dim)
-        return Engine(drive, members, read, self._look.chain, not self._look.slow)
+        return Engine(drive, members, read, self._look.runs, not self._look.slow)
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
         return reader(self.task, self.class_dim, noise)

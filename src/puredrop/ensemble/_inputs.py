@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop.sites import spread
+
 __all__ = ["Batch", "Inputs", "tensors_in"]
 
 _SHOWN = 5
@@ -57,7 +59,10 @@ class Batch:
             yield self
             return
         for start in range(0, self.rows, size):
-            yield self.mapped(lambda one, at=start: one.narrow(self.dim, at, min(size, self.rows - at)))  # type: ignore[misc]
+            yield self._part(start, min(size, self.rows - start))
+
+    def _part(self, start: int, size: int) -> Batch:
+        return self.mapped(lambda one: one.narrow(self.dim, start, size))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -84,6 +89,7 @@ class Inputs:
     """
 
     def __init__(self, model: Module, dim: int) -> None:
+        self._model = model
         self._signature = inspect.signature(model.forward)
         first = next(iter(model.parameters()), None)
         self._device = first.device if first is not None else None
@@ -135,12 +141,10 @@ class Inputs:
     def _call(self, x: Any, is_loaded: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments; of a loader's batches what the model does not take, such as labels, is left out."""
         if isinstance(x, Mapping):
-            named = dict(x)
             takes_all = any(p.kind is p.VAR_KEYWORD for p in self._signature.parameters.values())
-            known = named if takes_all else {k: v for k, v in named.items() if k in self._signature.parameters}
-            if known and self._binds((), known):
-                return (), known
-            return (named,), {}
+            known = {name: x[name] for name in x if takes_all or name in self._signature.parameters}
+            args, named = spread(self._model, (known,), {})
+            return (args, named) if named else ((dict(x),), {})
         if isinstance(x, (tuple, list)):
             args = tuple(x)
             while is_loaded and len(args) > 1 and not self._binds(args, {}):

@@ -13,6 +13,7 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from puredrop.batchwise import first_line
 from puredrop.ensemble._compact import Step, runs
 from puredrop.ensemble._drive import FORCED, Drive, Plan
 from puredrop.ensemble._engine import Engine, Members
@@ -35,7 +36,7 @@ class Look:
         sites: where the model drops.
         plan: how that is reached.
         uses: of one forward.
-        chain: runs of layers that can be computed together.
+        runs: of layers that can be computed together.
         slow: why members are run one after the other; "" if many run at once.
         per_member, per_row: bytes of a member, and of a member's row.
     """
@@ -43,7 +44,7 @@ class Look:
     sites: Sites
     plan: Plan
     uses: tuple[Use, ...]
-    chain: list[list[Step]]
+    runs: list[list[Step]]
     slow: str
     per_member: float
     per_row: float
@@ -89,11 +90,11 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
         is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)
         if site.is_reached and site.p and not is_used:
             plan.left.setdefault(site.path, "drops in training mode, but was not reached")
-    chain = [] if batch.dim else _runs(root, plan)
-    chain = [steps for steps in chain if not any(step.site in plan.left for step in steps)]
-    found = Look(sites, plan, uses, chain, "", 0.0, 0.0)
+    found_runs = [] if batch.dim else _runs(root, plan)
+    own = [steps for steps in found_runs if not any(step.site in plan.left for step in steps)]
+    found = Look(sites, plan, uses, own, "", 0.0, 0.0)
     # One by one in the cache, as many rows will be, so that memory is seen as it will be.
-    return _tried(Engine(drive, members, read, chain, is_batched=True, cache=1), few, outputs, found)
+    return _tried(Engine(drive, members, read, own, is_batched=True, cache=1), few, outputs, found)
 
 
 def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
@@ -101,8 +102,7 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
     try:
         seen = observe(Watch, root, few.args, few.kwargs)
     except Exception as error:  # such as a detector's, which wants targets in training mode
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-        why = f"could not be run in training mode ({line}), so that functions that drop there were not looked for"
+        why = f"could not be run in training mode ({first_line(error)}): functions that drop there were not looked for"
         return Sites(), Plan(left={"(model)": why})
     return seen.sites, _plan(seen.training.found, seen.evaluated.found)
 
@@ -161,8 +161,7 @@ def _tried(engine: Engine, few: Batch, expected: Tensor, found: Look) -> Look:
                 seen[members, rows] = sizes.bytes
         outputs = outputs[:2]
     except Exception as error:  # whatever a model's forward does with a tensor that stands for many
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return replace(found, slow=f"many members at once: {lines[0][:120]}", per_row=_of_one(few))
+        return replace(found, slow=f"many members at once: {first_line(error)}", per_row=_of_one(few))
     # To rounding, which lies in half precision at 2^-8 of a number, and adds up.
     share = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.05
     if not torch.allclose(outputs, expected, rtol=10 * share, atol=share * float(expected.abs().max()), equal_nan=True):

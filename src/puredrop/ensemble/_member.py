@@ -16,7 +16,7 @@ from puredrop import nn
 from puredrop.convert import Swapped, as_ours
 from puredrop.ensemble._compact import Step
 from puredrop.ensemble._engine import Members
-from puredrop.ensemble._outputs import main_output
+from puredrop.ensemble._outputs import Task, reader
 from puredrop.ensemble._source import Use
 
 __all__ = ["Frozen", "Masked", "Select", "member", "number_of"]
@@ -95,7 +95,8 @@ def member(
             if path not in done:
                 scale = _scale(root.get_submodule(path), rate[path])
                 _put(root, path, Masked(mask.squeeze(0).to(torch.float32) * scale))
-    return root
+    first = next(root.parameters(), None)
+    return root if first is None else root.to(first.device)  # masks are drawn where the model is not
 
 
 def _kept(number: int, members: Members, use: Use) -> Tensor:
@@ -181,7 +182,7 @@ class Frozen(Module):
         class_dim: dimension of the classes.
     """
 
-    def __init__(self, members: Sequence[Module], task: Any, class_dim: int) -> None:
+    def __init__(self, members: Sequence[Module], task: Task, class_dim: int) -> None:
         super().__init__()
         self.members = torch.nn.ModuleList(members)
         self.task = task
@@ -189,16 +190,10 @@ class Frozen(Module):
 
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
         """Mean and, unbiased, variance over the members; of probabilities in a classification."""
-        outputs = torch.stack([self._read(one(*arguments, **named)) for one in self.members])
+        read = reader(self.task, self.class_dim)
+        outputs = torch.stack([read(one(*arguments, **named)) for one in self.members])
         mean = outputs.mean(0)
         return mean, (outputs - mean).square().sum(0) / max(1, len(self.members) - 1)
-
-    def _read(self, output: Any) -> Tensor:
-        if callable(self.task):
-            found: Tensor = self.task(output)
-            return found
-        found = main_output(output)
-        return torch.softmax(found, self.class_dim) if self.task == "classification" else found
 
 
 def number_of(number: Any) -> int:

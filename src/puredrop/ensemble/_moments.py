@@ -19,13 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn import Module
 
+from puredrop import nn as ours
+from puredrop.batchwise import first_line
 from puredrop.nn._keyed import HasKey
 
-__all__ = ["Moments", "moments"]
+__all__ = ["Covariance", "Moments", "carrier"]
 
 Covariance = Literal["full", "diagonal"]
 
-_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# Of exactly these classes: others that drop share, or keep a layout of their own.
+_CHANNELS = tuple(getattr(library, f"Dropout{n}d") for library in (nn, ours) for n in (1, 2, 3))
+_DROPOUTS = (nn.Dropout, ours.Dropout, *_CHANNELS)
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _TINY = 1e-12
@@ -195,7 +199,7 @@ class _Carrier(fx.Interpreter):
         layer: Any = self.fetch_attr(target)
         value: _Value = args[0]
         kind = type(layer)
-        if isinstance(layer, (nn.Dropout, *_CHANNELS)):
+        if kind in _DROPOUTS:
             return self._dropped(value, layer, target)
         if kind is nn.Linear:
             return value.linear(layer, lambda v: F.linear(v, layer.weight.square()))
@@ -223,7 +227,7 @@ class _Carrier(fx.Interpreter):
         if value.spread is None and self._is_full:
             n = value.mean[0].numel()
             value = _Value(value.mean, value.mean.new_zeros(len(value.mean), n, n))
-        return value.dropped(p, isinstance(layer, _CHANNELS))
+        return value.dropped(p, type(layer) in _CHANNELS)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Value:
         """A function."""
@@ -269,23 +273,27 @@ def _refusal(name: str) -> str:
     )
 
 
-def moments(model: Module, x: Tensor, covariance: Covariance) -> Moments:
-    """Carry mean and covariance through a net; arguments and errors as `DropoutEnsemble.moments`.
+def carrier(model: Module, covariance: Covariance) -> Callable[[Tensor], Moments]:
+    """What carries mean and covariance through a net; arguments and errors as `DropoutEnsemble.moments`.
 
     Reference: Wang and Manning: Fast dropout training (ICML 2013); Postels et al.: Sampling-free epistemic uncertainty
         estimation (ICCV 2019).
     """
+    net = copy.deepcopy(model).double().eval()
     try:
-        graph = _Tracer().trace(model)
+        graph = _Tracer().trace(net)
     except Exception as error:  # whatever a forward does with a symbol
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"moments: the forward cannot be followed ({first[:100]}); predict samples any model"
+            f"moments: the forward cannot be followed ({first_line(error)}); predict samples any model"
         ) from error
-    with torch.no_grad():
-        value: Any = _Carrier(copy.deepcopy(model).double().eval(), graph, covariance).run(_Value(x.double(), None))
-    if not isinstance(value, _Value):
-        raise ValueError(f"moments: the forward returns {type(value).__name__}; expected one tensor")
-    variance = torch.zeros_like(value.mean) if value.spread is None else value.variance
-    spread = value.spread if value.is_full else None
-    return Moments(value.mean.cpu(), variance.cpu(), None if spread is None else spread.cpu())
+
+    def moments(x: Tensor) -> Moments:
+        with torch.no_grad():
+            value: Any = _Carrier(net, graph, covariance).run(_Value(x.double(), None))
+        if not isinstance(value, _Value):
+            raise ValueError(f"moments: the forward returns {type(value).__name__}; expected one tensor")
+        variance = torch.zeros_like(value.mean) if value.spread is None else value.variance
+        spread = value.spread if value.is_full else None
+        return Moments(value.mean.cpu(), variance.cpu(), None if spread is None else spread.cpu())
+
+    return moments

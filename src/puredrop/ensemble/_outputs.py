@@ -61,8 +61,9 @@ def main_output(output: Any) -> Tensor:
     if isinstance(named, Tensor):
         return named
     if isinstance(output, Mapping):
-        if isinstance(output.get("logits"), Tensor):
-            return output["logits"]  # type: ignore[no-any-return]
+        logits = output.get("logits")
+        if isinstance(logits, Tensor):
+            return logits
         output = tuple(output.values())
     found = next(tensors_in(output), None) if isinstance(output, (tuple, list)) else None
     if found is None:

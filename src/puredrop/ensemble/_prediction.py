@@ -188,12 +188,10 @@ class Prediction:
         return "\n".join([self._summary, *table, *more, *self._notes()])
 
     def _repr_html_(self) -> str:
+        import html
+
         heads, lines = self._table()
         head = "".join(f"<th>{cell}</th>" for cell in heads)
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines)
-        notes = "".join(f"<p>{_escaped(note)}</p>" for note in self._notes())
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
         return f"<p>{self._summary}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -72,7 +72,7 @@ def kept(input: Tensor, rate: float | Tensor, key: Key | Tensor | None, place: o
     """Which elements of a tensor are kept: bool, with 1 in place of every shared dimension."""
     sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
     # The operator drops elements of a tensor of ones: what is not 0 was kept, at any rate. Of ones that lie in a row,
-    # which is 25 times as fast as of one that is expanded (32 k elements).
+    # of which a mask of 32 k elements is drawn 6 times as fast as of a single one that is expanded.
     return ops.dropout(torch.ones(sizes, device=input.device), key, rate, place).ne(0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-__all__ = ["find", "load"]
+__all__ = ["find", "load", "made"]
 
 
 def find(spec: str, name: str) -> Callable[[], Any]:
@@ -41,6 +41,15 @@ def find(spec: str, name: str) -> Callable[[], Any]:
     return factory
 
 
+def made(spec: str) -> tuple[Module, list[Any]]:
+    """The model that a factory makes, and the inputs that it may give with it; arguments and errors as `load`."""
+    given = find(spec, "MODEL")()
+    model, *inputs = given if isinstance(given, tuple) else (given,)
+    if not isinstance(model, Module):
+        raise ValueError(f"MODEL {spec}: the factory gave {type(model).__name__}; expected a torch.nn.Module")
+    return model, inputs
+
+
 def load(spec: str, shapes: Sequence[tuple[int, ...]] = ()) -> tuple[Module, tuple[Any, ...], dict[str, Any]]:
     """The model that a factory makes, and what to call it with.
 
@@ -51,10 +60,7 @@ def load(spec: str, shapes: Sequence[tuple[int, ...]] = ()) -> tuple[Module, tup
     Raises:
         ValueError: with one line that names what is wrong.
     """
-    made = find(spec, "MODEL")()
-    model, *inputs = made if isinstance(made, tuple) else (made,)
-    if not isinstance(model, Module):
-        raise ValueError(f"MODEL {spec}: the factory gave {type(model).__name__}; expected a torch.nn.Module")
+    model, inputs = made(spec)
     if not inputs and not shapes:
         raise ValueError(
             f"MODEL {spec}: no inputs to run it on; give --input 1,3,224,224, or return (model, inputs) from {spec}"
