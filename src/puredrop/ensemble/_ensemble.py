@@ -176,8 +176,8 @@ class DropoutEnsemble:
                 tensor, or a function from what the model returns to variances.
             until: "top_class" stops a row as soon as its most probable class is certain.
             tolerance: run until the mean of all members lies in an interval of half this width, in place of
-                num_samples. This is dear: .01 takes about 740 members at least. Both run members that are not balanced, since
-                their guarantee is for independent ones, and at most max_samples of them.
+                num_samples. This is dear: .01 takes about 740 members at least. Both run members that are not
+                balanced, since their guarantee is for independent ones, and at most max_samples of them.
             bounds: (lowest, highest) output, for a tolerance of other outputs than probabilities.
             confidence: that all of a row's intervals hold the truth, whenever one stops.
             batch_size: rows at once at most.
