@@ -192,7 +192,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         type=lambda text: tuple(text.split(",")),
         default=("none", "dropout"),
         metavar="A,A",
-        help="none,dropout (default), or none,dropout,batchwise: with masks that groups of a batch share",
+        help="none,dropout (default), and more: batchwise (groups of rows share masks), networks (mean of five)",
     )
     add("--groups", type=int, metavar="N", help="of batchwise: groups of a batch (default: 4)")
     add("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
@@ -212,7 +212,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from puredrop.compare import terminal
-    from puredrop.compare.run import Options, prepare
+    from puredrop.compare.options import Options
+    from puredrop.compare.run import prepare
     from puredrop.compare.share import is_first
 
     options = {field.name: getattr(arguments, field.name) for field in fields(Options)}

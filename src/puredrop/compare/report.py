@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
-from puredrop.compare.wording import ARM_NAMES, Quantity, quantities, verdict
+from puredrop.compare.wording import ARM_NAMES, Quantity, enough, quantities, verdict
 
 __all__ = ["render"]
 
@@ -55,6 +55,8 @@ def render(results: dict[str, Any]) -> str:
         table=_arms_table(results),
         figures=_figures(results),
         members=MEMBERS,
+        enough=enough(results),
+        more=_more(results),
         protocol={"learning_rate": LEARNING_RATE, "batch": BATCH, "patience": PATIENCE},
         command=_command(results["identity"]),
         style=Markup((page / "style.css").read_text("utf-8")),
@@ -86,7 +88,8 @@ def _figures(results: dict[str, Any]) -> dict[str, _Figure]:
     wanted = ("nll", "error", "gap", "mc_nll", "batchwise_error")
     pairs = {key: _pairs(q, results) for key, q in measured.items() if key in wanted}
     clock = {"clock": _clock(results)} if "batchwise" in results["arms"] else {}
-    return {**pairs, **clock, "curves": _curves(results)}
+    drawn = {"curves": _curves(results), "samples": _samples(results), "rejection": _rejection(results)}
+    return {**pairs, **clock, **drawn}
 
 
 def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) -> _Figure:
@@ -103,7 +106,7 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
         [ARM_NAMES[path[0]] for path in (q.before, q.after)],
         [f"@{path[0]}" for path in (q.before, q.after)],
     )
-    if q.key.startswith("mc_"):
+    if q.after[1] == "mc":
         labels, colors = ["one pass", f"{MEMBERS} members"], ["@dropout", "@members"]
     traces: list[dict[str, Any]] = []
     for seed, pair in enumerate(zip(before["per_seed"], after["per_seed"], strict=True)):
@@ -129,10 +132,15 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
     )
 
 
+def _trained(results: dict[str, Any]) -> dict[str, Any]:
+    """The arms whose training is drawn: the five networks learn as the one without dropout does."""
+    return {name: record for name, record in results["arms"].items() if name != "networks"}
+
+
 def _curves(results: dict[str, Any]) -> _Figure:
     """Validation loss by epoch: mean over seeds, and the band from the best seed to the worst."""
     traces: list[dict[str, Any]] = []
-    for name, record in results["arms"].items():
+    for name, record in _trained(results).items():
         history = record["history"]["validation_loss"]
         epochs = list(range(1, len(history) + 1))
         low, high = [min(e) for e in history], [max(e) for e in history]
@@ -146,7 +154,7 @@ def _curves(results: dict[str, Any]) -> _Figure:
         ]  # fmt: skip
     alt = "validation loss by epoch, " + "; ".join(
         f"{ARM_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
-        for name, record in results["arms"].items()
+        for name, record in _trained(results).items()
     )
     xaxis = {"title": {"text": "epoch"}, "zeroline": False}
     return _figure("curves", alt, traces, xaxis=xaxis, yaxis=_losses(), legend=_LEGEND)
@@ -162,7 +170,7 @@ def _clock(results: dict[str, Any]) -> _Figure:
     """Validation loss by seconds of training, the mean over seeds, to the last epoch; the arm's test error there."""
     traces, ends = [], []
     error = quantities(results)["error"]
-    for name, record in results["arms"].items():
+    for name, record in _trained(results).items():
         mean = [statistics.fmean(epoch) for epoch in record["history"]["validation_loss"]]
         seconds = [record["seconds_per_epoch"] * epoch for epoch in range(1, len(mean) + 1)]
         text = f"test {error.title.split()[0]} {error.show(record['error']['mean'])}{error.unit}"
@@ -174,6 +182,76 @@ def _clock(results: dict[str, Any]) -> _Figure:
     xaxis = {"title": {"text": "seconds of training, all seeds"}, "zeroline": False}
     alt = "validation loss by seconds of training; " + "; ".join(ends)
     return _figure("clock", alt, traces, xaxis=xaxis, yaxis=_losses(), legend={**_LEGEND, "orientation": "v"})
+
+
+def _samples(results: dict[str, Any]) -> _Figure:
+    """NLL of the mean of so many members beside that of one pass, with the interval of the difference."""
+    found, dropout = results["samples"], results["arms"]["dropout"]
+    numbers, differences = found["members"], found["to_one_pass"]
+    away = [difference["estimate"] for difference in differences]
+    text = [
+        f"{number} members: {d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
+        for number, d in zip(numbers, differences, strict=True)
+    ]
+    bars = {
+        "symmetric": False, "thickness": 1.5, "width": 5,
+        "array": [d["high"] - d["estimate"] for d in differences],
+        "arrayminus": [d["estimate"] - d["low"] for d in differences],
+    }  # fmt: skip
+    traces: list[dict[str, Any]] = [
+        {"x": numbers, "y": away, "error_y": bars, "mode": "lines+markers", "line": {"color": "@members", "width": 2.5},
+         "marker": {"size": 8}, "name": "mean of members", "text": text, "hovertemplate": "%{text}<extra></extra>"},
+        _level("one pass", 0.0, "@dropout", numbers),
+    ]  # fmt: skip
+    alt = "NLL minus that of one pass, with 95 % intervals: " + "; ".join(text)
+    if "networks" in results["arms"]:
+        level = results["arms"]["networks"]["nll"]["mean"] - dropout["nll"]["mean"]
+        traces.append(_level("five networks", level, "@networks", numbers))
+        alt += f"; five networks {level:+.4f}"
+    xaxis = {"title": {"text": "members (log scale)"}, "type": "log", "tickvals": numbers, "zeroline": False}
+    yaxis = {"title": {"text": "NLL minus one pass's (nats)"}, "zeroline": False}
+    return _figure("samples", alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
+
+
+def _level(name: str, y: float, color: str, numbers: list[int]) -> dict[str, Any]:
+    ends = [numbers[0], numbers[-1]]
+    line = {"color": color, "width": 2, "dash": "dash"}
+    hover = f"{name}: {y:+.4f}<extra></extra>"
+    return {"x": ends, "y": [y, y], "mode": "lines", "line": line, "name": name, "hovertemplate": hover}
+
+
+def _more(results: dict[str, Any]) -> str:
+    """By how much infinitely many members would lower the NLL: what is lost to few falls as one over their number."""
+    found = results["samples"]
+    half, every = found["members"][-2:]
+    left = found["excess"][-1]["estimate"] * half / (every - half)
+    return f"{max(left, 0.0):.4f}"
+
+
+def _rejection(results: dict[str, Any]) -> _Figure:
+    """The error on the rows that each way of predicting is surest of, by the share of rows."""
+    error = quantities(results)["error"]
+    label = error.title.split()[0]
+    ways = [(name, name, record) for name, record in results["arms"].items() if name != "batchwise"]
+    ways.insert(2, ("members", f"{MEMBERS} members", results["arms"]["dropout"]["mc"]))
+    traces, ends = [], []
+    for color, name, record in ways:
+        found = record["rejection"]
+        if found is None:
+            continue
+        name = {"none": "without dropout", "dropout": "one pass", "networks": "five networks"}.get(name, name)
+        y = [value * error.scale for value in found["error"]]
+        hover = f"surest %{{x:.0f}} %: {label} %{{y:.{error.digits}f}}{error.unit}<extra>{name}</extra>"
+        traces.append(
+            {"x": [100 * share for share in found["share"]], "y": y, "mode": "lines", "name": name,
+             "line": {"color": f"@{color}", "width": 2.5}, "hovertemplate": hover}
+        )  # fmt: skip
+        half = found["share"].index(0.5)
+        ends.append(f"{name} {error.show(found['error'][half])}{error.unit} on half of the rows")
+    xaxis = {"title": {"text": "share of rows kept, the surest first (%)"}, "zeroline": False}
+    yaxis = {"title": {"text": f"{label} on them{' (%)' if error.unit else ''}"}, "rangemode": "tozero"}
+    alt = f"{label} by the share of rows kept: " + "; ".join(ends)
+    return _figure("rejection", alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
 
 
 def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -212,8 +290,10 @@ def _command(identity: dict[str, Any]) -> str:
     else:
         network = f"--model {shlex.quote(identity['model'])}"
     more = {name: identity[name] for name in ("rows", "target", "group", "time") if identity[name] is not None}
+    if len(identity["arms"]) > 2:
+        network += f" --arms {','.join(identity['arms'])}"
     if identity["groups"] is not None:
-        network += f" --arms {','.join(identity['arms'])} --groups {identity['groups']}"
+        network += f" --groups {identity['groups']}"
     rows = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in more.items())
     if identity["target"] is not None:
         rows += f" --task {identity['task']} --split-seed {identity['split_seed']}"

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -19,124 +19,19 @@ import torch
 
 from puredrop.compare import files, report, results
 from puredrop.compare.board import Board
-from puredrop.compare.data import SUFFIXES, Data, load
-from puredrop.compare.measure import ensemble, measure
-from puredrop.compare.network import Model, Network
+from puredrop.compare.data import Data, load
+from puredrop.compare.measure import NETWORKS, Measured, ensemble, measure
+from puredrop.compare.network import Model, Network, Parameters
+from puredrop.compare.options import Options
 from puredrop.compare.share import Share, joined
-from puredrop.compare.training import BATCH, Arm, train
+from puredrop.compare.training import Arm, train
 
-__all__ = ["ARMS", "Options", "Run", "prepare"]
+__all__ = ["Run", "prepare"]
 
-ARMS = ("none", "dropout", "batchwise")
-"""What can be trained; the first two always are."""
-GROUPS = 4
-_OF_A_TABLE = ("target", "task", "group", "time", "split_seed")
-_OF_THE_NETWORK = ("hidden", "rates", "input_rate")
 _EPOCHS = {"digits": 60, "mnist": 20}
 _EPOCHS_OF_A_TABLE = 40
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for; the fields are the command's options.
-
-    Args:
-        data: "digits", "mnist", or the path of a .csv, .parquet or .npz file.
-        data_dir: folder of MNIST's files.
-        target, task, group, time, split_seed: of a table, as in `TableOptions`.
-        model: "module:factory" of the user's own network; None for the built-in one.
-        hidden: widths of the hidden layers.
-        rates: drop probability after each of them.
-        input_rate: drop probability of the features.
-        epochs: at most so many; None for the data set's default.
-        seeds: how many seeds are trained together.
-        rows: how many rows train and validate; None for all.
-        arms: which of `ARMS` are trained.
-        groups: of the arm batchwise: into how many groups that share their masks a batch is split; None for 4.
-        out: output folder; None for runs/<name of the data>.
-        device: where to train, as torch names devices.
-        dtype: "float32" or "float64".
-        tensorboard: write losses for TensorBoard to <out>/tensorboard.
-        resume: go on with the unfinished run in the output folder.
-    """
-
-    data: str = "digits"
-    data_dir: Path | None = None
-    target: str | None = None
-    task: str | None = None
-    group: str | None = None
-    time: str | None = None
-    split_seed: int = 0
-    model: str | None = None
-    hidden: tuple[int, ...] = (512, 256)
-    rates: tuple[float, ...] = (0.5, 0.3)
-    input_rate: float = 0.0
-    epochs: int | None = None
-    seeds: int = 10
-    rows: int | None = None
-    arms: tuple[str, ...] = ARMS[:2]
-    groups: int | None = None
-    out: Path | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    tensorboard: bool = False
-    resume: bool = False
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the data are a file of the user's."""
-        return Path(self.data).suffix in SUFFIXES
-
-    @property
-    def groups_used(self) -> int | None:
-        """Of the arm batchwise; None without it."""
-        return (self.groups or GROUPS) if "batchwise" in self.arms else None
-
-    def check(self) -> None:
-        """Raise ValueError, naming the option, for values that cannot be run."""
-        if self.is_table and self.target is None:
-            raise ValueError(f"--target is missing; expected the column of {self.data} to predict")
-        self._check_use(_OF_THE_NETWORK, self.model is None, "is for the built-in network, but --model is given")
-        self._check_use(_OF_A_TABLE, self.is_table, f"is for a table, but data is {self.data!r}")
-        self._check_use(("data_dir",), not self.is_table, f"is for MNIST, but data is {self.data!r}")
-        if self.group is not None and self.time is not None:
-            raise ValueError("--group and --time are given; expected one way to split the rows")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"--hidden is {_list(self.hidden)}; expected widths of at least 1, such as 512,256")
-        if len(self.rates) != len(self.hidden):
-            raise ValueError(
-                f"--rates has {len(self.rates)} entries ({_list(self.rates)}), --hidden has {len(self.hidden)} "
-                f"({_list(self.hidden)}); give one rate per hidden layer"
-            )
-        for name, rate in [*(("--rates", rate) for rate in self.rates), ("--input-rate", self.input_rate)]:
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} holds {rate}; expected rates in [0, 1), the share of units dropped")
-        if not any((*self.rates, self.input_rate)):
-            raise ValueError(
-                "--rates and --input-rate are all 0; expected at least one above 0, or there is no dropout"
-            )
-        if self.arms not in (ARMS[:2], ARMS):
-            raise ValueError(f"--arms is {_list(self.arms)}; expected {_list(ARMS[:2])} or {_list(ARMS)}")
-        self._check_use(("groups",), "batchwise" in self.arms, f"is for the arm batchwise, of --arms {_list(ARMS)}")
-        if self.groups is not None and not 1 <= self.groups <= BATCH:
-            raise ValueError(f"--groups is {self.groups}; expected 1 to {BATCH}, the rows of a batch")
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(f"--epochs is {self.epochs}; expected at least 1")
-        if self.seeds < 2:
-            raise ValueError(
-                f"--seeds is {self.seeds}; expected at least 2, since one seed shows no spread (10 is good)"
-            )
-
-    def _check_use(self, names: tuple[str, ...], used: bool, reason: str) -> None:
-        """Refuse options that would be passed over without a word: those that differ from their defaults, unused."""
-        for field_ in fields(self):
-            if field_.name in names and not used and getattr(self, field_.name) != field_.default:
-                raise ValueError(f"--{field_.name.replace('_', '-')} {reason}; drop the option")
-
-
-def _list(values: tuple[float | str, ...]) -> str:
-    return ",".join(map(str, values))
+_DROPPING = ("dropout", "batchwise")
 
 
 @dataclass
@@ -205,12 +100,12 @@ class Run:
         return found
 
     def _train(self, on_epoch: Callable[[str, Arm], None]) -> None:
-        seeds = range(self.identity["seeds"])
         for name in self.identity["arms"]:
+            seeds = self._seeds(name)
             if name not in self.arms:
                 groups = self.identity["groups"] if name == "batchwise" else None
                 like = self.data.train.x
-                self.arms[name] = Arm.start(self.network, seeds, like, dropout=name != "none", groups=groups)
+                self.arms[name] = Arm.start(self.network, seeds, like, dropout=name in _DROPPING, groups=groups)
                 self._save()
 
             def after(arm: Arm, name: str = name) -> None:
@@ -223,6 +118,11 @@ class Run:
             share = self.share if self.network.splits else None
             train(self.arms[name], self.network, self.data, seeds, self.epochs, after, share)
             self._save()
+
+    def _seeds(self, name: str) -> range:
+        """Those of an arm: of networks, numbers of their own, four to go with each network of the arm none."""
+        count = self.identity["seeds"]
+        return range(count, NETWORKS * count) if name == "networks" else range(count)
 
     def _save(self) -> None:
         if self.share.rank > 0:
@@ -237,7 +137,7 @@ class Run:
         self._saved_at = time.monotonic()
 
     def _measured(self) -> dict[str, Any]:
-        one_pass = {name: measure(arm.best, self.network, self.data) for name, arm in self.arms.items()}
+        measured = {name: self._measure(name) for name in self.arms}
         members = ensemble(self.arms["dropout"].best, self.network, self.data)
         return {
             "schema": results.SCHEMA,
@@ -248,11 +148,22 @@ class Run:
             "notes": list(self.data.notes),
             "rows": {name: len(getattr(self.data, name).y) for name in ("train", "validation", "test")},
             "arms": {
-                name: results.arm_record(arm, one_pass[name], members if name == "dropout" else None, self.data.task)
+                name: results.arm_record(arm, measured[name], members if name == "dropout" else None, self.data.task)
                 for name, arm in self.arms.items()
             },
-            "differences": results.differences(one_pass, members, self.data.task),
+            "samples": results.samples(measured["dropout"], members),
+            "differences": results.differences(measured, members, self.data.task),
         }
+
+    def _measure(self, name: str) -> Measured:
+        if name != "networks":
+            return measure(self.arms[name].best, self.network, self.data)
+        others, count = self.arms[name].best, self.identity["seeds"]
+        sets: list[Parameters] = [
+            {key: value[first : first + count] for key, value in others.items()}
+            for first in range(0, (NETWORKS - 1) * count, count)
+        ]
+        return measure(self.arms["none"].best, self.network, self.data, *sets)
 
     def _write(self, found: dict[str, Any]) -> None:
         for name, arm in self.arms.items():

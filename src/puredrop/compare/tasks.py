@@ -27,11 +27,14 @@ class Judged:
         nll: (seeds, rows), negative log likelihood in nats.
         error: (seeds, rows), 1 where the class is wrong, or the squared error in the target's unit.
         calibration: (seeds,), expected calibration error with 15 bins; None for regression.
+        doubt: (seeds, rows), how unsure each row is: the entropy of its classes, or the variance of several
+            predictors; None for one predictor of a regression, which is as sure of any row as of another.
     """
 
     nll: Table
     error: Table
     calibration: Table | None
+    doubt: Table | None
 
 
 class Task(Protocol):
@@ -53,6 +56,9 @@ class Task(Protocol):
 
         Validation gives the same two of the validation rows; called only where something is fitted on them.
         """
+
+    def nll(self, outputs: Tensor, y: Tensor, validation: Validation) -> Table:
+        """The first that `judge` finds, (seeds, rows), and nothing else."""
 
     def error(self, table: Table) -> Table:
         """The error of each seed from its table."""
@@ -80,12 +86,17 @@ class Classification:
         """NLL, 0/1 error and calibration of the mean probabilities."""
         from torchmetrics.functional.classification import multiclass_calibration_error
 
-        log_mean = outputs.double().log_softmax(-1).logsumexp(0) - math.log(len(outputs))
-        nll = -log_mean.gather(-1, y.expand(log_mean.shape[:2]).unsqueeze(-1)).squeeze(-1)
+        log_mean = _log_mean(outputs)
         calibration = [
             multiclass_calibration_error(one.exp(), y, num_classes=self.outputs, n_bins=15).item() for one in log_mean
         ]
-        return Judged(nll.numpy(), (log_mean.argmax(-1) != y).double().numpy(), np.array(calibration))
+        error = (log_mean.argmax(-1) != y).double().numpy()
+        doubt = -(log_mean.exp() * log_mean).nan_to_num(0.0).sum(-1).numpy()
+        return Judged(_surprise(log_mean, y), error, np.array(calibration), doubt)
+
+    def nll(self, outputs: Tensor, y: Tensor, validation: Validation) -> Table:
+        """Of the mean probabilities."""
+        return _surprise(_log_mean(outputs), y)
 
     def error(self, table: Table) -> Table:
         """Share of rows whose class is wrong."""
@@ -118,10 +129,15 @@ class Regression:
 
     def judge(self, outputs: Tensor, y: Tensor, validation: Validation) -> Judged:
         """NLL in the target's unit and squared error of the mean."""
-        widths = self._widths(*validation())
-        nll = _mixture_nll(outputs, y, widths) + math.log(self.scale)
-        error = (outputs.double().mean(0).squeeze(-1) - y).square() * self.scale**2
-        return Judged(nll.numpy(), error.numpy(), None)
+        found = outputs.double().squeeze(-1) * self.scale
+        error = (found.mean(0) - y * self.scale).square()
+        doubt = found.var(0).numpy() if len(found) > 1 else None
+        return Judged(self.nll(outputs, y, validation), error.numpy(), None, doubt)
+
+    def nll(self, outputs: Tensor, y: Tensor, validation: Validation) -> Table:
+        """Of the mixture, in the target's unit."""
+        nll: Table = (_mixture_nll(outputs, y, self._widths(*validation())) + math.log(self.scale)).numpy()
+        return nll
 
     def _widths(self, outputs: Tensor, y: Tensor) -> Tensor:
         """(seeds, 1): the width, on a grid around the residuals' size, that validation rows find most likely."""
@@ -138,6 +154,16 @@ class Regression:
     def error_difference(self, before: Table, after: Table) -> Table:
         """By a - b = (a² - b²) / (a + b): the mean over rows is the exact difference of the two roots."""
         return (after - before) / (self.error(after) + self.error(before))[:, None]
+
+
+def _log_mean(outputs: Tensor) -> Tensor:
+    """Logarithms of the mean probabilities, (seeds, rows, classes)."""
+    return outputs.double().log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+
+
+def _surprise(log_mean: Tensor, y: Tensor) -> Table:
+    nll: Table = -log_mean.gather(-1, y.expand(log_mean.shape[:2]).unsqueeze(-1)).squeeze(-1).numpy()
+    return nll
 
 
 def _mixture_nll(outputs: Tensor, y: Tensor, width: Tensor) -> Tensor:

@@ -18,7 +18,14 @@ from puredrop.compare.wording import ARM_NAMES, quantities
 
 __all__ = ["execute", "summary"]
 
-_ROWS = {"nll": "NLL", "error": "error", "gap": "gap", "mc_nll": f"MC {MEMBERS}", "batchwise_nll": "batchwise"}
+_ROWS = {
+    "nll": "NLL",
+    "error": "error",
+    "gap": "gap",
+    "mc_nll": f"MC {MEMBERS}",
+    "batchwise_nll": "batchwise",
+    "networks_nll": "networks",
+}
 
 
 def execute(run: Run, console: Console) -> dict[str, Any]:

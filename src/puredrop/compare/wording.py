@@ -8,9 +8,14 @@ from typing import Any
 
 from puredrop.compare.measure import MEMBERS
 
-__all__ = ["ARM_NAMES", "Quantity", "quantities", "verdict"]
+__all__ = ["ARM_NAMES", "Quantity", "enough", "quantities", "verdict"]
 
-ARM_NAMES = {"none": "without dropout", "dropout": "with dropout", "batchwise": "batchwise"}
+ARM_NAMES = {
+    "none": "without dropout",
+    "dropout": "with dropout",
+    "batchwise": "batchwise",
+    "networks": "five networks",
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
         Quantity("mc_nll", f"NLL, {against}", *_of_members("nll"), 1.0, 4, "", *members),
         Quantity("mc_error", f"{label}, {against}", *_of_members("error"), scale, digits, unit, *members),
     ]
+    if "mc_area" in results["differences"]:
+        places = _of_members("rejection", "area")
+        found.append(
+            Quantity("mc_area", f"{label} over shares kept, {against}", *places, scale, digits, unit, *members)
+        )
     if "batchwise" in results["arms"]:
         groups = results["identity"]["groups"]
         against = f"masks shared by {groups} groups of a batch against a mask for each row"
@@ -112,6 +122,17 @@ def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
             Quantity("batchwise_nll", f"NLL, {against}", *_of_groups("nll"), 1.0, 4, "", *verbs),
             Quantity("batchwise_error", f"{label}, {against}", *_of_groups("error"), scale, digits, unit, *verbs),
         ]
+    if "networks" in results["arms"]:
+        against = f"five networks without dropout against {MEMBERS} members"
+        verbs = ("five networks are better", f"{MEMBERS} members are better")
+        found += [
+            Quantity("networks_nll", f"NLL, {against}", *_of_networks("nll"), 1.0, 4, "", *verbs),
+            Quantity("networks_error", f"{label}, {against}", *_of_networks("error"), scale, digits, unit, *verbs),
+        ]
+        places = _of_networks("rejection", "area")
+        found.append(
+            Quantity("networks_area", f"{label} over shares kept, {against}", *places, scale, digits, unit, *verbs)
+        )
     return {q.key: q for q in found}
 
 
@@ -123,8 +144,24 @@ def _of_groups(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("dropout", key), ("batchwise", key)
 
 
-def _of_members(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ("dropout", key), ("dropout", "mc", key)
+def _of_members(*keys: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return ("dropout", *keys), ("dropout", "mc", *keys)
+
+
+def _of_networks(*keys: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return ("dropout", "mc", *keys), ("networks", *keys)
+
+
+def enough(results: dict[str, Any]) -> str:
+    """How many members are enough, in one sentence.
+
+    Args:
+        results: as in results.json.
+    """
+    least = results["samples"]["enough"]
+    if least is None:
+        return f"Fewer than {MEMBERS} members were not shown to come within 2 % of the NLL of {MEMBERS}."
+    return f"From {least} members on the NLL is within 2 % of that of {MEMBERS}."
 
 
 def verdict(results: dict[str, Any]) -> str:
