@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ class Rows:
     y: Tensor
 
     def part(self, rows: slice) -> Rows:
+        """The same rows of every split."""
         return Rows(self.x[:, rows], self.y[:, rows])
 
 
@@ -84,15 +86,16 @@ class Scale:
 
     @staticmethod
     def of(rows: Rows) -> Scale:
+        """Of these rows."""
         deviation = rows.x.std(1, correction=0)
-        return Scale(
-            rows.x.mean(1), deviation.where(deviation > 0, 1), rows.y.mean(1), rows.y.std(1, correction=0)
-        )
+        return Scale(rows.x.mean(1), deviation.where(deviation > 0, 1), rows.y.mean(1), rows.y.std(1, correction=0))
 
     def inputs(self, rows: Rows) -> Tensor:
+        """Columns in units of their deviations."""
         return ((rows.x - self.x_mean[:, None]) / self.x_deviation[:, None]).float()
 
     def targets(self, rows: Rows) -> Tensor:
+        """Targets in units of their deviation."""
         return ((rows.y - self.y_mean[:, None]) / self.y_deviation[:, None]).float()
 
 
@@ -187,6 +190,7 @@ class Scored(nn.Module):
         self.net, self.tau, self.mean, self.deviation = net, tau, mean, deviation
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(rows, 2): what is predicted, and the density of the truth."""
         found = self.net(x).squeeze(-1).double() * self.deviation + self.mean
         return torch.stack((found, torch.exp(-0.5 * self.tau * (y - found) ** 2)), -1)
 
@@ -230,7 +234,9 @@ def choose(folder: Path, data: Data) -> list[Net]:
             write(path, json.dumps(found).encode())
             print(f"{folder.name}: p = {p}, mean log likelihood {np.mean(found):.3f}", flush=True)
         tried += zip(nets, json.loads(path.read_text()), strict=True)
-    return [max((one for one in tried if one[0].split == split), key=lambda one: one[1])[0] for split in range(data.splits)]
+    return [
+        max((one for one in tried if one[0].split == split), key=lambda one: one[1])[0] for split in range(data.splits)
+    ]
 
 
 def run(folder: Path, data: Data) -> None:
@@ -252,6 +258,41 @@ def run(folder: Path, data: Data) -> None:
     write(folder / "sizes.json", json.dumps(sizes).encode())
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What the final nets of a data set said.
+
+    Args:
+        runs: one for each split.
+        share: test rows for each training row.
+    """
+
+    runs: list[dict[str, Any]]
+    share: float
+
+    def values(self, what: str) -> Floats:
+        """Of each split."""
+        return np.array([run[what] for run in self.runs])
+
+    def mean(self, what: str) -> str:
+        """And its standard error as it was published, which takes splits for independent."""
+        values = self.values(what)
+        return f"{values.mean():.3f} ± {values.std(ddof=1) / math.sqrt(len(values)):.3f}"
+
+    @property
+    def rates(self) -> str:
+        """How often each was chosen."""
+        counts = Counter(run["p"] for run in self.runs)
+        return ", ".join(f"{p}: {counts[p]}" for p in sorted(counts))
+
+
+def finished(folder: Path) -> Finished:
+    """A data set whose nets are all trained."""
+    runs = [run for path in sorted(folder.glob("final_*.json")) for run in json.loads(path.read_text())]
+    sizes = json.loads((folder / "sizes.json").read_text())
+    return Finished(runs, sizes["test"] / sizes["train"])
+
+
 def interval(values: Floats, test_share: float, level: float) -> tuple[float, float]:
     """Ends of the interval of a mean over splits that overlap.
 
@@ -263,8 +304,10 @@ def interval(values: Floats, test_share: float, level: float) -> tuple[float, fl
 
 
 def verdict(values: Floats, test_share: float, published: float, margin: float) -> str:
-    """Difference to a published figure, its 90 % interval, and whether that lies within the margin (two one-sided tests
-    of 5 %)."""
+    """Difference to a published figure, its 90 % interval, and whether that lies within the margin.
+
+    Reference: Schuirmann: Two one-sided tests for equivalence (J. Pharmacokinetics and Biopharmaceutics 1987).
+    """
     low, high = (end - published for end in interval(values, test_share, 0.95))
     same = "the same" if -margin < low and high < margin else "not shown to be the same"
     return f"{values.mean() - published:+.3f} [{low:+.3f}, {high:+.3f}] {same}"
@@ -272,25 +315,35 @@ def verdict(values: Floats, test_share: float, published: float, margin: float) 
 
 def report(folder: Path) -> Iterator[str]:
     """Tables, as docs/ensemble.md has them."""
-    yield "| data | RMSE, MC | published | difference | weight scaling | one random pass | published as standard |"
-    yield "|---|---|---|---|---|---|---|"
-    likelihoods = ["| data | log likelihood | published | difference | rates chosen |", "|---|---|---|---|---|"]
-    for name, (rmse, rmse_error, likelihood, likelihood_error, standard) in PUBLISHED.items():
-        runs: list[dict[str, Any]] = [one for path in (folder / name).glob("final_*.json") for one in json.loads(path.read_text())]
-        if not (folder / name / "sizes.json").exists():
-            continue
-        sizes = json.loads((folder / name / "sizes.json").read_text())
-        share = sizes["test"] / sizes["train"]
-        values = {what: np.array([one[what] for one in runs]) for what in ("rmse", "rmse_scaling", "rmse_one", "likelihood")}
-        cells = {what: f"{one.mean():.3f} ± {one.std(ddof=1) / math.sqrt(len(one)):.3f}" for what, one in values.items()}
-        same = verdict(values["rmse"], share, rmse, MARGINS["rmse"] * rmse)
-        yield f"| {name} | {cells['rmse']} | {rmse} ± {rmse_error} | {same} | {cells['rmse_scaling']} | {cells['rmse_one']} | {standard} |"
-        same = verdict(values["likelihood"], share, likelihood, MARGINS["likelihood"])
-        rates = {p: sum(one["p"] == p for one in runs) for p in sorted({one["p"] for one in runs})}
-        chosen = ", ".join(f"{p}: {count}" for p, count in rates.items())
-        likelihoods.append(f"| {name} | {cells['likelihood']} | {likelihood} ± {likelihood_error} | {same} | {chosen} |")
+    found = {name: finished(folder / name) for name in PUBLISHED if (folder / name / "sizes.json").exists()}
+    columns = [
+        "data",
+        "RMSE, MC",
+        "published",
+        "difference",
+        "weight scaling",
+        "one random pass",
+        "published, standard",
+    ]
+    yield from rule(columns)
+    for name, runs in found.items():
+        published, error, *_, standard = PUBLISHED[name]
+        same = verdict(runs.values("rmse"), runs.share, published, MARGINS["rmse"] * published)
+        cells = [runs.mean("rmse"), f"{published} ± {error}", same, runs.mean("rmse_scaling"), runs.mean("rmse_one")]
+        yield f"| {' | '.join([name, *cells, str(standard)])} |"
     yield ""
-    yield from likelihoods
+    yield from rule(["data", "log likelihood, MC", "published", "difference", "rates chosen"])
+    for name, runs in found.items():
+        published, error = PUBLISHED[name][2:4]
+        same = verdict(runs.values("likelihood"), runs.share, published, MARGINS["likelihood"])
+        cells = [runs.mean("likelihood"), f"{published} ± {error}", same, runs.rates]
+        yield f"| {' | '.join([name, *cells])} |"
+
+
+def rule(columns: Sequence[str]) -> Iterator[str]:
+    """The head of a table."""
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + "---|" * len(columns)
 
 
 def main() -> None:

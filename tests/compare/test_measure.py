@@ -46,4 +46,26 @@ def test_the_ensemble_is_the_mean_of_members_that_are_one_network_each(digits, p
     p = torch.stack(members).mean(0)
     expected = -p[:, torch.arange(len(digits.test.y)), digits.test.y].log()
     np.testing.assert_allclose(found.test.nll, expected.numpy(), rtol=1e-5)
-    assert found.training_nll is None
+
+
+def test_fewer_members_are_judged_in_all_disjoint_groups(digits, parameters, monkeypatch):
+    monkeypatch.setattr(m, "MEMBERS", 6)
+    found = m.ensemble(parameters, NETWORK, digits)
+    assert list(found.nll_of) == [1, 2, 3, 6]
+    root = Key(0).fold_in("compare").fold_in("ensemble")
+    x, rows = digits.test.x.expand(2, -1, -1), torch.arange(len(digits.test.y))
+    members = [NETWORK.outputs(parameters, x, root.fold_in(i), one_mask=True).double().softmax(-1) for i in range(6)]
+    for number in found.nll_of:
+        means = torch.stack(members).unflatten(0, (-1, number)).mean(1)
+        expected = -means[:, :, rows, digits.test.y].log().mean(0)
+        np.testing.assert_allclose(found.nll_of[number], expected.numpy(), rtol=1e-5)
+
+
+def test_several_networks_are_the_mean_of_their_probabilities(digits, parameters):
+    other = {name: value.flip(0) / 2 for name, value in parameters.items()}
+    found = m.measure(parameters, NETWORK, digits, other)
+    x, y = digits.test.x.expand(2, -1, -1), digits.test.y
+    p = sum(NETWORK.outputs(one, x).double().softmax(-1) for one in (parameters, other)) / 2
+    np.testing.assert_allclose(found.test.nll, -p[:, torch.arange(len(y)), y].log().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found.test.doubt, torch.special.entr(p).sum(-1).numpy(), rtol=1e-5)
+    assert found.training_nll.shape == (2, 100)

@@ -25,11 +25,15 @@ def figure(*values):
     return {"mean": sum(values) / len(values), "per_seed": list(values)}
 
 
+def rejection():
+    return {"area": figure(0.001, 0.002), "share": [0.25, 0.5, 1.0], "error": [0.0, 0.01, 0.025]}
+
+
 def arm(nll, **more):
     record = {
         "error": figure(0.02, 0.03), "nll": figure(nll, nll + 0.01), "calibration_error": figure(0.01, 0.02),
         "training_nll": figure(0.01, 0.01), "gap": figure(nll - 0.01, nll), "weight_norms": {"0": figure(3.0, 4.0)},
-        "mc": None, "epochs": 2, "best_epoch": [1, 2], "seconds_per_epoch": 0.5,
+        "rejection": rejection(), "mc": None, "epochs": 2, "best_epoch": [1, 2], "seconds_per_epoch": 0.5,
         "history": {"training_loss": [[1.0, 1.0]] * 2, "validation_loss": [[0.5, 0.6], [0.4, 0.55]]},
     }  # fmt: skip
     return {**record, **more}
@@ -37,7 +41,7 @@ def arm(nll, **more):
 
 @pytest.fixture
 def results():
-    mc = {key: figure(0.1, 0.2) for key in ("error", "nll", "calibration_error")}
+    mc = {key: figure(0.1, 0.2) for key in ("error", "nll", "calibration_error")} | {"rejection": rejection()}
     return {
         "schema": 1,
         "name": "digits",
@@ -57,6 +61,12 @@ def results():
         "differences": {
             "nll": difference(-0.02, -0.03, -0.01), "error": difference(-0.001, -0.004, 0.002, 0.005),
             "gap": difference(0.02, 0.01, 0.03), "mc_nll": difference(0.01, 0.005, 0.015), "mc_error": difference(0, -1, 1),
+            "mc_area": difference(0.001, -0.002, 0.004, 0.007),
+        },
+        "samples": {
+            "members": [1, 25, 50], "nll": [figure(0.3, 0.3), figure(0.16, 0.16), figure(0.1, 0.2)], "enough": 25,
+            "to_one_pass": [difference(0.1, 0.05, 0.15), difference(0.02, 0.01, 0.03), difference(0.01, -0.01, 0.03)],
+            "excess": [difference(0.15, 0.1, 0.2), difference(0.001, 0.0005, 0.0015)],
         },
     }  # fmt: skip
 
@@ -69,6 +79,7 @@ def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(results):
         "gap": "dropout widens it",
         "mc_nll": "one pass is better",
         "mc_error": "no difference found; this run could have detected ≥ 2.00",
+        "mc_area": "no difference found; this run could have detected ≥ 0.70",
     }
     results["differences"]["nll"] = difference(-0.02, -0.05, 0.01)
     results["differences"]["mc_nll"] = difference(-0.01, -0.02, -0.005)
@@ -103,7 +114,7 @@ def test_the_page_is_self_contained_and_shows_the_numbers(results):
     for text in ("0.1050 → 0.0850", "−0.0200 [−0.0300, −0.0100]", "dropout is better", "2.50 ± 0.71 %"):
         assert text in own
     assert own.count("<details>") >= 5
-    assert own.count('role="img"') == 5 + 5
+    assert own.count('role="img"') == 7 + 6
 
 
 @pytest.fixture
@@ -124,11 +135,11 @@ def test_the_arm_batchwise(shared):
         '<th class="batchwise">batchwise</th>',
         "An epoch took 0.20 s",
         "--arms none,dropout,batchwise --groups 4",
-        "of 7 such",
+        "of 8 such",
     ):
         assert text in page, text
     found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
-    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves", "clock", "batchwise_error"}
+    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves", "clock", "batchwise_error", "samples", "rejection"}
     clock = json.loads(found["clock"])
     assert clock["layout"]["xaxis"]["title"]["text"] == "seconds of training, all seeds"
     assert [trace["x"] for trace in clock["data"]] == [[0.5, 1.0], [0.5, 1.0], [0.2, 0.4]]
@@ -136,10 +147,66 @@ def test_the_arm_batchwise(shared):
     assert verdict(shared) == verdict({**shared, "arms": {k: shared["arms"][k] for k in ("none", "dropout")}})
 
 
+@pytest.fixture
+def several(results):
+    """With five networks."""
+    results["identity"]["arms"] = ["none", "dropout", "networks"]
+    results["arms"]["networks"] = arm(0.07, seconds_per_epoch=2.0)
+    results["differences"] |= {f"networks_{key}": difference(-0.02, -0.03, -0.01) for key in ("nll", "error", "area")}
+    return results
+
+
+def test_the_arm_networks(several):
+    page = report.render(several)
+    for text in (
+        "NLL, five networks without dropout against 50 members:</strong> −0.0200 [−0.0300, −0.0100]. "
+        "Five networks are better.",
+        "error over shares kept, five networks without dropout against 50 members:</strong> −2.00 [−3.00, −1.00] points",
+        '<th class="networks">five networks</th>',
+        "cost\n2.00 s an epoch on top of 0.50 s",
+        "--arms none,dropout,networks --epochs",
+        "From 25 members on the NLL is within 2 % of that of 50.",
+        "infinitely many would be about 0.0010 nats below 50",
+    ):
+        assert text in page, text
+    found = {
+        name: json.loads(text)
+        for name, text in re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S)
+    }
+    drawn = {trace["name"]: trace for trace in found["samples"]["data"]}
+    assert list(drawn) == ["mean of members", "one pass", "five networks"]
+    assert drawn["mean of members"]["y"] == [0.1, 0.02, 0.01]
+    assert drawn["mean of members"]["error_y"]["array"] == pytest.approx([0.05, 0.01, 0.02])
+    assert drawn["five networks"]["y"] == pytest.approx([-0.01, -0.01])
+    names = [trace["name"] for trace in found["rejection"]["data"]]
+    assert names == ["without dropout", "one pass", "50 members", "five networks"]
+    assert found["rejection"]["data"][0]["y"] == [0.0, 1.0, 2.5]
+    assert [trace["name"] for trace in found["curves"]["data"] if "name" in trace] == [
+        "without dropout",
+        "with dropout",
+    ]
+
+
+def test_fewer_members_than_all_may_not_be_enough(results):
+    results["samples"]["enough"] = None
+    assert "Fewer than 50 members were not shown to come within 2 % of the NLL of 50." in report.render(results)
+
+
+def test_one_pass_of_a_regression_has_no_curve_of_rejection(results):
+    results["identity"]["task"] = "regression"
+    for record in results["arms"].values():
+        record["rejection"] = record["calibration_error"] = None
+    results["differences"].pop("mc_area")
+    page = report.render(results)
+    data = json.loads(re.search(r'id="rejection-data">(.*?)</script>', page, re.S)[1])["data"]
+    assert [trace["name"] for trace in data] == ["50 members"]
+    assert "one pass is as sure of any row as of another" in page
+
+
 def test_every_figure_is_json_with_titles_units_and_the_values_measured(results):
     page = report.render(results)
     found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
-    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves"}
+    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves", "samples", "rejection"}
     assert "<" not in "".join(found.values())  # nothing in a figure can end the script element it stands in
     figures = {name: json.loads(text) for name, text in found.items()}
     for name, drawn in figures.items():

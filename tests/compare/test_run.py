@@ -18,6 +18,8 @@ from torch import nn
 
 from puredrop.cli import main
 from puredrop.compare import run as run_module
+from puredrop.compare.data import load
+from puredrop.compare.network import Network
 
 SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", "3", "--epochs", "4"]
 
@@ -72,20 +74,64 @@ def test_the_results_say_what_was_measured(finished):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     out = tmp_path_factory.mktemp("shared") / "run"
-    assert compare(out, "--arms", "none,dropout,batchwise", "--groups", "3") == 0
+    assert compare(out, "--arms", "none,dropout,batchwise,networks", "--groups", "3") == 0
     return out
 
 
-def test_a_third_arm_leaves_the_others(shared, finished):
+def test_more_arms_leave_the_others(shared, finished):
     found, plain = without_time(read(shared)), without_time(read(finished))
-    assert list(found["arms"]) == ["none", "dropout", "batchwise"]
+    assert list(found["arms"]) == ["none", "dropout", "batchwise", "networks"]
     assert {name: found["arms"][name] for name in plain["arms"]} == plain["arms"]
     assert found["identity"]["groups"] == 3
     assert found["arms"]["batchwise"]["mc"] is None
     means = {name: arm["nll"]["mean"] for name, arm in found["arms"].items()}
     assert found["differences"]["batchwise_nll"]["estimate"] == pytest.approx(means["batchwise"] - means["dropout"])
-    assert len(set(means.values())) == 3
+    assert len(set(means.values())) == 4
     assert (shared / "weights-batchwise.safetensors").exists()
+
+
+def test_five_networks_a_seed(shared):
+    """Each seed's own network without dropout, and four more of other seeds; their probabilities averaged."""
+    found = read(shared)
+    none, others = (
+        safetensors.torch.load_file(shared / f"weights-{name}.safetensors") for name in ("none", "networks")
+    )
+    assert [len(weights["0.weight"]) for weights in (none, others)] == [3, 12]
+    initial = Network((64, 32, 16, 10), (0.5, 0.3)).initial(range(3, 15))["0.weight"]
+    drawn = torch.stack([one.flatten() for one in (*initial, *others["0.weight"])])
+    alike = torch.corrcoef(drawn)[:12, 12:]
+    assert (alike.argmax(1) == torch.arange(12)).all()  # trained from the initial values of their own numbers
+    test, model = load("digits").test, nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Identity(), nn.Linear(32, 16))
+    model.extend([nn.ReLU(), nn.Identity(), nn.Linear(16, 10)])
+    for seed in range(3):
+        p = torch.zeros(599, 10)
+        for weights, at in ((none, seed), *((others, place) for place in range(seed, 12, 3))):
+            model.load_state_dict({name: value[at] for name, value in weights.items()})
+            p += model(test.x).detach().softmax(1) / 5
+        expected = -p[torch.arange(599), test.y].log().mean().item()
+        assert found["arms"]["networks"]["nll"]["per_seed"][seed] == pytest.approx(expected, rel=1e-4)
+    mc = found["arms"]["dropout"]["mc"]
+    for key, path in (("nll", ("nll",)), ("error", ("error",)), ("area", ("rejection", "area"))):
+        ours, theirs = found["arms"]["networks"], mc
+        for step in path:
+            ours, theirs = ours[step], theirs[step]
+        expected = ours["mean"] - theirs["mean"]
+        assert found["differences"][f"networks_{key}"]["estimate"] == pytest.approx(expected)
+
+
+def test_how_many_members_are_enough(finished):
+    results = read(finished)
+    found, dropout = results["samples"], results["arms"]["dropout"]
+    assert found["members"] == [1, 2, 5, 10, 25, 50]
+    nll = [one["mean"] for one in found["nll"]]
+    assert nll == sorted(nll, reverse=True)  # the loss is convex: more members are better on average
+    assert nll[-1] == dropout["mc"]["nll"]["mean"]
+    for number, one, to_one_pass in zip(found["members"], nll, found["to_one_pass"], strict=True):
+        assert to_one_pass["estimate"] == pytest.approx(one - dropout["nll"]["mean"])
+        if number < 50:
+            excess = found["excess"][found["members"].index(number)]
+            assert excess["estimate"] == pytest.approx(one - nll[-1])
+            assert (excess["high"] < 0.02 * nll[-1]) == (found["enough"] is not None and number >= found["enough"])
 
 
 def keys_of(record, path=()):
@@ -99,13 +145,17 @@ def test_every_key_of_the_results_is_documented(shared):
     text = (Path(__file__).parents[2] / "docs/compare.md").read_text()
     names = {key for key, path in keys_of(read(shared)) if "weight_norms" not in path[:-1]}
     assert len(names) > 40
-    documented = set(re.findall(r"`(?:[\w…]+\.)*([\w.]+)`", text)) | {"none", "dropout", "batchwise", "arms"}
+    documented = set(re.findall(r"`(?:[\w…]+\.)*([\w.]+)`", text)) | {
+        "none",
+        "dropout",
+        "batchwise",
+        "networks",
+        "arms",
+    }
     assert names - documented == set()
 
 
 def test_the_weights_load_into_the_plain_model_and_give_the_error_in_the_results(finished):
-    from puredrop.compare.data import load
-
     weights = safetensors.torch.load_file(finished / "weights-dropout.safetensors")
     model = nn.Sequential(
         nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 10)
@@ -294,8 +344,17 @@ BAD = [
     (["--device", "toaster"], r"--device is 'toaster', which is not usable here"),
     (["--device", "meta"], r"--device is 'meta', which is not usable here"),
     (["--dtype", "int8"], r"argument --dtype: invalid choice: 'int8'"),
-    (["--arms", "none,batchwise"], r"--arms is none,batchwise; expected none,dropout or none,dropout,batchwise"),
-    (["--groups", "4"], r"--groups is for the arm batchwise, of --arms none,dropout,batchwise; drop the option"),
+    (
+        ["--arms", "none,batchwise"],
+        r"--arms is none,batchwise; expected none,dropout, and then, in this order, any of batchwise,networks",
+    ),
+    (
+        ["--arms", "none,dropout,networks,batchwise"],
+        r"--arms is none,dropout,networks,batchwise; expected none,dropout",
+    ),
+    (["--arms", "none,dropout,dropout"], r"--arms is none,dropout,dropout; expected none,dropout"),
+    (["--arms", "none,dropout,nets"], r"--arms is none,dropout,nets; expected none,dropout"),
+    (["--groups", "4"], r"--groups is for the arm batchwise, which --arms does not name; drop the option"),
     (["--arms", "none,dropout,batchwise", "--groups", "0"], r"--groups is 0; expected 1 to 128, the rows of a batch"),
     (["--frobnicate"], r"unrecognized arguments: --frobnicate \(see puredrop --help\)"),
 ]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", "5", "--epochs", "4"]
+ARMS = ["--arms", "none,dropout,networks"]
 
 
 def run(size, out, *options, **environment):
@@ -23,20 +24,20 @@ def numbers(out):
     results.pop("created")
     for arm in results["arms"].values():
         arm.pop("seconds_per_epoch")
-    weights = [(out / f"weights-{name}.safetensors").read_bytes() for name in ("none", "dropout")]
+    weights = [(out / f"weights-{name}.safetensors").read_bytes() for name in ("none", "dropout", "networks")]
     return results, weights
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
-    assert run(1, out).returncode == 0
+    assert run(1, out, *ARMS).returncode == 0
     return numbers(out)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_processes_share_the_seeds(alone, size, tmp_path):
-    done = run(size, tmp_path / "run")
+    done = run(size, tmp_path / "run", *ARMS)
     assert done.returncode == 0, done.stderr
     assert numbers(tmp_path / "run") == alone
     assert done.stdout.count("page ") == 1  # one process speaks
