@@ -79,7 +79,7 @@ def test_a_difference_is_claimed_only_where_its_interval_excludes_zero(results):
         "gap": "dropout widens it",
         "mc_nll": "one pass is better",
         "mc_error": "no difference found; this run could have detected ≥ 2.00",
-        "mc_area": "no difference found; this run could have detected ≥ 0.70",
+        "mc_area": "no difference found; this run could have detected ≥ 0.700",
     }
     results["differences"]["nll"] = difference(-0.02, -0.05, 0.01)
     results["differences"]["mc_nll"] = difference(-0.01, -0.02, -0.005)
@@ -161,7 +161,7 @@ def test_the_arm_networks(several):
     for text in (
         "NLL, five networks without dropout against 50 members:</strong> −0.0200 [−0.0300, −0.0100]. "
         "Five networks are better.",
-        "error over shares kept, five networks without dropout against 50 members:</strong> −2.00 [−3.00, −1.00] points",
+        "error over shares kept, five networks without dropout against 50 members:</strong> −2.000 [−3.000, −1.000] points",
         '<th class="networks">five networks</th>',
         "cost\n2.00 s an epoch on top of 0.50 s",
         "--arms none,dropout,networks --epochs",

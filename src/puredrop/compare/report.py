@@ -248,7 +248,7 @@ def _rejection(results: dict[str, Any]) -> _Figure:
         )  # fmt: skip
         half = found["share"].index(0.5)
         ends.append(f"{name} {error.show(found['error'][half])}{error.unit} on half of the rows")
-    xaxis = {"title": {"text": "share of rows kept, the surest first (%)"}, "zeroline": False}
+    xaxis = {"title": {"text": "share of rows kept, the surest first (%)"}, "range": [8, 102], "dtick": 20}
     yaxis = {"title": {"text": f"{label} on them{' (%)' if error.unit else ''}"}, "rangemode": "tozero"}
     alt = f"{label} by the share of rows kept: " + "; ".join(ends)
     return _figure("rejection", alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)

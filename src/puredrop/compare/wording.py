@@ -112,7 +112,7 @@ def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
     if "mc_area" in results["differences"]:
         places = _of_members("rejection", "area")
         found.append(
-            Quantity("mc_area", f"{label} over shares kept, {against}", *places, scale, digits, unit, *members)
+            Quantity("mc_area", f"{label} over shares kept, {against}", *places, scale, digits + 1, unit, *members)
         )
     if "batchwise" in results["arms"]:
         groups = results["identity"]["groups"]
@@ -131,7 +131,7 @@ def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
         ]
         places = _of_networks("rejection", "area")
         found.append(
-            Quantity("networks_area", f"{label} over shares kept, {against}", *places, scale, digits, unit, *verbs)
+            Quantity("networks_area", f"{label} over shares kept, {against}", *places, scale, digits + 1, unit, *verbs)
         )
     return {q.key: q for q in found}
 
