@@ -165,7 +165,7 @@ def test_the_arm_networks(several):
         '<th class="networks">five networks</th>',
         "cost\n2.00 s an epoch on top of 0.50 s",
         "--arms none,dropout,networks --epochs",
-        "From 25 members on the NLL is within 2 % of that of 50.",
+        "From 25 members on the NLL is within 0.002 nats of that of 50.",
         "infinitely many would be about 0.0010 nats below 50",
     ):
         assert text in page, text
@@ -189,7 +189,7 @@ def test_the_arm_networks(several):
 
 def test_fewer_members_than_all_may_not_be_enough(results):
     results["samples"]["enough"] = None
-    assert "Fewer than 50 members were not shown to come within 2 % of the NLL of 50." in report.render(results)
+    assert "Fewer than 50 members were not shown to come within 0.002 nats of the NLL of 50." in report.render(results)
 
 
 def test_one_pass_of_a_regression_has_no_curve_of_rejection(results):

@@ -131,7 +131,7 @@ def test_how_many_members_are_enough(finished):
         if number < 50:
             excess = found["excess"][found["members"].index(number)]
             assert excess["estimate"] == pytest.approx(one - nll[-1])
-            assert (excess["high"] < 0.02 * nll[-1]) == (found["enough"] is not None and number >= found["enough"])
+            assert (excess["high"] < 0.002) == (found["enough"] is not None and number >= found["enough"])
 
 
 def keys_of(record, path=()):

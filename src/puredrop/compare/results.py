@@ -10,11 +10,11 @@ from puredrop.compare.rejection import SHARES, reject
 from puredrop.compare.tasks import Judged, Table, Task
 from puredrop.compare.training import Arm
 
-__all__ = ["SCHEMA", "arm_record", "differences", "samples"]
+__all__ = ["ENOUGH", "SCHEMA", "arm_record", "differences", "samples"]
 
 SCHEMA = 1
-_ENOUGH = 0.02
-"""Of the NLL: members are enough where more of them would not lower it by so much."""
+ENOUGH = 0.002
+"""Nats: members are enough where all of them are not better by so much. Absolute, since a density has a unit."""
 
 
 def _figure(per_seed: Table) -> dict[str, Any]:
@@ -78,13 +78,12 @@ def samples(one_pass: Measured, members: Members) -> dict[str, Any]:
 
     Returns:
         `members`, numbers of them; for each the `nll` of their mean, its difference `to_one_pass`, and to all members,
-        `excess`; `enough`, the fewest from which on the excess is below 2 % of the NLL, at the upper end of its
-        interval, or None where only all of them are.
+        `excess`; `enough`, the fewest from which on the excess is below .002 nats, at the upper end of its interval, or
+        None where only all of them are.
     """
     every = members.nll_of[MEMBERS]
     excess = {number: paired_difference(nll - every) for number, nll in members.nll_of.items() if number < MEMBERS}
-    least = _ENOUGH * abs(every.mean())
-    short = [number for number, found in excess.items() if found.high >= least]
+    short = [number for number, found in excess.items() if found.high >= ENOUGH]
     return {
         "members": list(members.nll_of),
         "nll": [_figure(nll.mean(axis=1)) for nll in members.nll_of.values()],

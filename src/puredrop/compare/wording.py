@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from puredrop.compare.measure import MEMBERS
+from puredrop.compare.results import ENOUGH
 
 __all__ = ["ARM_NAMES", "Quantity", "enough", "quantities", "verdict"]
 
@@ -160,8 +161,8 @@ def enough(results: dict[str, Any]) -> str:
     """
     least = results["samples"]["enough"]
     if least is None:
-        return f"Fewer than {MEMBERS} members were not shown to come within 2 % of the NLL of {MEMBERS}."
-    return f"From {least} members on the NLL is within 2 % of that of {MEMBERS}."
+        return f"Fewer than {MEMBERS} members were not shown to come within {ENOUGH} nats of the NLL of {MEMBERS}."
+    return f"From {least} members on the NLL is within {ENOUGH} nats of that of {MEMBERS}."
 
 
 def verdict(results: dict[str, Any]) -> str:
