@@ -4,8 +4,9 @@ import torch
 
 from puredrop import Key
 from puredrop.compare import measure as m
-from puredrop.compare.data import load
+from puredrop.compare.data import Data, Split, load
 from puredrop.compare.network import Network
+from puredrop.compare.tasks import Regression
 
 NETWORK = Network((64, 24, 12, 10), (0.5, 0.3))
 
@@ -69,3 +70,25 @@ def test_several_networks_are_the_mean_of_their_probabilities(digits, parameters
     np.testing.assert_allclose(found.test.nll, -p[:, torch.arange(len(y)), y].log().numpy(), rtol=1e-5)
     np.testing.assert_allclose(found.test.doubt, torch.special.entr(p).sum(-1).numpy(), rtol=1e-5)
     assert found.training_nll.shape == (2, 100)
+
+
+def test_fewer_members_of_a_regression_have_the_width_that_fits_them(monkeypatch):
+    """Fitted on the validation rows for each group of members, as for all of them."""
+    monkeypatch.setattr(m, "MEMBERS", 4)
+    network, draw = Network((8, 16, 1), (0.5,)), torch.Generator().manual_seed(0)
+    train, validation, test = (
+        Split(torch.randn(40, 8, generator=draw), torch.randn(40, generator=draw)) for _ in range(3)
+    )
+    data = Data("rows", Regression(0.0, 1.0), train, validation, test)
+    weights = {name: 3 * value for name, value in network.initial(range(2)).items()}
+    found = m.ensemble(weights, network, data)
+    root = Key(0).fold_in("compare").fold_in("ensemble")
+
+    def outputs(x, member):
+        return network.outputs(weights, x.expand(2, -1, -1), root.fold_in(member), one_mask=True)[None]
+
+    alone = [
+        data.task.judge(outputs(test.x, i), test.y, lambda i=i: (outputs(validation.x, i), validation.y)).nll
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(found.nll_of[1], np.mean(alone, 0), rtol=1e-5)

@@ -91,7 +91,7 @@ class Classification:
             multiclass_calibration_error(one.exp(), y, num_classes=self.outputs, n_bins=15).item() for one in log_mean
         ]
         error = (log_mean.argmax(-1) != y).double().numpy()
-        doubt = -(log_mean.exp() * log_mean).nan_to_num(0.0).sum(-1).numpy()
+        doubt = -(log_mean.exp() * log_mean).sum(-1).numpy()
         return Judged(_surprise(log_mean, y), error, np.array(calibration), doubt)
 
     def nll(self, outputs: Tensor, y: Tensor, validation: Validation) -> Table:
