@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from scipy import stats
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import puredrop
@@ -139,14 +139,6 @@ class Tables:
     detection: dict[str, Floats]
 
 
-def detection(doubt: Tensor, wrong: Tensor) -> float:
-    """How often a wrong row has more doubt than a right one: the area under the ROC curve."""
-    ranks = stats.rankdata(doubt.numpy())
-    bad = wrong.numpy().astype(bool)
-    count = int(bad.sum())
-    return float((ranks[bad].sum() - count * (count + 1) / 2) / (count * (len(bad) - count)))
-
-
 def measure(networks: Networks, folder: Path) -> dict[int, Tables]:
     """All seeds, ways and angles."""
     data = load("mnist", folder)
@@ -165,7 +157,7 @@ def measure(networks: Networks, folder: Path) -> dict[int, Tables]:
                 "heated": {name: _nll(heat[name](one.p), y) for name, one in said.items()},
                 "error": {name: one.numpy() for name, one in wrong.items()},
                 "rejected": {name: reject(*(t.numpy()[None] for t in pair)).area[0] for name, pair in doubts.items()},
-                "detection": {name: detection(*pair) for name, pair in doubts.items()},
+                "detection": {name: float(roc_auc_score(wrong, doubt)) for name, (doubt, wrong) in doubts.items()},
             })  # fmt: skip
     return {
         angle: Tables(**{what: _stacked([one[what] for one in found]) for what in found[0]})

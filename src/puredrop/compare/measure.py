@@ -51,11 +51,11 @@ class Members:
     nll_of: dict[int, Table]
 
 
-def measure(arm: Parameters, network: Model, data: Data, *more: Parameters) -> Measured:
+def measure(parameters: Parameters, network: Model, data: Data, *more: Parameters) -> Measured:
     """One deterministic pass by weight scaling; or the mean of the passes of several networks of each seed.
 
     Args:
-        arm: of all seeds.
+        parameters: of all seeds.
         network: its shape.
         data: test rows, validation rows for a likelihood's width, and training rows for the gap.
         more: further networks of the same seeds.
@@ -63,18 +63,18 @@ def measure(arm: Parameters, network: Model, data: Data, *more: Parameters) -> M
     Returns:
         Per seed and row.
     """
-    passes = [(parameters, None) for parameters in (arm, *more)]
+    passes = [(one, None) for one in (parameters, *more)]
     test, train = (_outputs(passes, network, part.x) for part in (data.test, data.train))
     fitted = _validation(passes, network, data)
     training = data.task.nll(train, data.train.y.cpu(), fitted)
     return Measured(data.task.judge(test, data.test.y.cpu(), fitted), training)
 
 
-def ensemble(arm: Parameters, network: Model, data: Data) -> Members:
+def ensemble(parameters: Parameters, network: Model, data: Data) -> Members:
     """The mean of 50 members, each one thinned network for all rows.
 
     Args:
-        arm: of all seeds.
+        parameters: of all seeds.
         network: its shape and rates.
         data: test rows, and validation rows for a likelihood's width.
 
@@ -82,7 +82,7 @@ def ensemble(arm: Parameters, network: Model, data: Data) -> Members:
         Per seed and test row.
     """
     root = Key(0).fold_in("compare").fold_in("ensemble")
-    passes = [(arm, root.fold_in(member)) for member in range(MEMBERS)]
+    passes = [(parameters, root.fold_in(member)) for member in range(MEMBERS)]
     test, y = _outputs(passes, network, data.test.x), data.test.y.cpu()
     fitted = _validation(passes, network, data)
 
@@ -116,6 +116,6 @@ def _outputs(passes: _Passes, network: Model, x: Tensor) -> Tensor:
     # One mask for all rows of a member, so cutting the rows does not change it.
     chunks = [chunk.expand(seeds, -1, -1) for chunk in x.split(_ROWS_AT_ONCE)]
     found = [
-        torch.cat([network.outputs(arm, c, key, one_mask=True) for c in chunks], dim=1).cpu() for arm, key in passes
+        torch.cat([network.outputs(one, c, key, one_mask=True) for c in chunks], dim=1).cpu() for one, key in passes
     ]
     return torch.stack(found)

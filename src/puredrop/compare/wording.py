@@ -19,6 +19,9 @@ ARM_NAMES = {
 }
 
 
+_Path = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Quantity:
     """One difference that a run measures.
@@ -92,65 +95,38 @@ def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
         size = results["arms"]["none"]["error"]["mean"]
         error = ("RMSE", 1.0, max(0, 3 - math.floor(math.log10(size or 1.0))), "")
     label, scale, digits, unit = error
-    arms, members = ("dropout is better", "dropout is worse"), (f"{MEMBERS} members are better", "one pass is better")
-    against = f"{MEMBERS} members against one pass"
+
+    def three(way: str, against: str, better: str, worse: str, before: _Path, after: _Path) -> list[Quantity]:
+        """NLL, error and, where it was measured, the area under the curve of rejection: one way against another."""
+        wanted = [
+            ("nll", "NLL", ("nll",), 1.0, 4, ""),
+            ("error", label, ("error",), scale, digits, unit),
+            ("area", f"{label} over shares kept", ("rejection", "area"), scale, digits + 1, unit),
+        ]
+        return [
+            Quantity(
+                f"{way}_{key}", f"{title}, {against}", before + at, after + at, factor, places, ends, better, worse
+            )
+            for key, title, at, factor, places, ends in wanted
+            if f"{way}_{key}" in results["differences"]
+        ]
+
+    arms, none, dropout, mc = ("dropout is better", "dropout is worse"), ("none",), ("dropout",), ("dropout", "mc")
+    of_gap = ("dropout narrows it", "dropout widens it")
+    gap = "gap, test minus training NLL"
     found = [
-        Quantity("nll", "NLL on test rows", *_between_arms("nll"), 1.0, 4, "", *arms),
-        Quantity("error", f"{label} on test rows", *_between_arms("error"), scale, digits, unit, *arms),
-        Quantity(
-            "gap",
-            "gap, test minus training NLL",
-            *_between_arms("gap"),
-            1.0,
-            4,
-            "",
-            "dropout narrows it",
-            "dropout widens it",
-        ),
-        Quantity("mc_nll", f"NLL, {against}", *_of_members("nll"), 1.0, 4, "", *members),
-        Quantity("mc_error", f"{label}, {against}", *_of_members("error"), scale, digits, unit, *members),
+        Quantity("nll", "NLL on test rows", (*none, "nll"), (*dropout, "nll"), 1.0, 4, "", *arms),
+        Quantity("error", f"{label} on test rows", (*none, "error"), (*dropout, "error"), scale, digits, unit, *arms),
+        Quantity("gap", gap, (*none, "gap"), (*dropout, "gap"), 1.0, 4, "", *of_gap),
     ]
-    if "mc_area" in results["differences"]:
-        places = _of_members("rejection", "area")
-        found.append(
-            Quantity("mc_area", f"{label} over shares kept, {against}", *places, scale, digits + 1, unit, *members)
-        )
-    if "batchwise" in results["arms"]:
-        groups = results["identity"]["groups"]
-        against = f"masks shared by {groups} groups of a batch against a mask for each row"
-        verbs = ("shared masks are better", "shared masks are worse")
-        found += [
-            Quantity("batchwise_nll", f"NLL, {against}", *_of_groups("nll"), 1.0, 4, "", *verbs),
-            Quantity("batchwise_error", f"{label}, {against}", *_of_groups("error"), scale, digits, unit, *verbs),
-        ]
-    if "networks" in results["arms"]:
-        against = f"five networks without dropout against {MEMBERS} members"
-        verbs = ("five networks are better", f"{MEMBERS} members are better")
-        found += [
-            Quantity("networks_nll", f"NLL, {against}", *_of_networks("nll"), 1.0, 4, "", *verbs),
-            Quantity("networks_error", f"{label}, {against}", *_of_networks("error"), scale, digits, unit, *verbs),
-        ]
-        places = _of_networks("rejection", "area")
-        found.append(
-            Quantity("networks_area", f"{label} over shares kept, {against}", *places, scale, digits + 1, unit, *verbs)
-        )
+    members = f"{MEMBERS} members are better"
+    found += three("mc", f"{MEMBERS} members against one pass", members, "one pass is better", dropout, mc)
+    against = f"masks shared by {results['identity']['groups']} groups of a batch against a mask for each row"
+    verbs = ("shared masks are better", "shared masks are worse")
+    found += three("batchwise", against, *verbs, dropout, ("batchwise",))
+    against = f"five networks without dropout against {MEMBERS} members"
+    found += three("networks", against, "five networks are better", members, mc, ("networks",))
     return {q.key: q for q in found}
-
-
-def _between_arms(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ("none", key), ("dropout", key)
-
-
-def _of_groups(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ("dropout", key), ("batchwise", key)
-
-
-def _of_members(*keys: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ("dropout", *keys), ("dropout", "mc", *keys)
-
-
-def _of_networks(*keys: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ("dropout", "mc", *keys), ("networks", *keys)
 
 
 def enough(results: dict[str, Any]) -> str:
