@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import puredrop
 from puredrop.compare.data import load
-from puredrop.compare.intervals import Difference, paired_difference
+from puredrop.explain._intervals import Difference, paired_difference
 from puredrop.compare.rejection import reject
 from puredrop.ensemble import fit_temperature
 

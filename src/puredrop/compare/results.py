@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from puredrop.compare.intervals import paired_difference
+from puredrop.explain._intervals import paired_difference
 from puredrop.compare.measure import MEMBERS, Measured, Members
 from puredrop.compare.rejection import SHARES, reject
 from puredrop.compare.tasks import Judged, Table, Task

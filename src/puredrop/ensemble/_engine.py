@@ -15,7 +15,7 @@ from puredrop.ensemble._compact import CACHE, Compact, Step
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._inputs import Batch
 from puredrop.ensemble._masks import Drawn, Masks
-from puredrop.ensemble._source import Moment, Use
+from puredrop.ensemble._source import Act, Moment, Use
 from puredrop.rng import Key
 
 __all__ = ["Engine", "Members"]
@@ -56,6 +56,7 @@ class Engine:
         runs: of layers that are computed together.
         is_batched: whether many members run in one forward.
         cache: numbers of a layer's input that members of a run have at once.
+        act: what sites do in the place of dropping, as of `Moment`.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Engine:
         runs: list[list[Step]],
         is_batched: bool,
         cache: int = CACHE,
+        act: Act | None = None,
     ) -> None:
         self.drive = drive
         self.members = members
         self.read = read
         self.is_batched = is_batched
+        self.act = act
         self.uses: list[Use] = []
         """Of the last forward."""
         self._compact = Compact(runs if is_batched else [], drive.now, cache)
@@ -111,7 +114,7 @@ class Engine:
         return outputs
 
     def _forward(self, batch: Batch, numbers: Sequence[int], member: Tensor, first: int | None) -> Tensor:
-        moment = Moment(self.members.masks, self.members.base, numbers, member, batch.rows, first)
+        moment = Moment(self.members.masks, self.members.base, numbers, member, batch.rows, first, act=self.act)
         self._compact.begin()
         with self.drive.running(moment) as model:
             output = self.read(model(*batch.args, **batch.kwargs))

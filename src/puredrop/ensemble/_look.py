@@ -55,7 +55,9 @@ class Look:
         return self.plan.left
 
 
-def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Tensor]) -> Look:
+def look(
+    root: Module, batch: Batch, members: Members, read: Callable[[Any], Tensor], *, may_be_silent: bool = False
+) -> Look:
     """Find out how a model is run as an ensemble.
 
     Args:
@@ -63,6 +65,7 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
         batch: some rows; two of them are used.
         members: which functions the members are.
         read: from what the model returns to the tensor that is averaged.
+        may_be_silent: whether a model will do whose sites all have rate 0.
 
     Raises:
         ValueError: if no decision of a dropout can be reached, and why.
@@ -84,7 +87,7 @@ def look(root: Module, batch: Batch, members: Members, read: Callable[[Any], Ten
     if has_drawn:
         plan.left.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
     uses = tuple(reference.uses)
-    if not any(_is_random(use) for use in uses):
+    if not any(may_be_silent or _is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
     for site in sites:  # what was seen to drop in training mode is a part of members, or named
         is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)

@@ -14,7 +14,7 @@ from puredrop import ops
 from puredrop.ensemble._masks import Masks
 from puredrop.rng import Key, fold_in
 
-__all__ = ["Moment", "OfMembers", "Site", "Use", "applied"]
+__all__ = ["Act", "Moment", "OfMembers", "Site", "Use", "applied"]
 
 _ENDLESS = 2**31
 """Rows that a stream of them is taken to have, so that what is drawn for one does not depend on how many follow."""
@@ -45,6 +45,9 @@ class Use:
         return torch.Size(self.sizes).numel()
 
 
+Act = Callable[[Use, Tensor, int | None], Tensor | None]
+
+
 @dataclass
 class Moment:
     """A forward of some members that is open.
@@ -57,6 +60,8 @@ class Moment:
         rows: samples of the forward.
         first: how many samples come before them; None where all samples share a member's masks.
         uses: what was used so far.
+        act: what a use does in the place of dropping, if not None: (use, input, where samples lie in it, None if in no
+            dimension) -> output, None where it drops as ever.
     """
 
     masks: Callable[[str, int], Masks]
@@ -66,6 +71,7 @@ class Moment:
     rows: int
     first: int | None
     uses: list[Use] = field(default_factory=list)
+    act: Act | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
     def begin(self, path: str) -> int:
@@ -155,6 +161,9 @@ class _Members(ops.Decider):
         """What the members keep, scaled."""
         use, dim = self._use(input, float(p), place)
         self.moment.uses.append(use)
+        done = self.moment.act(use, input, dim) if self.moment.act else None
+        if done is not None:
+            return done
         if torch._C._are_functorch_transforms_active():
             # In place it would need all members' memory, which an input that no decision has reached does not have.
             output: Tensor = _Drop.apply(input, self.moment.member, self, use, dim)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from puredrop.compare.intervals import paired_difference
+from puredrop.explain._intervals import paired_difference
 
 
 def crossed(rng, seeds, rows, seed_sd, row_sd, rest_sd, mean=0.0):

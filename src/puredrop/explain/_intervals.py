@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 __all__ = ["Difference", "paired_difference"]
 
@@ -63,6 +62,8 @@ def paired_difference(*tables: NDArray[np.float64]) -> Difference:
     Reference: Owen: The pigeonhole bootstrap (Annals of Applied Statistics 2007); Searle et al.: Variance
     components (1992), two-way crossed model.
     """
+    from scipy import stats  # of the extra study; what does without intervals does without it
+
     seeds = tables[0].shape[0]
     if seeds < 2 or any(table.shape[0] != seeds or table.shape[1] < 2 for table in tables):
         raise ValueError(
