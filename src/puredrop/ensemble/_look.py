@@ -87,7 +87,7 @@ def look(
     if has_drawn:
         plan.left.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
     uses = tuple(reference.uses)
-    if not any(may_be_silent or _is_random(use) for use in uses):
+    if not may_be_silent and not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
     for site in sites:  # what was seen to drop in training mode is a part of members, or named
         is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)

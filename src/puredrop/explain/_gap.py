@@ -1,0 +1,296 @@
+"""How far one pass is from the two means of the 2^n networks for which it stands, and where that comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Module
+
+from puredrop.ensemble._drive import Drive
+from puredrop.ensemble._engine import Engine, Members
+from puredrop.ensemble._exact import exact, listed
+from puredrop.ensemble._inputs import Batch
+from puredrop.ensemble._outputs import main_output, probabilities
+from puredrop.ensemble._source import Use
+from puredrop.explain._figure import Figure
+from puredrop.explain._probe import Probe, checked_number, factors, prepared
+
+__all__ = ["Distance", "LeaveOneOut", "WeightScalingGap", "weight_scaling_gap"]
+
+_GROUPS = 8
+_ENUMERATED = 12
+_MOST_UNITS = 2048
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Root mean square of a difference over rows and outputs, what chance adds to it taken away.
+
+    Args:
+        value: in the unit of the outputs (probabilities from 0 to 1).
+        standard_error: over masks; 0 where all were run.
+    """
+
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {self.standard_error:.2g}"
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What n + 1 passes say of the gap, exact to first order in p.
+
+    Args:
+        values: float64 like the outputs: p Σ_j [f(x without j) - f(x) + x_j ∂_j f].
+        size: its root mean square.
+        alignment: cosine of the angle to the measured gap, whose length is taken without its noise: 1 for the same.
+    """
+
+    values: Tensor
+    size: float
+    alignment: float
+
+
+@dataclass(frozen=True)
+class WeightScalingGap:
+    """One pass beside the means of all sub-networks.
+
+    Args:
+        one_pass, arithmetic: float64 (rows, ...), of probabilities in a classification, of outputs else.
+        geometric: of a classification: the softmax of the mean logits, which is the normalised geometric mean.
+        outputs: float64 (rows, ...), mean of what the model returns (logits) over masks less what one pass returns.
+        to_arithmetic, to_geometric: how far one pass is from them.
+        of_outputs: the size of `outputs`.
+        sites: path -> the size of that gap with this site alone dropping.
+        leave_one_out: what first order in p says of `outputs`; None for more than 2048 units.
+        members: how many masks a row, or 2^n where all were run.
+        task: what was averaged.
+        left: path of what drops and was off -> why.
+    """
+
+    one_pass: Tensor
+    arithmetic: Tensor
+    geometric: Tensor | None
+    outputs: Tensor
+    to_arithmetic: Distance
+    to_geometric: Distance | None
+    of_outputs: Distance
+    sites: dict[str, Distance]
+    leave_one_out: LeaveOneOut | None
+    members: int
+    task: Literal["classification", "regression"]
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        is_class = self.task == "classification"
+        what, raw = ("probability", "logits") if is_class else ("output", "outputs")
+        lines = [f"one pass is {self.to_arithmetic} ({what}, rms) from the arithmetic mean of the sub-networks"]
+        if self.to_geometric is not None:
+            lines[0] += f", {self.to_geometric} from their geometric mean"
+        lines.append(f"mean {raw} over masks less those of one pass: {self.of_outputs} (rms)")
+        lines += [f"  {path} alone: {distance}" for path, distance in self.sites.items()]
+        if self.leave_one_out is not None:
+            found = self.leave_one_out
+            lines.append(
+                f"leaving one unit out (first order in p) says {found.size:.4g}, alignment {found.alignment:.2f} "
+                "with what was measured"
+            )
+        lines += [f"  not part of it: {path}: {why}" for path, why in self.left.items()]
+        return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """How far one pass is from the mean, by the site that alone drops."""
+        names = ["all sites", *(f"{path} alone" for path in self.sites)]
+        found = [self.of_outputs, *self.sites.values()]
+        bars = {"array": [1.96 * one.standard_error for one in found], "thickness": 1.5}
+        raw = "logits" if self.task == "classification" else "outputs"
+        traces: list[dict[str, Any]] = [
+            {"type": "bar", "x": names, "y": [one.value for one in found], "error_y": bars,
+             "marker": {"color": "@dropout"}, "hovertemplate": "%{x}: %{y:.4g}<extra></extra>"}
+        ]  # fmt: skip
+        axes = {
+            "xaxis": {"title": {"text": "dropout at"}},
+            "yaxis": {"title": {"text": f"mean {raw} less one pass's (rms)"}, "rangemode": "tozero"},
+        }
+        return Figure(str(self), traces, {**axes, "showlegend": False})
+
+
+def weight_scaling_gap(
+    model: Module,
+    x: Any,
+    *,
+    task: Literal["classification", "regression"] = "classification",
+    members: int = 512,
+    seed: int = 0,
+    batch_size: int = 1024,
+) -> WeightScalingGap:
+    """Measure how far one pass in eval mode is from the means for which it stands, and where the gap arises.
+
+    One pass is the normalised geometric mean of the sub-networks exactly where logits are linear in each mask alone; it
+    is the arithmetic mean, which is what sampling members gives, hardly ever. Up to 12 units all masks are run;
+    otherwise members, one mask for each row, in 8 groups from which errors come. A forward for each unit is made on top
+    of that, up to 2048 units.
+
+    Args:
+        model: trained, any module; a classification has its classes in dimension 1.
+        x: rows, as `DropoutEnsemble.predict` takes them; two at least.
+        task: what is averaged.
+        members: masks of each row, a multiple of 8.
+        seed: of them.
+        batch_size: rows at once.
+
+    Returns:
+        The means, distances with standard errors, and the sites they come from; it prints.
+
+    Raises:
+        TypeError, ValueError: for fewer than two rows, or a model of which no dropout is reached.
+
+    Reference: Baldi and Sadowski: Understanding dropout (NeurIPS 2013); Goodfellow, Bengio and Courville: Deep learning
+        (2016), section 7.12.
+
+    >>> net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(10, 3))
+    >>> found = weight_scaling_gap(net, torch.randn(20, 10))
+    >>> found.to_geometric.value < 1e-6 < found.to_arithmetic.value
+    True
+    """
+    if task not in ("classification", "regression"):
+        raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
+    checked_number("members", members, _GROUPS)
+    if members % _GROUPS:
+        raise ValueError(f"members is {members}; expected a multiple of {_GROUPS}, the groups from which errors come")
+    probe = prepared(model, x, seed=seed, batch_size=batch_size)
+    units = sum(use.units for use in probe.uses)
+    is_exact = units <= _ENUMERATED and all(use.is_per_row for use in probe.uses)
+    with probe.opened() as drive:
+        one = torch.cat([_plain(probe, drive, batch) for batch in probe.batches])
+        if is_exact:
+            raw, averaged = _enumerated(probe, drive, task)
+        else:
+            raw, averaged = _sampled(probe, drive, task, members)
+        sites = {}
+        for path in dict.fromkeys(use.path for use in probe.uses):
+            alone, _ = _sampled(probe, drive, task, members, only=path)
+            sites[path] = _distance(alone - one)
+        whole, gap = _distance(raw - one), raw.mean(0) - one
+        first_order = _leave_one_out(probe, drive, gap, whole.value) if units <= _MOST_UNITS else None
+    is_class = task == "classification"
+    passed = probabilities(one, 1) if is_class else one
+    geometric = probabilities(raw, 2) if is_class else None
+    return WeightScalingGap(
+        passed, averaged.mean(0), None if geometric is None else probabilities(raw.mean(0), 1), gap,
+        _distance(averaged - passed), None if geometric is None else _distance(geometric - passed),
+        whole, sites, first_order, 2**units if is_exact else members, task, probe.left,
+    )  # fmt: skip
+
+
+def _plain(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
+    return probe.forward(drive, batch, lambda use, input, dim: input).double().cpu()
+
+
+def _enumerated(probe: Probe, drive: Drive, task: str) -> tuple[Tensor, Tensor]:
+    """Mean outputs and mean of what is averaged, as one group: (1, rows, ...)."""
+    members = Members(probe.seed, is_shared=True, given=listed(probe.uses))
+    found = []
+    for read in (main_output, _averaged(task)):
+        engine = Engine(drive, members, read, [], is_batched=not probe.found.slow)
+        found.append(torch.cat([exact(engine, batch, probe.uses, 256) for batch in probe.batches]).unsqueeze(0))
+    return found[0], found[1]
+
+
+def _averaged(task: str) -> Any:
+    if task == "regression":
+        return main_output
+    return lambda output: probabilities(main_output(output), 1)
+
+
+def _sampled(
+    probe: Probe, drive: Drive, task: str, members: int, only: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean outputs and mean of what is averaged, of each group of members: (groups, rows, ...)."""
+
+    def act(use: Use, input: Tensor, dim: int | None) -> Tensor | None:
+        return None if only is None or use.path == only else input
+
+    raws, means, first = [], [], 0
+    for batch in probe.batches:
+        raw: list[Tensor] = []
+        mean: list[Tensor] = []
+        for group in range(_GROUPS):
+            numbers = range(group * members // _GROUPS, (group + 1) * members // _GROUPS)
+            total, averaged = 0.0, 0.0
+            for outputs in probe.members(drive, batch, numbers, first=first, act=act):
+                outputs = outputs.double()
+                total = total + outputs.sum(0)
+                averaged = averaged + (probabilities(outputs, 2) if task == "classification" else outputs).sum(0)
+            raw.append(torch.as_tensor(total).cpu() / len(numbers))
+            mean.append(torch.as_tensor(averaged).cpu() / len(numbers))
+        raws.append(torch.stack(raw))
+        means.append(torch.stack(mean))
+        first += batch.rows
+    return torch.cat(raws, 1), torch.cat(means, 1)
+
+
+def _distance(gaps: Tensor) -> Distance:
+    """From the gap of each group: products of different groups have no bias; the jackknife over groups has the error."""
+    if len(gaps) == 1:
+        return Distance(float(gaps.square().mean().sqrt()), 0.0)
+    flat = gaps.flatten(1)
+    whole = _squared(flat)
+    parts = torch.tensor([_squared(flat[torch.arange(len(flat)) != one]) for one in range(len(flat))])
+    error = math.sqrt((len(flat) - 1) / len(flat) * float((parts - parts.mean()).square().sum()))
+    value = math.sqrt(max(whole, 0.0))
+    # The error of a root; where the square is lost in its own error, the root of that.
+    return Distance(value, error / (2 * value) if whole > error else math.sqrt(error))
+
+
+def _squared(flat: Tensor) -> float:
+    number = len(flat)
+    return float((flat.sum(0).square() - flat.square().sum(0)).mean()) / (number * (number - 1))
+
+
+def _leave_one_out(probe: Probe, drive: Drive, measured: Tensor, length: float) -> LeaveOneOut:
+    values = torch.cat([_first_order(probe, drive, batch) for batch in probe.batches])
+    size = float(values.square().mean().sqrt())
+    product = float((values * measured).mean())
+    return LeaveOneOut(values, size, product / (size * length) if size * length else math.nan)
+
+
+def _first_order(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
+    base = _plain(probe, drive, batch)
+    with forward_ad.dual_level():
+
+        def slope(use: Use, input: Tensor, dim: int | None) -> Tensor:
+            ones = factors(use, input, dim)
+            return input * forward_ad.make_dual(ones, use.p * ones)
+
+        tangent = forward_ad.unpack_dual(probe.forward(drive, batch, slope)).tangent
+    total = torch.zeros_like(base) if tangent is None else tangent.double().cpu()
+    for number, use in enumerate(probe.uses):
+        for unit in range(use.units):
+            total = total + use.p * (_without(probe, drive, batch, number, unit) - base)
+    return total
+
+
+def _without(probe: Probe, drive: Drive, batch: Batch, number: int, unit: int) -> Tensor:
+    """Outputs without one unit of one use."""
+    seen: list[int] = []
+
+    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        if not 0 < use.p < 1:
+            return input
+        seen.append(1)
+        if len(seen) - 1 != number:
+            return input
+        ones = factors(use, input, dim)
+        rows = ones.movedim(dim, 0).reshape(batch.rows, -1) if dim is not None else ones.view(1, -1)
+        rows[:, unit] = 0
+        return input * (rows.view(ones.movedim(dim, 0).shape).movedim(0, dim) if dim is not None else ones)
+
+    return probe.forward(drive, batch, act).double().cpu()
