@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from puredrop import functional, nn, schedules
+from puredrop import explain, functional, nn, schedules
 from puredrop._backend import backend
 from puredrop.batchwise import batchwise
 from puredrop.check import check
@@ -27,6 +27,7 @@ __all__ = [
     "batchwise",
     "check",
     "convert",
+    "explain",
     "functional",
     "keep_mask",
     "nn",

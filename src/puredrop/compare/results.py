@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from puredrop.explain._intervals import paired_difference
 from puredrop.compare.measure import MEMBERS, Measured, Members
 from puredrop.compare.rejection import SHARES, reject
 from puredrop.compare.tasks import Judged, Table, Task
 from puredrop.compare.training import Arm
+from puredrop.explain._intervals import paired_difference
 
 __all__ = ["ENOUGH", "SCHEMA", "arm_record", "differences", "samples"]
 

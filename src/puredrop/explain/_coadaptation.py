@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
 
@@ -21,6 +20,9 @@ from puredrop.explain._loss import labels
 from puredrop.explain._probe import Probe, checked_number, prepared
 from puredrop.rng import Key
 from puredrop.sites._watch import holds_dropout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Coadaptation", "Curve", "coadaptation"]
 
@@ -52,7 +54,7 @@ class Curve:
     tables: NDArray[np.float64]
 
     def minus(self, other: Curve) -> tuple[Difference, ...]:
-        """This less the other at each size, paired by order and row, with 95 % intervals.
+        """Difference of the scores at each size, paired by order and row, with 95 % intervals.
 
         Raises:
             ValueError: for curves of other damage, orders or rows.
@@ -69,8 +71,8 @@ class Coadaptation:
     Args:
         curves: damage by kind. A net that was trained on removed units is robust to that by construction; the other two
             it was not trained on.
-        interaction: 1 - S1, the share of the masks' variance in probabilities (a regression's outputs) that is no sum over
-            units, at `probe_rate`.
+        interaction: 1 - S1, the share of the masks' variance in probabilities (a regression's outputs) that is no sum
+            over units, at `probe_rate`.
         interaction_error: its standard error over masks.
         probe_rate: the rate at which every model is probed, whatever it was trained with.
         sparsity: share of activations that are 0.
@@ -94,7 +96,9 @@ class Coadaptation:
         lines = []
         for kind, curve in self.curves.items():
             scores = zip(curve.sizes, curve.score, curve.standard_error, strict=True)
-            shown = ", ".join(f"{self._shown(score)} ± {self._shown(error)} at {size:g}" for size, score, error in scores)
+            shown = ", ".join(
+                f"{self._shown(score)} ± {self._shown(error)} at {size:g}" for size, score, error in scores
+            )
             lines.append(f"{_NAMES[kind]}: {what} {shown}")
         lines.append(
             f"interaction share of the masks' variance at p={self.probe_rate:g}: {self.interaction:.2f} ± "
@@ -106,7 +110,9 @@ class Coadaptation:
     def _shown(self, score: float) -> str:
         return f"{score:.1%}" if self.task == "classification" else f"{score:.4g}"
 
-    def figure(self, kind: str = "random", against: Coadaptation | None = None, name: str = "", other: str = "") -> Figure:
+    def figure(
+        self, kind: str = "random", against: Coadaptation | None = None, name: str = "", other: str = ""
+    ) -> Figure:
         """A curve of damage with 95 % bars, and beside it that of another model.
 
         Args:
@@ -152,9 +158,9 @@ def coadaptation(
 ) -> Coadaptation:
     """Measure how much the units of a model rely on each other.
 
-    Units are removed (the others scaled, so that sums keep their size) at every place at once, in random orders: the same ones
-    for every model of the same shape, so that two can be compared pair by pair (`Curve.minus`). Then each row's largest
-    activations are removed, and Gaussian noise is added: damage that no dropout was trained on.
+    Units are removed (the others scaled, so that sums keep their size) at every place at once, in random orders: the
+    same ones for every model of the same shape, so that two can be compared pair by pair (`Curve.minus`). Then each
+    row's largest activations are removed, and Gaussian noise is added: damage that no dropout was trained on.
 
     Args:
         model: trained, any module; its dropout layers may have rate 0.
@@ -203,9 +209,7 @@ def coadaptation(
         curves = _curves(scores, recorder, (tuple(shares), tuple(tops), tuple(noises)), orders, seed)
         read = reader(task, 1)
         share, error = interaction_share(places, drive, probe, recorder, read, probe_rate, members, seed)
-    return Coadaptation(
-        curves, share, error, probe_rate, recorder.sparsity(), recorder.correlation(), task, probe.rows
-    )
+    return Coadaptation(curves, share, error, probe_rate, recorder.sparsity(), recorder.correlation(), task, probe.rows)
 
 
 def _silent(probe: Probe) -> list[str] | None:

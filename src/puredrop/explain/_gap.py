@@ -210,9 +210,7 @@ def _averaged(task: str) -> Any:
     return lambda output: probabilities(main_output(output), 1)
 
 
-def _sampled(
-    probe: Probe, drive: Drive, task: str, members: int, only: str | None = None
-) -> tuple[Tensor, Tensor]:
+def _sampled(probe: Probe, drive: Drive, task: str, members: int, only: str | None = None) -> tuple[Tensor, Tensor]:
     """Mean outputs and mean of what is averaged, of each group of members: (groups, rows, ...)."""
 
     def act(use: Use, input: Tensor, dim: int | None) -> Tensor | None:
@@ -224,13 +222,9 @@ def _sampled(
         mean: list[Tensor] = []
         for group in range(_GROUPS):
             numbers = range(group * members // _GROUPS, (group + 1) * members // _GROUPS)
-            total, averaged = 0.0, 0.0
-            for outputs in probe.members(drive, batch, numbers, first=first, act=act):
-                outputs = outputs.double()
-                total = total + outputs.sum(0)
-                averaged = averaged + (probabilities(outputs, 2) if task == "classification" else outputs).sum(0)
-            raw.append(torch.as_tensor(total).cpu() / len(numbers))
-            mean.append(torch.as_tensor(averaged).cpu() / len(numbers))
+            outputs = torch.cat(list(probe.members(drive, batch, numbers, first=first, act=act))).double().cpu()
+            raw.append(outputs.mean(0))
+            mean.append((probabilities(outputs, 2) if task == "classification" else outputs).mean(0))
         raws.append(torch.stack(raw))
         means.append(torch.stack(mean))
         first += batch.rows
@@ -238,7 +232,7 @@ def _sampled(
 
 
 def _distance(gaps: Tensor) -> Distance:
-    """From the gap of each group: products of different groups have no bias; the jackknife over groups has the error."""
+    """From the gap of each group: products of different groups have no bias; the error is the jackknife's."""
     if len(gaps) == 1:
         return Distance(float(gaps.square().mean().sqrt()), 0.0)
     flat = gaps.flatten(1)
@@ -268,10 +262,11 @@ def _first_order(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
 
         def slope(use: Use, input: Tensor, dim: int | None) -> Tensor:
             ones = factors(use, input, dim)
-            return input * forward_ad.make_dual(ones, use.p * ones)
+            output: Tensor = input * forward_ad.make_dual(ones, use.p * ones)
+            return output
 
         tangent = forward_ad.unpack_dual(probe.forward(drive, batch, slope)).tangent
-    total = torch.zeros_like(base) if tangent is None else tangent.double().cpu()
+    total: Tensor = torch.zeros_like(base) if tangent is None else tangent.double().cpu()
     for number, use in enumerate(probe.uses):
         for unit in range(use.units):
             total = total + use.p * (_without(probe, drive, batch, number, unit) - base)

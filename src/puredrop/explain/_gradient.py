@@ -139,7 +139,12 @@ def gradient_noise(
     >>> found.masks > 0, found.averaged(2) == found.masks / 2, found.grouped(32) < found.grouped(1)
     (True, True, True)
     """
-    for name, value, least in (("batches", batches, 3), ("draws", draws, 2), ("probes", probes, 1), ("batch", batch, 2)):
+    for name, value, least in (
+        ("batches", batches, 3),
+        ("draws", draws, 2),
+        ("probes", probes, 1),
+        ("batch", batch, 2),
+    ):
         checked_number(name, value, least)
     probe = prepared(model, x, seed=seed, batch_size=2**31)
     data = probe.batches[0]
@@ -155,10 +160,11 @@ def gradient_noise(
         found = []
         for number, rows in enumerate(_rows(key, probe.rows, batch, batches)):
             few, some = data.chosen(rows), targets[rows.to(targets.device)]
-            own = key.fold_in(number)
-            free = [gradients.drawn(few, some, own.fold_in(draw), is_shared=False) for draw in range(draws)]
-            one = [gradients.drawn(few, some, own.fold_in("shared").fold_in(d), is_shared=True) for d in range(draws)]
-            squares = [gradients.first_order(few, some, own.fold_in("probe").fold_in(p)) for p in range(probes)]
+            members = range(number * draws, (number + 1) * draws)
+            free = [gradients.drawn(few, some, member, is_shared=False) for member in members]
+            one = [gradients.drawn(few, some, member, is_shared=True) for member in members]
+            own = key.fold_in("probe").fold_in(number)
+            squares = [gradients.first_order(few, some, own.fold_in(probe_number)) for probe_number in range(probes)]
             found.append((torch.stack(free), torch.stack(one).var(0).sum(), torch.tensor(squares).mean()))
     return _summary(found, batch, draws, probe.left)
 
@@ -178,13 +184,15 @@ def _rows(key: Key, count: int, batch: int, batches: int) -> Sequence[Tensor]:
 class _Gradients:
     """Gradients of a loss in all weights, as one vector, dropout as it is told."""
 
-    def __init__(self, probe: Probe, drive: Drive, loss: Loss, weights: list[Tensor]) -> None:
+    def __init__(self, probe: Probe, drive: Drive, loss: Loss, weights: Sequence[Tensor]) -> None:
         self._probe, self._drive, self._loss, self._weights = probe, drive, loss, weights
         self._is_checked = False
 
     def _flat(self, value: Tensor) -> Tensor:
         parts = torch.autograd.grad(value, self._weights, allow_unused=True)
-        return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(parts, self._weights, strict=True)])
+        return torch.cat(
+            [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(parts, self._weights, strict=True)]
+        )
 
     def _value(self, outputs: Tensor, y: Tensor) -> Tensor:
         if not self._is_checked:
@@ -192,21 +200,10 @@ class _Gradients:
             self._is_checked = True
         return self._loss(outputs, y)
 
-    def drawn(self, batch: Batch, y: Tensor, key: Key, *, is_shared: bool) -> Tensor:
-        """Under one draw of masks, of each row or of all together; float64."""
-        generator = torch.Generator().manual_seed(int(key))
-
-        def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
-            ones = factors(use, input, dim)
-            size = list(ones.shape)
-            if is_shared and dim is not None:
-                size[dim] //= batch.rows  # what belongs to one row
-            keep = (torch.rand(size, generator=generator) >= use.p).to(ones)
-            if is_shared and dim is not None:
-                keep = torch.cat([keep] * batch.rows, dim)
-            return input * (keep / (1 - use.p))
-
-        return self._flat(self._value(self._probe.forward(self._drive, batch, act), y)).double().cpu()
+    def drawn(self, batch: Batch, y: Tensor, member: int, *, is_shared: bool) -> Tensor:
+        """Under a member's masks, one of each row or one of all together; float64."""
+        outputs = self._probe.forward(self._drive, batch, member=member, is_shared=is_shared)
+        return self._flat(self._value(outputs, y)).double().cpu()
 
     def first_order(self, batch: Batch, y: Tensor, key: Key) -> float:
         """One estimate of ρ Σ_j ‖∂/∂θ (h_j ∂ℓ/∂h_j)‖², by signs: the slope of the loss along them, differentiated."""

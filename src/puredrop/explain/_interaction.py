@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puredrop.explain._damage import Damage, Places, Recorder
+from puredrop.explain._damage import Places, Recorder
 from puredrop.explain._probe import Probe
 from puredrop.rng import Key
 
@@ -48,7 +48,9 @@ def interaction_share(
     generator = torch.Generator().manual_seed(int(key))
     units = sum(sizes.values())
     keep = torch.rand(members, units, generator=generator) >= rate
-    outputs = torch.stack([_outputs(places, drive, probe, sizes, read, one, rate) for one in keep])  # (members, numbers)
+    outputs = torch.stack(
+        [_outputs(places, drive, probe, sizes, read, one, rate) for one in keep]
+    )  # (members, numbers)
     outputs = outputs - outputs.mean(0)
     signs = (keep.double() - (1 - rate)) / (rate * (1 - rate)) ** 0.5
     groups = torch.arange(members) % _GROUPS
@@ -78,7 +80,7 @@ def _outputs(
     parts = dict(zip(sizes, keep.split(list(sizes.values())), strict=True))
 
     def damage(place: str, h: Tensor) -> Tensor:
-        return h * (parts[place].to(h.dtype) / (1 - rate)).view(h.shape[1:]).to(h.device)
+        factor: Tensor = (parts[place].to(h.dtype) / (1 - rate)).view(h.shape[1:]).to(h.device)
+        return h * factor
 
-    use: Damage = damage
-    return torch.cat([read(places.outputs(drive, one, use)).double().cpu().flatten() for one in probe.batches])
+    return torch.cat([read(places.outputs(drive, one, damage)).double().cpu().flatten() for one in probe.batches])

@@ -103,8 +103,8 @@ def _by_hessian(loss: Loss, outputs: Tensor, y: Tensor) -> Callable[[Tensor], Te
     rows, size = len(outputs), outputs[0].numel()
     if size > _MOST_OUTPUTS:
         raise ValueError(
-            f"loss is {getattr(loss, '__name__', type(loss).__name__)} of {size} outputs a row; expected cross entropy, "
-            f"the mean squared error, or at most {_MOST_OUTPUTS} outputs"
+            f"loss is {getattr(loss, '__name__', type(loss).__name__)} of {size} outputs a row; expected cross "
+            f"entropy, the mean squared error, or at most {_MOST_OUTPUTS} outputs"
         )
     with torch.enable_grad():
         z = outputs.clone().requires_grad_()

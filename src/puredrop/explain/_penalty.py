@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._exact import exact, listed
 from puredrop.ensemble._engine import Engine, Members
+from puredrop.ensemble._exact import exact, listed
 from puredrop.ensemble._inputs import Batch
 from puredrop.ensemble._outputs import main_output
 from puredrop.ensemble._source import Use
@@ -54,8 +55,9 @@ class SitePenalty:
 
 @dataclass(frozen=True)
 class Penalty:
-    """What dropout adds to the loss of these rows at these weights; every number in the unit of the loss (nats of a
-    cross entropy), a mean over rows.
+    """What dropout adds to the loss of these rows at these weights.
+
+    Every number is a mean over rows, in the unit of the loss (nats of a cross entropy).
 
     Args:
         loss: without dropout, one pass in eval mode.
@@ -197,7 +199,17 @@ def penalty(
             )
     spread = 0.0 if is_exact else float(estimates.std()) / math.sqrt(probes)
     return Penalty(
-        base, truth - base, error, float(estimates.mean()), spread, is_exact, sites, count, probes, probe.rows, probe.left
+        base,
+        truth - base,
+        error,
+        float(estimates.mean()),
+        spread,
+        is_exact,
+        sites,
+        count,
+        probes,
+        probe.rows,
+        probe.left,
     )
 
 
@@ -223,11 +235,13 @@ def _measured(probe: Probe, drive: Drive, parts: _Parts, loss: Loss, members: in
     for batch, y in parts:
         # Each row's mean is over the same masks, whether rows share them or not.
         shared = Members(probe.seed, is_shared=True, given=listing)
-        engine = Engine(
-            drive, shared, lambda outputs, y=y: loss(main_output(outputs), y), [], is_batched=not probe.found.slow
-        )
+        engine = Engine(drive, shared, _of(loss, y), [], is_batched=not probe.found.slow)
         total += batch.rows * float(exact(engine, batch, probe.uses, 256))
     return total / probe.rows, 0.0, 2**units
+
+
+def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
+    return lambda output: loss(main_output(output), y)
 
 
 def _sampled(
@@ -240,7 +254,7 @@ def _sampled(
 
     for batch, y in parts:
         blocks = probe.members(
-            drive, batch, range(members), lambda outputs, y=y: loss(main_output(outputs), y),
+            drive, batch, range(members), _of(loss, y),
             first=first, act=None if only is None else act,
         )  # fmt: skip
         totals += batch.rows * torch.cat(list(blocks)).double().cpu()
@@ -277,10 +291,14 @@ def _gauss_newton(
         noises = _basis(outputs) if is_exact else (_signs(outputs, generator) for _ in range(probes))
         values, sums = [], [torch.zeros(use.units, dtype=torch.float64) for *_, use in leaves.found]
         for noise in noises:
-            slopes = torch.autograd.grad(outputs, [leaf for leaf, *_ in leaves.found], multiply(noise), retain_graph=True)
+            slopes = torch.autograd.grad(
+                outputs, [leaf for leaf, *_ in leaves.found], multiply(noise), retain_graph=True
+            )
             value = 0.0
             for i, (slope, (_, dim, use)) in enumerate(zip(slopes, leaves.found, strict=True)):
-                part = share * 0.5 * use.p / (1 - use.p) * units_of(slope, batch.rows, dim).square().sum(0).double().cpu()
+                part = (
+                    share * 0.5 * use.p / (1 - use.p) * units_of(slope, batch.rows, dim).square().sum(0).double().cpu()
+                )
                 sums[i] += part
                 value += float(part.sum())
             values.append(value)
@@ -318,7 +336,8 @@ def _is_linear(probe: Probe, drive: Drive) -> bool:
             calls.append(1)
             if len(drawn) < len(calls):
                 drawn.append([torch.rand(ones.shape, generator=generator).to(ones) * 2 for _ in range(2)])
-            return input * choose(ones, *drawn[len(calls) - 1])
+            factor: Tensor = choose(ones, *drawn[len(calls) - 1])
+            return input * factor
 
         return probe.forward(drive, batch, act).double()
 

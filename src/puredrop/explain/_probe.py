@@ -64,10 +64,19 @@ class Probe:
         with drive.opened():
             yield drive
 
-    def forward(self, drive: Drive, batch: Batch, act: Act) -> Tensor:
-        """One forward, every site doing what `act` says; differentiable where gradients are on."""
-        members = Members(self.seed, is_shared=False, balanced=False)
-        return Engine(drive, members, main_output, [], is_batched=False, act=act).outputs(batch, [0])[0]
+    def forward(
+        self,
+        drive: Drive,
+        batch: Batch,
+        act: Act | None = None,
+        *,
+        member: int = 0,
+        first: int = 0,
+        is_shared: bool = False,
+    ) -> Tensor:
+        """One forward, every site doing what `act` says, or a member's; differentiable where gradients are on."""
+        members = Members(self.seed, is_shared, balanced=False)
+        return Engine(drive, members, main_output, [], is_batched=False, act=act).outputs(batch, [member], first)[0]
 
     def members(
         self,
@@ -131,7 +140,9 @@ def prepared(
                 )
             found.left[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
     if not may_be_silent and not any(0 < use.p < 1 for use in found.uses):
-        raise ValueError("model has only noise that is no decision on elements (Gaussian or alpha), which is not explained")
+        raise ValueError(
+            "model has only noise that is no decision on elements (Gaussian or alpha), which is not explained"
+        )
     return Probe(root, found, batches, seed)
 
 

@@ -47,7 +47,7 @@ class Descent:
         """Both distances by steps."""
         traces = [
             {"x": list(self.steps), "y": [100 * one for one in values], "mode": "lines", "name": name,
-             "line": {"color": color, "width": 2.5}, "hovertemplate": "step %{x}: %{y:.3g} %<extra>" + name + "</extra>"}
+             "line": {"color": color, "width": 2.5}, "hovertemplate": "step %{x}: %{y:.3g} %<extra></extra>"}
             for name, values, color in (
                 ("to the ridge solution", self.to_ridge, "@dropout"), ("to least squares", self.to_plain, "@none"),
             )
@@ -154,9 +154,9 @@ def ridge(x: Any, y: Any, p: float) -> Ridge:
     gram, strengths = x.T @ x, p / (1 - p) * x.square().sum(0)
     try:
         weights = torch.linalg.solve(gram + strengths.diag(), x.T @ y)
-    except torch.linalg.LinAlgError as error:
+    except RuntimeError as error:
         raise ValueError(
-            f"x has features without which the others would say the same (or zeros alone), and p is {p}; drop these columns"
+            f"x has features that others say already (or zeros alone), and p is {p}; drop these columns"
         ) from error
     return Ridge(weights, strengths, torch.linalg.lstsq(x, y, driver="gelsd").solution, float(p), x, y)
 
@@ -200,8 +200,8 @@ class Margins:
 def margins(x: Any, w: Any, p: float, sizes: Sequence[float] = (0.5, 1, 2, 3, 4, 5, 6)) -> Margins:
     """How far the quadratic form of dropout's penalty on a logistic regression holds, as predictions grow surer.
 
-    A(z) = log(1 + eᶻ). The truth is the mean over all 2^n masks, so that x has 12 features at most. Rows are rescaled to each margin, and
-    averaged.
+    A(z) = log(1 + eᶻ). The truth is the mean over all 2^n masks, so that x has 12 features at most. Rows are rescaled
+    to each margin, and averaged.
 
     Args:
         x: (rows, features).
@@ -222,8 +222,8 @@ def margins(x: Any, w: Any, p: float, sizes: Sequence[float] = (0.5, 1, 2, 3, 4,
     x, w = torch.as_tensor(x).double(), torch.as_tensor(w).double()
     if x.dim() != 2 or not 1 <= x.shape[1] <= _MOST_FEATURES or w.shape != x.shape[1:]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, w {tuple(w.shape)}; expected (rows, features) and (features,), with at most "
-            f"{_MOST_FEATURES} features, whose masks are all run"
+            f"x has shape {tuple(x.shape)}, w {tuple(w.shape)}; expected (rows, features) and (features,), with at "
+            f"most {_MOST_FEATURES} features, whose masks are all run"
         )
     if not 0 < p < 1:
         raise ValueError(f"p is {p}; expected a drop probability between 0 and 1")

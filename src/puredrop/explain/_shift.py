@@ -13,7 +13,6 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._inputs import Batch
 from puredrop.ensemble._source import Use
 from puredrop.explain._figure import Figure
 from puredrop.explain._probe import Probe, checked_number, factors, prepared
@@ -136,8 +135,8 @@ def variance_shift(
     if not norms:
         return VarianceShift((), (), members, probe.rows, probe.left)
     with probe.opened() as drive, _Watched(drive, norms) as watched:
-        tested = _Sums(watched, probe, drive, lambda batch: _plain)
-        trained = [_Sums(watched, probe, drive, _drawn(probe, number)) for number in range(members)]
+        tested = _Sums(watched, probe, drive, None)
+        trained = [_Sums(watched, probe, drive, number) for number in range(members)]
         noises = [_noise(watched, probe, drive, number) for number in range(probes)]
     layers, unreached = [], []
     for path in watched.order:
@@ -189,12 +188,14 @@ class _Watched:
 
 
 class _Sums:
-    """Mean and mean square of each channel of each BatchNorm's input over all rows, of one forward."""
+    """Mean and mean square of each channel of each BatchNorm's input over all rows, of one pass or a member's."""
 
-    def __init__(self, watched: _Watched, probe: Probe, drive: Drive, of: Any) -> None:
+    def __init__(self, watched: _Watched, probe: Probe, drive: Drive, member: int | None) -> None:
         totals: dict[str, Tensor] = {}
+        first = 0
         for batch in probe.batches:
-            probe.forward(drive, batch, of(batch))
+            probe.forward(drive, batch, _plain if member is None else None, member=member or 0, first=first)
+            first += batch.rows
             for path, input in watched.inputs.items():
                 h = _by_channel(input)
                 sums = torch.stack([torch.full_like(h[0], len(h)), h.sum(0), h.square().sum(0)])
@@ -203,8 +204,11 @@ class _Sums:
 
     def variance(self, path: str) -> Tensor:
         """Over rows, of each channel."""
-        mean, square = self.moments[path]
-        return square - mean.square()
+        return _variance(self.moments[path])
+
+
+def _variance(moments: Tensor) -> Tensor:
+    return moments[1] - moments[0].square()
 
 
 def _by_channel(input: Tensor) -> Tensor:
@@ -216,33 +220,10 @@ def _over_masks(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
     stacked = torch.stack(moments)
     number = len(stacked)
 
-    def variance(mean: Tensor) -> Tensor:
-        return mean[1] - mean[0].square()
-
     total = stacked.sum(0)
-    parts = torch.stack([variance((total - one) / (number - 1)) for one in stacked])
+    parts = torch.stack([_variance((total - one) / (number - 1)) for one in stacked])
     error = ((number - 1) / number * (parts - parts.mean(0)).square().sum(0)).sqrt()
-    return variance(total / number), error
-
-
-def _drawn(probe: Probe, number: int) -> Any:
-    """Forwards under masks of their own, each row's."""
-    key = Key(probe.seed).fold_in("shift").fold_in(number)
-    first = 0
-
-    def of(batch: Batch) -> Any:
-        nonlocal first
-        generator = torch.Generator().manual_seed(int(key.fold_in(first)))
-        first += batch.rows
-
-        def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
-            ones = factors(use, input, dim)
-            keep = torch.rand(ones.shape, generator=generator) >= use.p
-            return input * (keep.to(ones) / (1 - use.p))
-
-        return act
-
-    return of
+    return _variance(total / number), error
 
 
 def _noise(watched: _Watched, probe: Probe, drive: Drive, number: int) -> dict[str, Tensor]:
@@ -254,7 +235,8 @@ def _noise(watched: _Watched, probe: Probe, drive: Drive, number: int) -> dict[s
     def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
         ones = factors(use, input, dim)
         signs = (2 * torch.randint(2, ones.shape, generator=generator) - 1).to(ones)
-        return input * forward_ad.make_dual(ones, math.sqrt(use.p / (1 - use.p)) * signs)
+        output: Tensor = input * forward_ad.make_dual(ones, math.sqrt(use.p / (1 - use.p)) * signs)
+        return output
 
     for batch in probe.batches:
         with forward_ad.dual_level():

@@ -48,7 +48,8 @@ class L2Strength:
     def figure(self) -> Figure:
         """How the strengths of each layer's weights are spread."""
         traces, shares = [], torch.linspace(0, 1, 101)
-        for (path, strength), color in zip(self.layers.items(), ("@dropout", "@none", "@members", "@batchwise") * 99):
+        colors = ("@dropout", "@none", "@members", "@batchwise") * 99
+        for (path, strength), color in zip(self.layers.items(), colors, strict=False):
             values = strength.flatten().quantile(shares.double()).tolist()
             traces.append(
                 {"x": (100 * shares).tolist(), "y": values, "mode": "lines", "name": path, "line": {"color": color},
@@ -97,12 +98,16 @@ def l2_strength(
             multiply, share = root(loss, outputs, labels_of), batch.rows / probe.rows
             for _ in range(probes):
                 signs = (2 * torch.randint(2, outputs.shape, generator=generator) - 1).to(outputs)
-                slopes = torch.autograd.grad(outputs, [one[1] for one in readers.values()], multiply(signs), retain_graph=True)
+                slopes = torch.autograd.grad(
+                    outputs, [one[1] for one in readers.values()], multiply(signs), retain_graph=True
+                )
                 for (path, (h, _, p, weight)), slope in zip(readers.items(), slopes, strict=True):
                     scale = share * p / (1 - p) / probes
                     h2, d2 = h.flatten(0, -2).double().square(), slope.flatten(0, -2).double()
                     sums[path] = sums.get(path, 0) + scale * d2.square().T @ h2
-                    whole[path] = whole.get(path, 0.0) + 0.5 * scale * float(((d2 @ weight.double()).square() * h2).sum())
+                    whole[path] = whole.get(path, 0.0) + 0.5 * scale * float(
+                        ((d2 @ weight.double()).square() * h2).sum()
+                    )
             weights = {path: one[3] for path, one in readers.items()}
     shares = {
         path: float((0.5 * one * weights[path].double().square()).sum()) / whole[path] if whole[path] else math.nan
@@ -128,7 +133,7 @@ def _read(probe: Probe, drive: Drive, batch: Batch) -> tuple[Tensor, dict[str, _
     def hook(path: str) -> Any:
         def seen(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             if inputs and id(inputs[0]) in rates:
-                readers[path] = (inputs[0].detach(), output, rates[id(inputs[0])][1], module.weight.detach())  # type: ignore[union-attr, operator]
+                readers[path] = (inputs[0].detach(), output, rates[id(inputs[0])][1], module.weight.detach())  # type: ignore[operator]
 
         return seen
 
@@ -144,5 +149,7 @@ def _read(probe: Probe, drive: Drive, batch: Batch) -> tuple[Tensor, dict[str, _
         for one in hooks:
             one.remove()
     if not readers:
-        raise ValueError("model has no torch.nn.Linear that reads what dropout of elements leaves; nothing to compare to L2")
+        raise ValueError(
+            "model has no torch.nn.Linear that reads what dropout of elements leaves; nothing to compare to L2"
+        )
     return outputs, readers

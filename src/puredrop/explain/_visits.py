@@ -70,7 +70,7 @@ class MemberVisits:
         for path, keep in self.keep.items():
             lines.append(
                 f"  {path}: units kept {float(keep.min()):.4f} to {float(keep.max()):.4f} of the time, expected "
-                f"{1 - self.rates[path]:g}; largest deviation {self.worst(path):.1f} standard errors of {len(keep)} units"
+                f"{1 - self.rates[path]:g}; largest deviation {self.worst(path):.1f} standard errors"
             )
         what = "of rows two members predict another class" if self.is_classification else "rms between two members"
         shown = f"{self.disagreement:.2%}" if self.is_classification else f"{self.disagreement:.4g}"
