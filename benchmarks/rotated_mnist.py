@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 import puredrop
 from puredrop.compare.data import load
-from puredrop.explain._intervals import Difference, paired_difference
 from puredrop.compare.rejection import reject
 from puredrop.ensemble import fit_temperature
+from puredrop.explain._intervals import Difference, paired_difference
 
 ANGLES = (0, 15, 30, 45, 60, 75, 90)
 MEMBERS = 100

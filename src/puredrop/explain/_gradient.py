@@ -155,6 +155,8 @@ def gradient_noise(
     if not weights:
         raise ValueError("model has no parameter that requires a gradient")
     key = Key(seed).fold_in("gradient")
+    with probe.opened() as drive:
+        check(loss, probe.forward(drive, data, lambda use, input, dim: input), targets)
     with probe.opened() as drive, torch.enable_grad():
         gradients = _Gradients(probe, drive, loss, weights)
         found = []
@@ -186,7 +188,6 @@ class _Gradients:
 
     def __init__(self, probe: Probe, drive: Drive, loss: Loss, weights: Sequence[Tensor]) -> None:
         self._probe, self._drive, self._loss, self._weights = probe, drive, loss, weights
-        self._is_checked = False
 
     def _flat(self, value: Tensor) -> Tensor:
         parts = torch.autograd.grad(value, self._weights, allow_unused=True)
@@ -194,16 +195,10 @@ class _Gradients:
             [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(parts, self._weights, strict=True)]
         )
 
-    def _value(self, outputs: Tensor, y: Tensor) -> Tensor:
-        if not self._is_checked:
-            check(self._loss, outputs.detach(), y)
-            self._is_checked = True
-        return self._loss(outputs, y)
-
     def drawn(self, batch: Batch, y: Tensor, member: int, *, is_shared: bool) -> Tensor:
         """Under a member's masks, one of each row or one of all together; float64."""
         outputs = self._probe.forward(self._drive, batch, member=member, is_shared=is_shared)
-        return self._flat(self._value(outputs, y)).double().cpu()
+        return self._flat(self._loss(outputs, y)).double().cpu()
 
     def first_order(self, batch: Batch, y: Tensor, key: Key) -> float:
         """One estimate of ρ Σ_j ‖∂/∂θ (h_j ∂ℓ/∂h_j)‖², by signs: the slope of the loss along them, differentiated."""
@@ -218,7 +213,7 @@ class _Gradients:
             signs.append(math.sqrt(use.p / (1 - use.p)) * drawn.to(ones))
             return input * ones
 
-        value = self._value(self._probe.forward(self._drive, batch, act), y)
+        value = self._loss(self._probe.forward(self._drive, batch, act), y)
         slopes = torch.autograd.grad(value, leaves, create_graph=True)
         along = torch.stack([(a * b).sum() for a, b in zip(slopes, signs, strict=True)]).sum()
         return float(self._flat(along).double().square().sum())
