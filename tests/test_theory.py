@@ -331,7 +331,7 @@ def test_alpha_dropout_keeps_mean_0_and_variance_1_only():
     assert moments(0.0, 1.0) == pytest.approx((0, 1), abs=1e-12)
     assert moments(1.0, 1.0) != pytest.approx((1, 1), abs=1e-2)
     values = torch.randn(400_000, dtype=torch.float64)
-    y = puredrop.functional.alpha_dropout(values, P, key=Key(2))
+    y = puredrop.functional.alpha_dropout(values, P, True, key=Key(2))
     keep = puredrop.keep_mask((400_000,), P, Key(2))
     assert close(y, a * torch.where(keep, values, torch.tensor(-alpha).double()) + b, 1e-6)
 

@@ -63,7 +63,7 @@ def test_squared_loss_behind_the_last_hidden_layer_is_exact(data):
     net, (x, _) = relu_net(), data
     y = torch.randn(40, 3, dtype=torch.float64)
     h = net[:2](x)
-    closed = (net[3].weight.square().sum(0) * h.square()).sum() / y.numel()
+    closed = (net[3].weight.square().sum(0) * h.square()).sum().detach() / y.numel()
     found = explain.penalty(net, x, y, F.mse_loss)
     assert found.is_exact
     assert found.gauss_newton == pytest.approx(float(closed), rel=1e-9)
@@ -87,7 +87,8 @@ def test_channels_share_a_factor_and_functions_are_reached():
     parts = torch.einsum("nchw,kchw->nkc", h, net.last.weight.view(3, 4, 4, 4))
     closed = 0.4 / 0.6 * parts.square().sum((0, 1)) / y.numel()
     found = explain.penalty(net, x, y, F.mse_loss)
-    torch.testing.assert_close(found.sites[0].units, closed.detach())
+    closed = closed.detach()
+    torch.testing.assert_close(found.sites[0].units, closed)
     assert found.measured == pytest.approx(float(closed.sum()), rel=1e-6)  # 2^4 masks
 
 
