@@ -9,6 +9,8 @@ from torch import nn
 
 import puredrop
 from puredrop import explain
+from puredrop.explain._gap import _squared
+from puredrop.explain._interaction import _share
 from puredrop.explain._loss import root
 
 
@@ -344,3 +346,23 @@ def test_figures_have_axes_with_titles_and_words_for_what_they_show(data):
         assert "<" not in figure.json
         assert "@" not in drawn.to_json()
     assert math.isfinite(found[0].ratio_error)
+
+
+def test_a_distance_has_no_bias_from_its_noise():
+    """400 repeats; five standard errors. Without the product of different groups noise would add its own square."""
+    squares = torch.tensor([_squared(0.1 + torch.randn(8, 50, dtype=torch.float64)) for _ in range(400)])
+    error = float(squares.std()) / 20
+    assert abs(float(squares.mean()) - 0.01) < 5 * error
+    assert error < 0.005
+    exact = torch.full((8, 50), 0.1, dtype=torch.float64)
+    assert _squared(exact) == pytest.approx(0.01)
+
+
+def test_the_first_order_share_has_no_bias_with_fewer_members_than_units():
+    """A sum over 40 units from 24 members, 400 repeats; the bias of the plain estimate would be 40/24."""
+    weights = torch.randn(40, dtype=torch.float64)
+    shares = []
+    for _ in range(400):
+        signs = 2.0 * torch.randint(2, (24, 40)).double() - 1
+        shares.append(float(_share((signs @ weights).unsqueeze(1), signs)))
+    assert sum(shares) / 400 == pytest.approx(1, abs=0.25)
