@@ -104,7 +104,7 @@ def margin(seeds: int) -> Rows:
 
 
 def signs_and_labels(data: Data, seeds: int, epochs: int) -> Rows:
-    """Variance of a sampled label's estimate of Gauss-Newton over that of signs, on one site's net."""
+    """Variance of a sampled label's estimate of Gauss-Newton over that of signs, of both sites together."""
     found = []
     for net in nets(data, (64, 64), (0.5, 0.5), seeds, epochs):
         x = data.test.x[:256]

@@ -133,7 +133,7 @@ def test_import_is_light():
         "importlib.metadata",
         *loaded_by("import importlib.metadata"),
     }
-    assert not {name for name in new if name.startswith(("puredrop.compare", "puredrop.cli"))}
+    assert not {name for name in new if name.startswith(("puredrop.compare", "puredrop.cli", "puredrop.explain"))}
     heavy = ("triton", "plotly", "sklearn", "scipy", "pandas", "matplotlib", "rich")
     assert not {name for name in loaded_by("import puredrop") if name.split(".")[0] in heavy}
 

@@ -134,7 +134,10 @@ def test_weight_scaling_is_the_geometric_mean_of_softmax_regression_and_deep_lin
 def test_weight_scaling_is_exact_before_the_last_layer_alone(x):
     w = torch.randn(UNITS, 3, dtype=torch.float64)
     h = torch.relu(x)  # a nonlinearity before dropout does no harm
-    assert close(means(KEEP * h / Q @ w)[1], (h @ w).softmax(-1))
+    arithmetic, geometric = means(KEEP * h / Q @ w)
+    assert close(geometric, (h @ w).softmax(-1))
+    assert not close(arithmetic, (h @ w).softmax(-1), 1e-3)  # the other mean
+    assert not close(means(KEEP * h @ w)[1], (h @ w).softmax(-1), 1e-3)  # without the scale
 
 
 def test_weight_scaling_fails_behind_a_nonlinearity_and_with_a_mask_used_twice(x):
@@ -215,6 +218,19 @@ def test_the_glm_penalty_is_positive_and_quadratic_at_small_margins(x):
             assert abs(float(2 * quadratic / truth) - 1) > close_to  # without the half
         else:
             assert float(quadratic / truth) < 0.9
+
+
+def test_the_glm_penalty_of_several_classes_has_the_curvature_of_the_softmax(x):
+    w = 0.02 * torch.randn(UNITS, 4, dtype=torch.float64)
+    truth = mean((KEEP * x / Q @ w).logsumexp(1)) - (x @ w).logsumexp(0)
+    shares = (x @ w).softmax(0)
+
+    def quadratic(curvature):
+        return 0.5 * RHO * torch.einsum("j,jc,cd,jd->", x.square(), w, curvature, w)
+
+    assert float(truth) >= 0
+    assert abs(float(quadratic(shares.diag() - shares.outer(shares)) / truth) - 1) < 0.02
+    assert abs(float(quadratic(shares.diag()) / truth) - 1) > 0.1  # without what classes have in common
 
 
 def test_margins_are_the_enumeration():

@@ -1,8 +1,10 @@
 """Dropout done right for PyTorch: every mask a pure function of (seed, site, step, sample, position)."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from puredrop import explain, functional, nn, schedules
+from puredrop import functional, nn, schedules
 from puredrop._backend import backend
 from puredrop.batchwise import batchwise
 from puredrop.check import check
@@ -13,6 +15,9 @@ from puredrop.ops import Window
 from puredrop.reproducible import reproducible
 from puredrop.rng import Key
 from puredrop.sites import Site, sites
+
+if TYPE_CHECKING:
+    from puredrop import explain
 
 __version__ = version("puredrop")
 
@@ -36,3 +41,10 @@ __all__ = [
     "schedules",
     "sites",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`puredrop.explain`, loaded when it is first asked for: it takes 45 ms, a fifth of what the rest takes."""
+    if name == "explain":
+        return import_module("puredrop.explain")
+    raise AttributeError(f"module 'puredrop' has no attribute {name!r}")

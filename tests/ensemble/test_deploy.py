@@ -5,10 +5,10 @@ import copy
 import onnxruntime
 import pytest
 import torch
-from dropping import model_of
 from torch import nn
 
 import puredrop
+from dropping import model_of
 
 LAYERED = ["mlp", "input dropout", "convolutions", "residual"]
 

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from dropping import MODELS, ROWS, model_of
 from torch import nn
 
 import puredrop
+from dropping import MODELS, ROWS, model_of
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._engine import Engine, Members
 from puredrop.ensemble._inputs import Batch

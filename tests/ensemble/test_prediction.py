@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from dropping import model_of
 from torch import nn
 
 import puredrop
+from dropping import model_of
 from puredrop.ensemble import _predict
 from puredrop.ensemble._sequence import Sequence, expected_samples
 from puredrop.ensemble._statistics import Running

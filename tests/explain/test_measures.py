@@ -8,14 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import puredrop
+from dropping import relu_net
 from puredrop import explain
-from puredrop.explain._gap import _squared
+from puredrop.explain._gap import _geometric, _squared
 from puredrop.explain._interaction import _share
 from puredrop.explain._loss import root
-
-
-def relu_net(units=8, p=0.5, outputs=3):
-    return nn.Sequential(nn.Linear(6, units), nn.ReLU(), nn.Dropout(p), nn.Linear(units, outputs)).double()
 
 
 @pytest.fixture
@@ -263,54 +260,6 @@ def test_outputs_that_are_sums_over_units_do_not_interact():
     assert found.interaction > 5 * found.interaction_error
 
 
-@pytest.mark.parametrize("call", ["penalty", "l2_strength", "gradient_noise"])
-def test_losses_that_are_no_mean_are_refused(call, data):
-    net, (x, y) = relu_net(), data
-    function = getattr(explain, call)
-    more = {"batch": 8} if call == "gradient_noise" else {}
-    with pytest.raises(ValueError, match=r"loss returns shape \(\d+,\); expected one number"):
-        function(net, x, y, nn.CrossEntropyLoss(reduction="none"), **more)
-    with pytest.raises(ValueError, match="not a sum"):
-        function(net, x, y, nn.CrossEntropyLoss(reduction="sum"), **more)
-    with pytest.raises(ValueError, match="y has classes 0 to 9; expected 0 to 2"):
-        function(net, x, torch.arange(40) % 10, F.cross_entropy, **more)
-    with pytest.raises(ValueError, match="one entry for each of 40 rows"):
-        function(net, x, y[:3], F.cross_entropy, **more)
-
-
-CALLS = {
-    "penalty": lambda net, x: explain.penalty(net, x, torch.zeros(len(x)).long(), F.cross_entropy),
-    "l2_strength": lambda net, x: explain.l2_strength(net, x, torch.zeros(len(x)).long(), F.cross_entropy),
-    "weight_scaling_gap": explain.weight_scaling_gap,
-    "variance_shift": explain.variance_shift,
-    "member_visits": explain.member_visits,
-    "coadaptation": lambda net, x: explain.coadaptation(net, x, torch.zeros(len(x)).long()),
-}
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_one_row_and_no_dropout_are_refused(call, data):
-    with pytest.raises(ValueError, match="x has 1 row; expected two at least"):
-        CALLS[call](relu_net(), data[0][:1])
-    with pytest.raises(ValueError, match="dropout"):
-        CALLS[call](nn.Sequential(nn.Linear(6, 3)).double(), data[0])
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_the_model_is_as_it_was(call, data):
-    layers = [nn.Linear(6, 14), nn.BatchNorm1d(14), nn.ReLU(), nn.Dropout(0.5), nn.Linear(14, 3)]
-    net = nn.Sequential(*layers).double().train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    state = torch.get_rng_state()
-    text = str(CALLS[call](net, data[0]))
-    assert all(module.training for module in net.modules())
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in net.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-    assert text == str(CALLS[call](net, data[0]))  # a pure function of its arguments
-
-
 def test_noise_that_is_no_decision_is_off_and_named(data):
     x, y = data
     net = nn.Sequential(nn.Linear(6, 8), puredrop.nn.GaussianDropout(0.3), nn.Dropout(0.5), nn.Linear(8, 3)).double()
@@ -366,3 +315,15 @@ def test_the_first_order_share_has_no_bias_with_fewer_members_than_units():
         signs = 2.0 * torch.randint(2, (24, 40)).double() - 1
         shares.append(float(_share((signs @ weights).unsqueeze(1), signs)))
     assert sum(shares) / 400 == pytest.approx(1, abs=0.25)
+
+
+def test_a_geometric_mean_of_few_members_is_not_taken_for_a_distance():
+    """4000 means of 8 groups whose logits have a deviation of .5; five standard errors."""
+    logits = torch.tensor([1.0, 0.0, -1.0]).double()
+    groups = logits + 0.5 * torch.randn(8, 4000, 3).double()
+    for values, is_biased in ((_geometric(groups), False), (groups.softmax(2), True)):
+        away = values.mean(0) - logits.softmax(0)
+        assert bool((away.mean(0).abs() > 5 * away.std(0) / 4000**0.5).any()) == is_biased
+    net, x = nn.Sequential(nn.Dropout(0.5), nn.Linear(20, 3)).double(), torch.randn(400, 20).double()
+    found = explain.weight_scaling_gap(net, x, members=64)  # linear logits
+    assert found.to_geometric.value < 3 * found.to_geometric.standard_error

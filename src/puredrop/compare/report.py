@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
 from puredrop.compare.wording import ARM_NAMES, Quantity, enough, quantities, verdict
+from puredrop.explain._figure import Figure
 
 __all__ = ["render"]
 
@@ -93,10 +93,7 @@ def _figures(results: dict[str, Any]) -> dict[str, _Figure]:
 
 
 def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) -> _Figure:
-    # Plain dictionaries: plotly's own classes refuse a colour that only the page knows.
-    text = json.dumps({"data": [{"type": "scatter", **trace} for trace in traces], "layout": layout})
-    # "<" may not appear in a script element; JSON has an escape for it.
-    return _Figure(name, alt, Markup(text.replace("<", "\\u003c")))
+    return _Figure(name, alt, Markup(Figure(alt, traces, layout).json))
 
 
 def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:

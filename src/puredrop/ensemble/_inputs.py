@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from puredrop.sites import spread
 
-__all__ = ["Batch", "Inputs", "tensors_in"]
+__all__ = ["Batch", "Inputs", "checked_number", "tensors_in"]
 
 _SHOWN = 5
 
@@ -193,3 +193,16 @@ def _refuse_nan(batch: Batch, first: int) -> None:
             rows = [first + int(row) for row in bad.nonzero().flatten()]
             shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
             raise ValueError(f"x has NaN in {len(rows)} rows: {shown}; expected numbers (impute or drop these rows)")
+
+
+def checked_number(name: str, value: Any, least: int = 1) -> int:
+    """An integer argument.
+
+    Raises:
+        TypeError, ValueError: if it is none, or below the least.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; expected an integer, {least} or more")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected {least} or more")
+    return value

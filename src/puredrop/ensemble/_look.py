@@ -26,6 +26,8 @@ from puredrop.sites._watch import Event, Watch, positions
 __all__ = ["Look", "look"]
 
 _ROWS, _MEMBERS = 2, 4
+_TOGETHER = 96
+"""Members at once: of 784-512-256-10, what so many have in common is a twentieth of their work already."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Look:
     def left(self) -> dict[str, str]:
         """Path of what drops and is no part of any member -> why."""
         return self.plan.left
+
+    def at_once(self, rows: int, memory: int) -> int:
+        """Members that so many bytes hold, with so many rows; 1 at least."""
+        return max(1, min(int(memory // (self.per_member + self.per_row * rows)), _TOGETHER))
 
 
 def look(

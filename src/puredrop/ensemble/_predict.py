@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from puredrop.ensemble._engine import Engine
-from puredrop.ensemble._inputs import Batch, Inputs
+from puredrop.ensemble._inputs import Batch, Inputs, checked_number
 from puredrop.ensemble._look import Look
 from puredrop.ensemble._masks import BLOCK
 from puredrop.ensemble._prediction import Prediction
@@ -21,9 +21,6 @@ from puredrop.ensemble._sequence import expected_samples
 from puredrop.ensemble._statistics import Running
 
 __all__ = ["Noise", "Options", "Predictor"]
-
-_MOST = 96
-"""Members at once: of 784-512-256-10, what so many have in common is a twentieth of their work already."""
 
 Noise = float | Tensor | Callable[[Any], Tensor] | None
 
@@ -61,10 +58,7 @@ class Options:
             value = getattr(self, name)
             if name == "keep" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}; expected an integer, {least} or more")
-            if value < least:
-                raise ValueError(f"{name} is {value}; expected {least} or more")
+            checked_number(name, value, least)
         if self.until not in (None, "top_class"):
             raise ValueError(f"until is {self.until!r}; expected 'top_class' (stop a row when its winner is certain)")
         if self.tolerance is not None and not self.tolerance > 0:
@@ -162,8 +156,7 @@ class Predictor:
                 del blocks  # before the next are computed
 
     def _chunk(self, rows: int) -> int:
-        most = int(self.options.memory // (self.look.per_member + self.look.per_row * rows))
-        return max(1, min(most, self._limit, _MOST))
+        return min(self.look.at_once(rows, self.options.memory), self._limit)
 
     def _try(self, batch: Batch, numbers: range) -> Tensor:
         """Run members; where memory does not suffice, half as many at once from then on."""

@@ -40,6 +40,11 @@ class Use:
     is_per_row: bool = True
 
     @property
+    def place(self) -> str:
+        """The path, and the number of the use where there is more than one."""
+        return f"{self.path}/{self.call}" if self.call else self.path
+
+    @property
     def units(self) -> int:
         """Decisions of one sample."""
         return torch.Size(self.sizes).numel()

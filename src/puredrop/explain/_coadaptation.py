@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop.ensemble._inputs import checked_number
 from puredrop.ensemble._outputs import reader
 from puredrop.explain._damage import Damage, Places, Recorder, gaussian, largest, ordered
 from puredrop.explain._figure import Figure
 from puredrop.explain._interaction import interaction_share
 from puredrop.explain._intervals import Difference, paired_difference
-from puredrop.explain._loss import labels
-from puredrop.explain._probe import Probe, checked_number, prepared
+from puredrop.explain._loss import check_classes
+from puredrop.explain._probe import prepared
 from puredrop.rng import Key
-from puredrop.sites._watch import holds_dropout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class Curve:
         sizes: of the damage: a share of units, or of noise the multiple of the activations' root mean square.
         score: at each: the share of rows that is right, or, of a regression, the mean squared error.
         standard_error: of it, over orders and rows.
-        tables: float64 (sizes, orders, rows), score by row.
+        tables: float64 (sizes, orders, rows), score by row; of "largest", for which nothing is drawn, the same twice.
     """
 
     kind: str
@@ -76,8 +76,8 @@ class Coadaptation:
         interaction_error: its standard error over masks.
         probe_rate: the rate at which every model is probed, whatever it was trained with.
         sparsity: share of activations that are 0.
-        correlation: mean |correlation| between units over rows. It did not tell nets trained with dropout from others
-            (.34 against .36 on the digits): shown because people ask for it.
+        correlation: mean |correlation| between units over rows: shown because people ask for it. It says little: .33
+            with dropout and .35 without on the digits, where the other figures differ by half (docs/theory.md).
         task: what was scored.
         rows: of the data.
     """
@@ -103,7 +103,7 @@ class Coadaptation:
         lines.append(
             f"interaction share of the masks' variance at p={self.probe_rate:g}: {self.interaction:.2f} ± "
             f"{self.interaction_error:.2f}; activations that are 0: {self.sparsity:.2f}; mean |correlation| "
-            f"{self.correlation:.2f} (which did not tell such nets apart)"
+            f"{self.correlation:.2f} (which hardly differs between nets with and without dropout)"
         )
         return "\n".join(lines)
 
@@ -181,7 +181,7 @@ def coadaptation(
 
     Raises:
         TypeError, ValueError: for fewer than two rows, classes that the model does not have, shares outside [0, 1], or
-            a model in which nothing drops and no `at` is named.
+            a model in which no dropout acts on rows and no `at` is named.
 
     Reference: Srivastava et al.: Dropout (JMLR 2014), section 7; Morcos et al.: On the importance of single directions
         for generalization (ICLR 2018).
@@ -194,90 +194,74 @@ def coadaptation(
     """
     checked_number("orders", orders, 2)
     checked_number("members", members, 16)
-    for name, values in (("shares", shares), ("tops", tops), ("probe_rate", (probe_rate,))):
+    for name, values in (("shares", shares), ("tops", tops)):
         if not all(0 <= value <= 1 for value in values):
             raise ValueError(f"{name} is {values}; expected numbers in [0, 1]")
+    if not 0 < probe_rate < 1:
+        raise ValueError(f"probe_rate is {probe_rate}; expected a number between 0 and 1, such as 0.5")
     if task not in ("classification", "regression"):
         raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
     probe = prepared(model, x, seed=seed, batch_size=batch_size, may_be_silent=True)
-    places = Places(probe, at or _silent(probe))
-    targets = labels(y, probe.rows, probe.batches[0].tensors[0].device)
-    recorder = Recorder()
-    with places.opened() as drive:
-        scores = _Scores(places, drive, probe, targets, task)
-        scores.table(recorder)
-        curves = _curves(scores, recorder, (tuple(shares), tuple(tops), tuple(noises)), orders, seed)
-        read = reader(task, 1)
-        share, error = interaction_share(places, drive, probe, recorder, read, probe_rate, members, seed)
+    parts, recorder, read = probe.parts(y), Recorder(), reader(task, 1)
+    with Places(probe, at).opened() as outputs:
+        undamaged = torch.cat([outputs(batch, recorder) for batch, _ in parts])
+        targets = torch.cat([y for _, y in parts])
+        if task == "classification":
+            check_classes(targets, undamaged.shape[1])
+        elif targets.numel() != undamaged.numel():
+            raise ValueError(
+                f"y has shape {tuple(targets.shape)}; expected {tuple(undamaged.shape)}, as the model's outputs have"
+            )
+
+        def table(damage: Damage) -> NDArray[np.float64]:
+            found = [_scores(outputs(batch, damage), y, task) for batch, y in parts]
+            return torch.cat(found).double().cpu().numpy()
+
+        def run(damage: Damage) -> Tensor:
+            return torch.cat([read(outputs(batch, damage)).double().cpu().flatten() for batch, _ in parts])
+
+        activations, key = recorder.activations, Key(seed).fold_in("coadaptation")
+        curves = {
+            "random": _random(table, activations, tuple(shares), key, orders),
+            "largest": _largest(table, tuple(tops)),
+            "noise": _noise(table, activations, tuple(noises), key.fold_in("noise"), orders),
+        }
+        units = {place: h.shape[1] for place, h in activations.items()}
+        share, error = interaction_share(run, units, probe_rate, members, seed)
     return Coadaptation(curves, share, error, probe_rate, recorder.sparsity(), recorder.correlation(), task, probe.rows)
 
 
-def _silent(probe: Probe) -> list[str] | None:
-    """Dropout layers of rate 0, which no forward asks for masks; None where there are others.
-
-    Raises:
-        ValueError: if nothing in the model is there to drop.
-    """
-    if probe.uses:
-        return None
-    paths = [path for path, module in probe.root.named_modules() if holds_dropout(module)]
-    if not paths:
-        raise ValueError("model has no dropout; name the modules whose outputs are its units, as in at=['1', '3']")
-    return paths
+_Table = Callable[[Damage], "NDArray[np.float64]"]
 
 
-class _Scores:
-    """How good each row's prediction is under damage."""
-
-    def __init__(self, places: Places, drive: Any, probe: Probe, targets: Tensor, task: Task) -> None:
-        self._places, self._drive, self._probe, self._task = places, drive, probe, task
-        self._targets = targets.split([batch.rows for batch in probe.batches])
-
-    def table(self, damage: Damage) -> NDArray[np.float64]:
-        """Of every row, float64."""
-        found = []
-        for batch, y in zip(self._probe.batches, self._targets, strict=True):
-            outputs = self._places.outputs(self._drive, batch, damage)
-            found.append(self._row(outputs, y).double().cpu())
-        return torch.cat(found).numpy()
-
-    def _row(self, outputs: Tensor, y: Tensor) -> Tensor:
-        if self._task == "classification":
-            if y.is_floating_point() or not 0 <= int(y.min()) <= int(y.max()) < outputs.shape[1]:
-                raise ValueError(
-                    f"y holds {float(y.min()):g} to {float(y.max()):g}; expected whole numbers 0 to "
-                    f"{outputs.shape[1] - 1}, the classes of the model"
-                )
-            return (outputs.argmax(1) == y).double().reshape(len(y), -1).mean(1)
-        y = y.reshape(outputs.shape) if y.numel() == outputs.numel() else y
-        return (outputs - y).square().reshape(len(y), -1).mean(1)
+def _scores(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    """How good each row's prediction is."""
+    if task == "classification":
+        right = outputs.argmax(1) == y
+        return right.double().reshape(len(y), -1).mean(1)
+    return (outputs - y.reshape(outputs.shape)).square().reshape(len(y), -1).mean(1)
 
 
-def _curves(
-    scores: _Scores, recorder: Recorder, wanted: tuple[tuple[float, ...], ...], orders: int, seed: int
-) -> dict[str, Curve]:
-    shares, tops, noises = wanted
-    sizes = {place: parts[0].shape[1] for place, parts in recorder.seen.items()}
-    key = Key(seed).fold_in("coadaptation")
+def _random(table: _Table, activations: dict[str, Tensor], shares: tuple[float, ...], key: Key, orders: int) -> Curve:
+    ranks = [
+        {place: torch.randperm(h.shape[1], generator=_generator(key.fold_in(place).fold_in(number)))
+         for place, h in activations.items()}
+        for number in range(orders)
+    ]  # fmt: skip
+    return _curve("random", shares, [[table(ordered(share, one)) for one in ranks] for share in shares])
 
-    def order(number: int) -> dict[str, Tensor]:
-        return {
-            place: torch.rand(size, generator=_generator(key.fold_in(place).fold_in(number)))
-            for place, size in sizes.items()
-        }
 
-    drawn = [order(number) for number in range(orders)]
-    random = [[scores.table(ordered(share, one)) for one in drawn] for share in shares]
-    top = [[scores.table(largest(share))] * 2 for share in tops]  # nothing is drawn; intervals want two
-    noise = [
-        [scores.table(gaussian(scale, _generator(key.fold_in("noise").fold_in(number)))) for number in range(orders)]
-        for scale in noises
+def _largest(table: _Table, shares: tuple[float, ...]) -> Curve:
+    found = [table(largest(share)) for share in shares]
+    return _curve("largest", shares, [[one, one] for one in found])  # an interval wants two
+
+
+def _noise(table: _Table, activations: dict[str, Tensor], scales: tuple[float, ...], key: Key, draws: int) -> Curve:
+    sizes = {place: float(h.square().mean().sqrt()) for place, h in activations.items()}
+    found = [
+        [table(gaussian(scale, sizes, _generator(key.fold_in(number)))) for number in range(draws)] for scale in scales
     ]
-    return {
-        "random": _curve("random", shares, random),
-        "largest": _curve("largest", tops, top),
-        "noise": _curve("noise", noises, noise),
-    }
+    return _curve("noise", scales, found)
 
 
 def _curve(kind: str, sizes: tuple[float, ...], tables: list[list[NDArray[np.float64]]]) -> Curve:

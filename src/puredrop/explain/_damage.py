@@ -4,65 +4,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._inputs import Batch
 from puredrop.ensemble._source import Use
 from puredrop.explain._probe import Probe
+from puredrop.sites._watch import holds_dropout, rate_of
 
-__all__ = ["Damage", "Places", "gaussian", "largest", "ordered"]
+__all__ = ["Damage", "Places", "Recorder", "gaussian", "largest", "ordered"]
 
 Damage = Callable[[str, Tensor], Tensor]
 """(place, activations with rows first) -> activations."""
 
 
 class Places:
-    """Where units lie: at the sites that drop, or behind modules that are named.
+    """Where units lie: at what drops, also at a rate of 0, or behind modules that are named.
 
     Args:
         probe: the model and its data.
-        at: paths of modules whose outputs are the units; None for what dropout sites are given.
+        at: paths of modules whose outputs are the units; None for what dropout layers and functions are given.
+
+    Raises:
+        ValueError: if nothing in the model is there to drop from rows, and no module is named.
     """
 
     def __init__(self, probe: Probe, at: Sequence[str] | None) -> None:
         self._probe = probe
-        self._at = at
-        self._damage: Damage | None = None
-        for path in at or ():
+        self._takes_sites = at is None
+        self._damage: Damage = lambda place, h: h
+        # Layers of rate 0 ask for no masks.
+        self._hooked = [path for path, one in probe.root.named_modules() if _is_silent(one)] if at is None else list(at)
+        for path in self._hooked:
             probe.root.get_submodule(path)
+        if not self._hooked and not (at is None and any(use.is_per_row for use in probe.uses)):
+            raise ValueError(
+                "no dropout of the model acts on its rows' activations; name the modules whose outputs are units, as "
+                "in at=['1', '3']"
+            )
 
     @contextmanager
-    def opened(self) -> Iterator[Drive]:
-        """Take the model over."""
-        with self._probe.opened() as drive:
-            hooks = [
-                drive.model.get_submodule(path).register_forward_hook(self._behind(path)) for path in self._at or ()
-            ]
-            try:
-                yield drive
-            finally:
-                for one in hooks:
-                    one.remove()
+    def opened(self) -> Iterator[Callable[[Batch, Damage], Tensor]]:
+        """Take the model over: a function of rows and damage to what the model gives then, dropout itself off."""
+        with self._probe.opened() as drive, ExitStack() as stack:
+            for path in self._hooked:
+                hook = self._behind(path)
+                stack.callback(drive.model.get_submodule(path).register_forward_hook(hook).remove)
 
-    def outputs(self, drive: Drive, batch: Batch, damage: Damage) -> Tensor:
-        """What the model gives when the units are damaged; dropout itself is off."""
-        self._damage = damage
-        return self._probe.forward(drive, batch, self._act)
+            def outputs(batch: Batch, damage: Damage) -> Tensor:
+                self._damage = damage
+                return self._probe.forward(drive, batch, self._act)
+
+            yield outputs
 
     def _act(self, use: Use, input: Tensor, dim: int | None) -> Tensor:
-        if self._at is not None or dim is None:
-            return input
-        place = use.path if not use.call else f"{use.path}/{use.call}"
-        return self._damaged(place, input, dim)
+        return self._damaged(use.place, input, dim) if self._takes_sites and dim is not None else input
 
-    def _behind(self, path: str) -> Any:
-        def hook(module: Module, inputs: Any, output: Any) -> Any:
+    def _behind(self, path: str) -> Callable[[Module, Any, Any], Tensor]:
+        def hook(module: Module, inputs: Any, output: Any) -> Tensor:
             if not isinstance(output, Tensor):
                 raise ValueError(f"at names {path}, which returns {type(output).__name__}; expected a tensor's module")
             return self._damaged(path, output, self._probe.batches[0].dim)
@@ -70,24 +73,26 @@ class Places:
         return hook
 
     def _damaged(self, place: str, input: Tensor, dim: int) -> Tensor:
-        assert self._damage is not None
         return self._damage(place, input.movedim(dim, 0)).movedim(0, dim)
 
 
-def ordered(share: float, orders: dict[str, Tensor]) -> Damage:
+def _is_silent(module: Module) -> bool:
+    return holds_dropout(module) and rate_of(module) == 0
+
+
+def ordered(share: float, ranks: dict[str, Tensor]) -> Damage:
     """Remove the first share of units in an order of each place, and scale the others so that sums keep their size.
 
     Args:
         share: of the units of each place.
-        orders: place -> random numbers, one for each unit; the lowest go first.
+        ranks: place -> a permutation of its units' numbers; the lowest go first.
     """
 
     def damage(place: str, h: Tensor) -> Tensor:
-        rank = orders[place]
+        rank = ranks[place]
         number = round(share * rank.numel())
-        gone = (rank.argsort().argsort() < number).view(h.shape[1:]).to(h.device)
         scale = rank.numel() / max(1, rank.numel() - number)
-        return torch.where(gone, torch.zeros((), dtype=h.dtype, device=h.device), h * scale)
+        return h * (scale * (rank >= number)).to(h).view(h.shape[1:])
 
     return damage
 
@@ -96,29 +101,27 @@ def largest(share: float) -> Damage:
     """Remove each row's share of the largest activations, by size."""
 
     def damage(place: str, h: Tensor) -> Tensor:
-        size = h.flatten(1).abs()
-        number = round(share * size.shape[1])
-        which = size.topk(number, 1).indices
-        return h.flatten(1).scatter(1, which, 0.0).view(h.shape)
+        flat = h.flatten(1)
+        which = flat.abs().topk(round(share * flat.shape[1]), 1).indices
+        return flat.scatter(1, which, 0.0).view(h.shape)
 
     return damage
 
 
-def gaussian(scale: float, generator: torch.Generator) -> Damage:
-    """Add noise of a multiple of the root mean square of the place's activations."""
+def gaussian(scale: float, sizes: dict[str, float], generator: torch.Generator) -> Damage:
+    """Add noise of a multiple of each place's size."""
 
     def damage(place: str, h: Tensor) -> Tensor:
-        noise = torch.randn(h.shape, generator=generator).to(h.device, h.dtype)
-        return h + scale * float(h.square().mean().sqrt()) * noise
+        return h + scale * sizes[place] * torch.randn(h.shape, generator=generator).to(h)
 
     return damage
 
 
 class Recorder:
-    """Activations as they are, kept by place, (rows, units).
+    """Notes the activations of all rows, and damages nothing.
 
     Attributes:
-        seen: place -> parts.
+        seen: place -> parts, float64 (rows, units).
     """
 
     def __init__(self) -> None:

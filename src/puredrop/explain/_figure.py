@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Figure"]
 
-_LIGHT = {
-    "none": "#b4530a", "dropout": "#0b62b5", "members": "#0b7a5b", "batchwise": "#8a3ab9", "networks": "#a8325e",
-    "none-soft": "#b4530a26", "dropout-soft": "#0b62b526", "members-soft": "#0b7a5b26", "line": "#c3c9d1",
-    "ink": "#1b1f24", "quiet": "#596270",
-}  # fmt: skip
+_LIGHT = {"none": "#b4530a", "dropout": "#0b62b5", "members": "#0b7a5b", "batchwise": "#8a3ab9", "line": "#c3c9d1"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,6 @@ class Figure:
 
     def _filled(self) -> dict[str, Any]:
         return {"data": [{"type": "scatter", **trace} for trace in self.traces], "layout": self.layout}
-
-    def _repr_html_(self) -> str:
-        html: str = self.plotly().to_html(include_plotlyjs="cdn", full_html=False)
-        return html
 
 
 def _painted(value: Any) -> Any:

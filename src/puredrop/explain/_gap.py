@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,18 +13,16 @@ from torch.autograd import forward_ad
 from torch.nn import Module
 
 from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._engine import Engine, Members
-from puredrop.ensemble._exact import exact, listed
-from puredrop.ensemble._inputs import Batch
+from puredrop.ensemble._inputs import Batch, checked_number
 from puredrop.ensemble._outputs import main_output, probabilities
-from puredrop.ensemble._source import Use
+from puredrop.ensemble._source import Act, Use
 from puredrop.explain._figure import Figure
-from puredrop.explain._probe import Probe, checked_number, factors, prepared
+from puredrop.explain._intervals import jackknife_error
+from puredrop.explain._probe import Probe, alone, factors, plain, prepared, units_of
 
 __all__ = ["Distance", "LeaveOneOut", "WeightScalingGap", "weight_scaling_gap"]
 
 _GROUPS = 8
-_ENUMERATED = 12
 _MOST_UNITS = 2048
 
 
@@ -69,7 +68,8 @@ class WeightScalingGap:
         to_arithmetic, to_geometric: how far one pass is from them.
         of_outputs: the size of `outputs`.
         sites: path -> the size of that gap with this site alone dropping.
-        leave_one_out: what first order in p says of `outputs`; None for more than 2048 units.
+        leave_one_out: what first order in p says of `outputs`; None for more than 2048 units, or where torch has no
+            forward-mode derivative (recurrent layers).
         members: how many masks a row, or 2^n where all were run.
         task: what was averaged.
         left: path of what drops and was off -> why.
@@ -166,69 +166,65 @@ def weight_scaling_gap(
     if members % _GROUPS:
         raise ValueError(f"members is {members}; expected a multiple of {_GROUPS}, the groups from which errors come")
     probe = prepared(model, x, seed=seed, batch_size=batch_size)
-    units = sum(use.units for use in probe.uses)
-    is_exact = units <= _ENUMERATED and all(use.is_per_row for use in probe.uses)
+    averaged = (lambda z: probabilities(z, 1)) if task == "classification" else (lambda z: z)
+    places = [use.place for use in probe.uses]
     with probe.opened() as drive:
         one = torch.cat([_plain(probe, drive, batch) for batch in probe.batches])
-        if is_exact:
-            raw, averaged = _enumerated(probe, drive, task)
-        else:
-            raw, averaged = _sampled(probe, drive, task, members)
-        sites = {}
-        for path in dict.fromkeys(use.path for use in probe.uses):
-            alone, _ = _sampled(probe, drive, task, members, only=path)
-            sites[path] = _distance(alone - one)
-        whole, gap = _distance(raw - one), raw.mean(0) - one
-        first_order = _leave_one_out(probe, drive, gap, whole.value) if units <= _MOST_UNITS else None
-    is_class = task == "classification"
-    passed = probabilities(one, 1) if is_class else one
-    geometric = probabilities(raw, 2) if is_class else None
+        raw, means = _under_masks(probe, drive, members, averaged)
+        gap, whole = raw.mean(0) - one, _distance(raw - one)
+        sites = {places[0]: whole}
+        if len(places) > 1:
+            sites = {at: _distance(_under_masks(probe, drive, members, averaged, alone(at))[0] - one) for at in places}
+        first_order = _leave_one_out(probe, drive, gap, whole.value) if probe.units <= _MOST_UNITS else None
+    geometric = to_geometric = None
+    if task == "classification":
+        geometric, to_geometric = averaged(raw.mean(0)), _distance(_geometric(raw) - averaged(one))
     return WeightScalingGap(
-        passed, averaged.mean(0), None if geometric is None else probabilities(raw.mean(0), 1), gap,
-        _distance(averaged - passed), None if geometric is None else _distance(geometric - passed),
-        whole, sites, first_order, 2**units if is_exact else members, task, probe.left,
+        averaged(one), means.mean(0), geometric, gap, _distance(means - averaged(one)), to_geometric, whole, sites,
+        first_order, 2**probe.units if probe.can_list else members, task, probe.left,
     )  # fmt: skip
 
 
 def _plain(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
-    return probe.forward(drive, batch, lambda use, input, dim: input).double().cpu()
+    return probe.forward(drive, batch, plain).double().cpu()
 
 
-def _enumerated(probe: Probe, drive: Drive, task: str) -> tuple[Tensor, Tensor]:
-    """Mean outputs and mean of what is averaged, as one group: (1, rows, ...)."""
-    members = Members(probe.seed, is_shared=True, given=listed(probe.uses))
-    found = []
-    for read in (main_output, _averaged(task)):
-        engine = Engine(drive, members, read, [], is_batched=not probe.found.slow)
-        found.append(torch.cat([exact(engine, batch, probe.uses, 256) for batch in probe.batches]).unsqueeze(0))
-    return found[0], found[1]
-
-
-def _averaged(task: str) -> Any:
-    if task == "regression":
-        return main_output
-    return lambda output: probabilities(main_output(output), 1)
-
-
-def _sampled(probe: Probe, drive: Drive, task: str, members: int, only: str | None = None) -> tuple[Tensor, Tensor]:
-    """Mean outputs and mean of what is averaged, of each group of members: (groups, rows, ...)."""
-
-    def act(use: Use, input: Tensor, dim: int | None) -> Tensor | None:
-        return None if only is None or use.path == only else input
-
+def _under_masks(
+    probe: Probe, drive: Drive, members: int, averaged: Callable[[Tensor], Tensor], act: Act | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean outputs and mean of what is averaged: (groups of members, rows, ...), one group where all masks are run."""
     raws, means, first = [], [], 0
     for batch in probe.batches:
-        raw: list[Tensor] = []
-        mean: list[Tensor] = []
-        for group in range(_GROUPS):
-            numbers = range(group * members // _GROUPS, (group + 1) * members // _GROUPS)
-            outputs = torch.cat(list(probe.members(drive, batch, numbers, first=first, act=act))).double().cpu()
-            raw.append(outputs.mean(0))
-            mean.append((probabilities(outputs, 2) if task == "classification" else outputs).mean(0))
-        raws.append(torch.stack(raw))
-        means.append(torch.stack(mean))
+        if probe.can_list:
+            raw, mean = (
+                probe.mean_of_all(drive, batch, read, act)
+                for read in (main_output, lambda output: averaged(main_output(output)))
+            )
+            raws.append(raw.unsqueeze(0))
+            means.append(mean.unsqueeze(0))
+            continue
+        size = members // _GROUPS
+        groups = [
+            probe.members(drive, batch, range(start, start + size), first=first, act=act).double().cpu()
+            for start in range(0, members, size)
+        ]
+        raws.append(torch.stack([group.mean(0) for group in groups]))
+        means.append(torch.stack([averaged(one.flatten(0, 1)).unflatten(0, one.shape[:2]).mean(0) for one in groups]))
         first += batch.rows
     return torch.cat(raws, 1), torch.cat(means, 1)
+
+
+def _geometric(raw: Tensor) -> Tensor:
+    """Softmax of the mean logits, a value for each group of members, whose mean has not the bias of few members.
+
+    These are the jackknife's pseudo-values: a softmax is curved, so that of a group's mean lies off by half the
+    variance times the curvature, which would pass for a distance.
+    """
+    groups = len(raw)
+    if groups == 1:
+        return probabilities(raw, 2)
+    without = (raw.sum(0) - raw) / (groups - 1)
+    return groups * probabilities(raw.mean(0), 1) - (groups - 1) * probabilities(without, 2)
 
 
 def _distance(gaps: Tensor) -> Distance:
@@ -237,8 +233,8 @@ def _distance(gaps: Tensor) -> Distance:
         return Distance(float(gaps.square().mean().sqrt()), 0.0)
     flat = gaps.flatten(1)
     whole = _squared(flat)
-    parts = torch.tensor([_squared(flat[torch.arange(len(flat)) != one]) for one in range(len(flat))])
-    error = math.sqrt((len(flat) - 1) / len(flat) * float((parts - parts.mean()).square().sum()))
+    without = torch.tensor([_squared(flat[torch.arange(len(flat)) != one]) for one in range(len(flat))])
+    error = float(jackknife_error(without))
     value = math.sqrt(max(whole, 0.0))
     # The error of a root; where the square is lost in its own error, the root of that.
     return Distance(value, error / (2 * value) if whole > error else math.sqrt(error))
@@ -249,15 +245,18 @@ def _squared(flat: Tensor) -> float:
     return float((flat.sum(0).square() - flat.square().sum(0)).mean()) / (number * (number - 1))
 
 
-def _leave_one_out(probe: Probe, drive: Drive, measured: Tensor, length: float) -> LeaveOneOut:
-    values = torch.cat([_first_order(probe, drive, batch) for batch in probe.batches])
+def _leave_one_out(probe: Probe, drive: Drive, measured: Tensor, length: float) -> LeaveOneOut | None:
+    try:
+        values = torch.cat([_first_order(probe, drive, batch) for batch in probe.batches])
+    except NotImplementedError:  # torch's answer where it has no forward-mode derivative
+        return None
     size = float(values.square().mean().sqrt())
     product = float((values * measured).mean())
     return LeaveOneOut(values, size, product / (size * length) if size * length else math.nan)
 
 
 def _first_order(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
-    base = _plain(probe, drive, batch)
+    """P Σ_j [f(x without j) - f(x)], each by a forward, and p Σ_j x_j ∂_j f, by one."""
     with forward_ad.dual_level():
 
         def slope(use: Use, input: Tensor, dim: int | None) -> Tensor:
@@ -266,26 +265,23 @@ def _first_order(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
             return output
 
         tangent = forward_ad.unpack_dual(probe.forward(drive, batch, slope)).tangent
+    base = _plain(probe, drive, batch)
     total: Tensor = torch.zeros_like(base) if tangent is None else tangent.double().cpu()
-    for number, use in enumerate(probe.uses):
+    for use in probe.uses:
         for unit in range(use.units):
-            total = total + use.p * (_without(probe, drive, batch, number, unit) - base)
+            without = probe.forward(drive, batch, _leaving_out(use.place, unit, batch.rows)).double().cpu()
+            total = total + use.p * (without - base)
     return total
 
 
-def _without(probe: Probe, drive: Drive, batch: Batch, number: int, unit: int) -> Tensor:
-    """Outputs without one unit of one use."""
-    seen: list[int] = []
+def _leaving_out(place: str, unit: int, rows: int) -> Act:
+    """One unit of one use is 0, in every row."""
 
     def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
-        if not 0 < use.p < 1:
-            return input
-        seen.append(1)
-        if len(seen) - 1 != number:
+        if use.place != place:
             return input
         ones = factors(use, input, dim)
-        rows = ones.movedim(dim, 0).reshape(batch.rows, -1) if dim is not None else ones.view(1, -1)
-        rows[:, unit] = 0
-        return input * (rows.view(ones.movedim(dim, 0).shape).movedim(0, dim) if dim is not None else ones)
+        numbers = torch.arange(ones.numel(), device=ones.device).view(ones.shape)
+        return input * ones.flatten().index_fill(0, units_of(numbers, rows, dim)[:, unit], 0).view(ones.shape)
 
-    return probe.forward(drive, batch, act).double().cpu()
+    return act

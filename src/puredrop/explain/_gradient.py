@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._inputs import Batch
+from puredrop.ensemble._inputs import Batch, checked_number
 from puredrop.ensemble._source import Use
 from puredrop.explain._figure import Figure
-from puredrop.explain._loss import Loss, check, labels
-from puredrop.explain._probe import Probe, checked_number, factors, prepared
+from puredrop.explain._loss import Loss, check
+from puredrop.explain._probe import Probe, factors, plain, prepared, signs
 from puredrop.rng import Key
 
 __all__ = ["GradientNoise", "gradient_noise"]
@@ -111,12 +111,12 @@ def gradient_noise(
 ) -> GradientNoise:
     """Measure how much noise dropout's masks add to a mini-batch's gradient, beside the choice of its rows.
 
-    Two draws of masks for the same rows tell one from the other. Costs `batches` x (2 `draws` + 1 + 2 `probes`) forward
-    and backward passes of `batch` rows.
+    Two draws of masks for the same rows tell one from the other. Costs 2 x `batches` x `draws` forward and backward
+    passes of `batch` rows, and for each of `batches` x `probes` a forward and two backward passes.
 
     Args:
         model: any module, at any point of its training.
-        x, y: rows to draw mini-batches from, and what belongs to them.
+        x, y: rows to draw mini-batches from, not as a DataLoader, and what belongs to them.
         loss: (outputs, y) -> mean over rows.
         batch: rows of a mini-batch, at most as many as there are.
         batches: how many are drawn, with other rows as often as there are enough.
@@ -147,17 +147,20 @@ def gradient_noise(
     ):
         checked_number(name, value, least)
     probe = prepared(model, x, seed=seed, batch_size=2**31)
-    data = probe.batches[0]
-    targets = labels(y, probe.rows, data.tensors[0].device)
+    if len(probe.batches) > 1:
+        raise ValueError(
+            "x comes in batches of its own (a DataLoader?); expected all rows, from which batches are drawn"
+        )
+    ((data, targets),) = probe.parts(y)
     if batch > probe.rows:
         raise ValueError(f"batch is {batch}, but x has {probe.rows} rows; expected at most as many")
     weights = [one for one in probe.root.parameters() if one.requires_grad]
     if not weights:
         raise ValueError("model has no parameter that requires a gradient")
     key = Key(seed).fold_in("gradient")
-    with probe.opened() as drive:
-        check(loss, probe.forward(drive, data, lambda use, input, dim: input), targets)
     with probe.opened() as drive, torch.enable_grad():
+        few = data.chosen(torch.arange(batch))
+        check(loss, probe.forward(drive, few, plain).detach(), targets[:batch], targets)
         gradients = _Gradients(probe, drive, loss, weights)
         found = []
         for number, rows in enumerate(_rows(key, probe.rows, batch, batches)):
@@ -204,18 +207,19 @@ class _Gradients:
         """One estimate of ρ Σ_j ‖∂/∂θ (h_j ∂ℓ/∂h_j)‖², by signs: the slope of the loss along them, differentiated."""
         generator = torch.Generator().manual_seed(int(key))
         leaves: list[Tensor] = []
-        signs: list[Tensor] = []
+        noises: list[Tensor] = []
 
         def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+            if not 0 < use.p < 1:
+                return input
             ones = factors(use, input, dim).requires_grad_()
             leaves.append(ones)
-            drawn = 2 * torch.randint(2, ones.shape, generator=generator) - 1
-            signs.append(math.sqrt(use.p / (1 - use.p)) * drawn.to(ones))
+            noises.append(math.sqrt(use.p / (1 - use.p)) * signs(ones, generator))
             return input * ones
 
         value = self._loss(self._probe.forward(self._drive, batch, act), y)
         slopes = torch.autograd.grad(value, leaves, create_graph=True)
-        along = torch.stack([(a * b).sum() for a, b in zip(slopes, signs, strict=True)]).sum()
+        along = torch.stack([(a * b).sum() for a, b in zip(slopes, noises, strict=True)]).sum()
         return float(self._flat(along).double().square().sum())
 
 

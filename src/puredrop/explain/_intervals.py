@@ -1,4 +1,4 @@
-"""Intervals for paired differences that were measured on crossed seeds and rows."""
+"""Intervals for paired differences on crossed seeds and rows; errors of what was computed from groups."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Difference", "paired_difference"]
+__all__ = ["Difference", "jackknife_error", "paired_difference"]
 
 _LEVEL, _POWER = 0.95, 0.80
 
@@ -89,3 +90,18 @@ def paired_difference(*tables: NDArray[np.float64]) -> Difference:
     reach = float(stats.t.ppf(0.5 + _LEVEL / 2, df)) * error
     power = float(stats.t.ppf(_POWER, df)) * error
     return Difference(estimate, error, df, estimate - reach, estimate + reach, reach + power)
+
+
+def jackknife_error(without: Tensor) -> Tensor:
+    """The standard error of an estimate, from its values without each of the groups in turn.
+
+    Args:
+        without: (groups, ...).
+
+    Returns:
+        Without the first dimension.
+
+    Reference: Efron and Tibshirani: An introduction to the bootstrap (1993), chapter 11.
+    """
+    groups = len(without)
+    return ((groups - 1) / groups * (without - without.mean(0)).square().sum(0)).sqrt()

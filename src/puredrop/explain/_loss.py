@@ -4,46 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Loss", "check", "is_squared", "labels", "root"]
+__all__ = ["Loss", "check", "check_classes", "is_squared", "root"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _MOST_OUTPUTS = 64
 """Of a row, for a loss whose curvature is found by differentiating it."""
 
 
-def labels(y: Any, rows: int, device: torch.device) -> Tensor:
-    """What belongs to each row, as a tensor.
+def check_classes(y: Tensor, number: int, ignored: int | None = None) -> None:
+    """Refuse labels that are no classes of a model.
+
+    Args:
+        y: labels.
+        number: of classes.
+        ignored: a label that may stand for none.
 
     Raises:
-        ValueError: if there is not one for each row.
+        ValueError: with those that there are.
     """
-    if hasattr(y, "to_numpy"):
-        y = y.to_numpy()
-    found = torch.as_tensor(y)
-    if not found.dim() or len(found) != rows:
-        raise ValueError(f"y has shape {tuple(found.shape)}; expected one entry for each of {rows} rows of x")
-    return found.to(device)
+    given = y[y != ignored] if ignored is not None else y
+    if y.is_floating_point() or (given.numel() and not 0 <= int(given.min()) <= int(given.max()) < number):
+        raise ValueError(
+            f"y has classes {float(given.min()):g} to {float(given.max()):g}; expected 0 to {number - 1}, "
+            f"whole numbers, since the model returns {number} logits"
+        )
 
 
-def check(loss: Loss, outputs: Tensor, y: Tensor) -> None:
+def check(loss: Loss, outputs: Tensor, y: Tensor, every: Tensor | None = None) -> None:
     """Refuse what is no mean over rows.
+
+    Args:
+        loss: the user's.
+        outputs, y: of some rows.
+        every: what belongs to all rows, where these are a part of them.
 
     Raises:
         ValueError: for a loss without reduction, or one that is a sum; for classes that the model does not have.
     """
     if _is_cross_entropy(loss) and not y.is_floating_point():
-        given = y[y != _ignored(loss)]
-        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < outputs.shape[1]:
-            raise ValueError(
-                f"y has classes {int(given.min())} to {int(given.max())}; expected 0 to {outputs.shape[1] - 1}, since "
-                f"the model returns {outputs.shape[1]} logits"
-            )
+        check_classes(y if every is None else every, outputs.shape[1], _ignored(loss))
     value = loss(outputs, y)
     if value.dim():
         raise ValueError(
@@ -90,11 +94,10 @@ def root(loss: Loss, outputs: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda noise: scale * noise
     if _is_cross_entropy(loss):
         pi = outputs.double().softmax(1).to(outputs.dtype)
-        half, weight = pi.sqrt(), 1 / (outputs.numel() / outputs.shape[1])
-        scaled = torch.full_like(pi[:, :1], math.sqrt(weight))
+        half, counted = pi.sqrt(), torch.ones_like(pi[:, :1])
         if not y.is_floating_point():
-            counts = (y != _ignored(loss)).unsqueeze(1)
-            scaled = counts.to(pi.dtype) / math.sqrt(max(1, int(counts.sum())))
+            counted = (y != _ignored(loss)).unsqueeze(1).to(pi)
+        scaled = counted / math.sqrt(max(1.0, float(counted.sum())))
         return lambda noise: scaled * (half * noise - pi * (half * noise).sum(1, keepdim=True))
     return _by_hessian(loss, outputs, y)
 

@@ -12,19 +12,16 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._engine import Engine, Members
-from puredrop.ensemble._exact import exact, listed
-from puredrop.ensemble._inputs import Batch
+from puredrop.ensemble._inputs import checked_number
 from puredrop.ensemble._outputs import main_output
-from puredrop.ensemble._source import Use
+from puredrop.ensemble._source import Act, Use
 from puredrop.explain._figure import Figure
-from puredrop.explain._loss import Loss, check, is_squared, labels, root
-from puredrop.explain._probe import Probe, checked_number, factors, prepared, units_of
+from puredrop.explain._loss import Loss, check, is_squared, root
+from puredrop.explain._probe import Parts, Probe, alone, factors, plain, prepared, signs, units_of
 from puredrop.rng import Key
 
 __all__ = ["Penalty", "SitePenalty", "penalty"]
 
-_ENUMERATED = 12
 _ROUNDING = 1e-4
 """By what share a float32 network may miss a linear law that it follows."""
 
@@ -34,7 +31,7 @@ class SitePenalty:
     """One site's part.
 
     Args:
-        path: of the site.
+        path: of the site, with a number behind it where it is used again.
         p: its rate.
         units: float64, each unit's part by the approximation, loss units, in the order of the site's elements.
         measured: what this site alone adds, with the others off; None where that was not asked for.
@@ -63,8 +60,7 @@ class Penalty:
         loss: without dropout, one pass in eval mode.
         measured: mean loss under masks less `loss`: the truth.
         standard_error: of it, over masks; 0 where all masks were run.
-        gauss_newton: ½ρ Σ diag(JᵀHJ) h², the approximation.
-        gauss_newton_error: its standard error over probes; 0 where no probes were needed.
+        gauss_newton_error: of the approximation, over probes; 0 where none were needed.
         is_exact: whether the approximation is the truth itself: squared loss of outputs that are linear in the masks.
         sites: the parts.
         members: how many masks a row; probes: how many products with the transposed Jacobian.
@@ -75,7 +71,6 @@ class Penalty:
     loss: float
     measured: float
     standard_error: float
-    gauss_newton: float
     gauss_newton_error: float
     is_exact: bool
     sites: tuple[SitePenalty, ...]
@@ -83,6 +78,11 @@ class Penalty:
     probes: int
     rows: int
     left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def gauss_newton(self) -> float:
+        """½ρ Σ diag(JᵀHJ) h², the approximation."""
+        return sum(site.gauss_newton for site in self.sites)
 
     @property
     def ratio(self) -> float:
@@ -97,7 +97,8 @@ class Penalty:
         return math.hypot(self.gauss_newton_error, self.ratio * self.standard_error) / abs(self.measured)
 
     def __str__(self) -> str:
-        of = "all masks" if not self.standard_error else f"{self.members} masks a row"
+        is_all = self.members == 2 ** sum(len(site.units) for site in self.sites)
+        of = "all masks" if is_all else f"{self.members} masks a row"
         lines = [
             f"dropout adds {self.measured:.4g} ± {self.standard_error:.2g} to a loss of {self.loss:.4g} "
             f"({self.rows} rows, {of}); Gauss-Newton says {self.gauss_newton:.4g} ± {self.gauss_newton_error:.2g}, "
@@ -183,165 +184,114 @@ def penalty(
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
     probe = prepared(model, x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
-    targets = labels(y, probe.rows, probe.batches[0].tensors[0].device)
+    parts = probe.parts(y)
     with probe.opened() as drive:
-        parts = tuple(zip(probe.batches, targets.split([batch.rows for batch in probe.batches]), strict=True))
         base = _base(probe, drive, parts, loss)
-        truth, error, count = _measured(probe, drive, parts, loss, members)
-        is_exact = is_squared(loss) and _is_linear(probe, drive)
-        estimates, units = _gauss_newton(probe, drive, parts, loss, probes, is_exact)
-        sites = tuple(SitePenalty(use.path, use.p, units[i]) for i, use in enumerate(probe.uses))
-        if each:
-            sites = tuple(
-                replace(site, measured=value - base, standard_error=spread)
-                for site in sites
-                for value, spread in [_sampled(probe, drive, parts, loss, members, only=site.path)]
-            )
-    spread = 0.0 if is_exact else float(estimates.std()) / math.sqrt(probes)
-    return Penalty(
-        base,
-        truth - base,
-        error,
-        float(estimates.mean()),
-        spread,
-        is_exact,
-        sites,
-        count,
-        probes,
-        probe.rows,
-        probe.left,
-    )
+        truth, error = _under_masks(probe, drive, parts, loss, members)
+        is_exact = is_squared(loss) and probe.is_per_row and _is_linear(probe, drive)
+        units, spread = _gauss_newton(probe, drive, parts, loss, None if is_exact else probes)
+        sites = [SitePenalty(use.place, use.p, part) for use, part in zip(probe.uses, units, strict=True)]
+        for i, site in enumerate(sites if each else []):
+            value, noise = _under_masks(probe, drive, parts, loss, members, alone(site.path))
+            sites[i] = replace(site, measured=value - base, standard_error=noise)
+    number = 2**probe.units if probe.can_list else members
+    return Penalty(base, truth - base, error, spread, is_exact, tuple(sites), number, probes, probe.rows, probe.left)
 
 
-_Parts = tuple[tuple[Batch, Tensor], ...]
-
-
-def _base(probe: Probe, drive: Drive, parts: _Parts, loss: Loss) -> float:
+def _base(probe: Probe, drive: Drive, parts: Parts, loss: Loss) -> float:
     """The loss of one pass, every unit active."""
     total = 0.0
     for batch, y in parts:
-        outputs = probe.forward(drive, batch, lambda use, input, dim: input)
+        outputs = probe.forward(drive, batch, plain)
         check(loss, outputs, y)
         total += batch.rows * float(loss(outputs, y))
     return total / probe.rows
 
 
-def _measured(probe: Probe, drive: Drive, parts: _Parts, loss: Loss, members: int) -> tuple[float, float, int]:
-    """The mean loss under masks, its standard error, and the number of masks."""
-    units = sum(use.units for use in probe.uses)
-    if units > _ENUMERATED or not all(use.is_per_row for use in probe.uses):
-        return *_sampled(probe, drive, parts, loss, members), members
-    total, listing = 0.0, listed(probe.uses)
+def _under_masks(
+    probe: Probe, drive: Drive, parts: Parts, loss: Loss, members: int, act: Act | None = None
+) -> tuple[float, float]:
+    """The mean loss over masks, and its standard error."""
+    totals, first = torch.zeros(1 if probe.can_list else members, dtype=torch.float64), 0
     for batch, y in parts:
-        # Each row's mean is over the same masks, whether rows share them or not.
-        shared = Members(probe.seed, is_shared=True, given=listing)
-        engine = Engine(drive, shared, _of(loss, y), [], is_batched=not probe.found.slow)
-        total += batch.rows * float(exact(engine, batch, probe.uses, 256))
-    return total / probe.rows, 0.0, 2**units
+        read = _of(loss, y)
+        if probe.can_list:
+            losses = probe.mean_of_all(drive, batch, read, act)
+        else:
+            losses = probe.members(drive, batch, range(members), read, first=first, act=act)
+        totals += batch.rows / probe.rows * losses.double().cpu()
+        first += batch.rows
+    return float(totals.mean()), 0.0 if probe.can_list else float(totals.std()) / math.sqrt(members)
 
 
 def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
     return lambda output: loss(main_output(output), y)
 
 
-def _sampled(
-    probe: Probe, drive: Drive, parts: _Parts, loss: Loss, members: int, only: str | None = None
-) -> tuple[float, float]:
-    totals, first = torch.zeros(members, dtype=torch.float64), 0
+def _gauss_newton(
+    probe: Probe, drive: Drive, parts: Parts, loss: Loss, probes: int | None
+) -> tuple[list[Tensor], float]:
+    """Each unit's part by use, float64, and the standard error of the whole.
 
-    def act(use: Use, input: Tensor, dim: int | None) -> Tensor | None:
-        return None if use.path == only else input
-
+    Args:
+        probe, drive: the open model.
+        parts, loss: what it is judged by.
+        probes: how many noises; None for one of each output, with which the sum has no error.
+    """
+    generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("probes")))
+    units = [torch.zeros(use.units, dtype=torch.float64) for use in probe.uses]
+    estimates = torch.zeros(probes or 1, dtype=torch.float64)
     for batch, y in parts:
-        blocks = probe.members(
-            drive, batch, range(members), _of(loss, y),
-            first=first, act=None if only is None else act,
-        )  # fmt: skip
-        totals += batch.rows * torch.cat(list(blocks)).double().cpu()
-        first += batch.rows
-    losses = totals / probe.rows
-    return float(losses.mean()), float(losses.std()) / math.sqrt(members)
+        leaves: list[tuple[Tensor, int | None]] = []
+        with torch.enable_grad():
+            outputs = probe.forward(drive, batch, _leaving(leaves))
+        multiply, share = root(loss, outputs, y), batch.rows / probe.rows
+        noises = _basis(outputs) if probes is None else (signs(outputs, generator) for _ in range(probes))
+        for number, noise in enumerate(noises):
+            slopes = torch.autograd.grad(outputs, [leaf for leaf, _ in leaves], multiply(noise), retain_graph=True)
+            for use, total, slope, (_, dim) in zip(probe.uses, units, slopes, leaves, strict=True):
+                squares = units_of(slope, batch.rows, dim).square().sum(0).double().cpu()
+                part = share * 0.5 * use.p / (1 - use.p) * squares
+                total += part / (probes or 1)
+                estimates[number if probes else 0] += part.sum()
+    return units, float(estimates.std()) / math.sqrt(probes) if probes else 0.0
 
 
-class _Leaves:
-    """A factor for each decision, with gradients."""
+def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Act:
+    """A factor for each decision, with gradients, and where its rows lie."""
 
-    def __init__(self) -> None:
-        self.found: list[tuple[Tensor, int | None, Use]] = []
-
-    def __call__(self, use: Use, input: Tensor, dim: int | None) -> Tensor:
-        leaf = factors(use, input, dim)
-        if 0 < use.p < 1:
-            self.found.append((leaf.requires_grad_(), dim, use))
+    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        if not 0 < use.p < 1:
+            return input
+        leaf = factors(use, input, dim).requires_grad_()
+        leaves.append((leaf, dim))
         return input * leaf
 
-
-def _gauss_newton(
-    probe: Probe, drive: Drive, parts: _Parts, loss: Loss, probes: int, is_exact: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """Each probe's value, float64, and the mean of each unit's part by use."""
-    generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("probes")))
-    estimates: Tensor | None = None
-    units: list[Tensor] = []
-    for batch, y in parts:
-        leaves, share = _Leaves(), batch.rows / probe.rows
-        with torch.enable_grad():
-            outputs = probe.forward(drive, batch, leaves)
-        multiply = root(loss, outputs, y)
-        noises = _basis(outputs) if is_exact else (_signs(outputs, generator) for _ in range(probes))
-        values, sums = [], [torch.zeros(use.units, dtype=torch.float64) for *_, use in leaves.found]
-        for noise in noises:
-            slopes = torch.autograd.grad(
-                outputs, [leaf for leaf, *_ in leaves.found], multiply(noise), retain_graph=True
-            )
-            value = 0.0
-            for i, (slope, (_, dim, use)) in enumerate(zip(slopes, leaves.found, strict=True)):
-                part = (
-                    share * 0.5 * use.p / (1 - use.p) * units_of(slope, batch.rows, dim).square().sum(0).double().cpu()
-                )
-                sums[i] += part
-                value += float(part.sum())
-            values.append(value)
-        scale = 1 if is_exact else 1 / len(values)
-        found = torch.tensor(values, dtype=torch.float64)
-        found = found.sum().expand(1) if is_exact else found
-        estimates = found if estimates is None else estimates + found
-        units = [a + scale * b for a, b in zip(units, sums, strict=True)] if units else [scale * one for one in sums]
-    assert estimates is not None
-    return estimates, units
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like.device, like.dtype)
+    return act
 
 
 def _basis(outputs: Tensor) -> list[Tensor]:
-    """One noise for each output of a row: with all of them the sum has no error."""
+    """One noise for each output of a row."""
     size = outputs[0].numel()
     rows = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *outputs.shape[1:])
     return [one.expand_as(outputs) for one in rows]
 
 
 def _is_linear(probe: Probe, drive: Drive) -> bool:
-    """Whether outputs are affine in all factors together, tried on a few rows at two random points."""
+    """Whether outputs are affine in all factors together: f(1 + a) + f(1 + b) = f(1 + a + b) + f(1), on a few rows."""
     batch = probe.batches[0].chosen(torch.arange(min(8, probe.batches[0].rows)))
-    generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("linear")))
-    drawn: list[list[Tensor]] = []
 
-    def at(choose: Any) -> Tensor:
-        calls: list[int] = []
+    def at(a: bool, b: bool) -> Tensor:
+        """At the ones, moved by either of two random points."""
+        generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("linear")))
 
         def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
             ones = factors(use, input, dim)
-            calls.append(1)
-            if len(drawn) < len(calls):
-                drawn.append([torch.rand(ones.shape, generator=generator).to(ones) * 2 for _ in range(2)])
-            factor: Tensor = choose(ones, *drawn[len(calls) - 1])
-            return input * factor
+            one, two = (torch.rand(ones.shape, generator=generator).to(ones) for _ in range(2))
+            return input * (ones + a * one + b * two)
 
         return probe.forward(drive, batch, act).double()
 
-    here, a = at(lambda ones, a, b: ones), at(lambda ones, a, b: a)
-    b, both = at(lambda ones, a, b: b), at(lambda ones, a, b: a + b - ones)
-    size = float((a - here).abs().max() + (b - here).abs().max())
-    return float((a + b - here - both).abs().max()) <= _ROUNDING * size
+    here, one, two, both = at(False, False), at(True, False), at(False, True), at(True, True)
+    size = float((one - here).abs().max() + (two - here).abs().max())
+    return float((one + two - here - both).abs().max()) <= _ROUNDING * size

@@ -14,16 +14,21 @@ from torch.nn import Module
 
 from puredrop.ensemble._drive import Drive
 from puredrop.ensemble._engine import Engine, Members
-from puredrop.ensemble._inputs import Batch, Inputs
+from puredrop.ensemble._exact import exact, listed
+from puredrop.ensemble._inputs import Batch, Inputs, checked_number
 from puredrop.ensemble._look import Look, look
 from puredrop.ensemble._outputs import main_output
 from puredrop.ensemble._source import Act, Use
 from puredrop.reproducible import unwrapped
 
-__all__ = ["Probe", "checked_number", "factors", "prepared", "units_of"]
+__all__ = ["Parts", "Probe", "alone", "factors", "plain", "prepared", "signs", "units_of"]
 
 _MEMORY = 256 * 2**20
-_TOGETHER = 96
+_ENUMERATED = 12
+"""Units of which all 2^n masks are run."""
+
+Parts = tuple[tuple[Batch, Tensor], ...]
+"""Batches with what belongs to their rows."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Probe:
         return tuple(use for use in self.found.uses if 0 < use.p < 1)
 
     @property
+    def units(self) -> int:
+        """Decisions of a member."""
+        return sum(use.units for use in self.uses)
+
+    @property
     def rows(self) -> int:
         """Of all batches."""
         return sum(batch.rows for batch in self.batches)
@@ -56,6 +66,28 @@ class Probe:
     def left(self) -> dict[str, str]:
         """Path of what drops and is not reached -> why."""
         return dict(self.found.left)
+
+    @property
+    def is_per_row(self) -> bool:
+        """Whether each row has decisions of its own at every site; weights that drop have them for all rows."""
+        return all(use.is_per_row for use in self.uses)
+
+    @property
+    def can_list(self) -> bool:
+        """Whether all masks are run in place of some."""
+        return self.units <= _ENUMERATED and self.is_per_row
+
+    def parts(self, y: Any) -> Parts:
+        """Batches with what belongs to their rows.
+
+        Raises:
+            ValueError: if y has not one entry for each row.
+        """
+        found = torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)
+        if not found.dim() or len(found) != self.rows:
+            raise ValueError(f"y has shape {tuple(found.shape)}; expected one entry for each of {self.rows} rows of x")
+        split = found.to(self.batches[0].tensors[0].device).split([batch.rows for batch in self.batches])
+        return tuple(zip(self.batches, split, strict=True))
 
     @contextmanager
     def opened(self) -> Iterator[Drive]:
@@ -88,8 +120,8 @@ class Probe:
         first: int = 0,
         act: Act | None = None,
         is_shared: bool = False,
-    ) -> Iterator[Tensor]:
-        """What members give on a batch, (members, ...) of so many at a time as memory holds.
+    ) -> Tensor:
+        """What members give on a batch, (members, ...), computed so many at a time as memory holds.
 
         Args:
             drive: the open model.
@@ -100,12 +132,21 @@ class Probe:
             act: what sites do in the place of dropping; None for each where it says so.
             is_shared: whether a member has one mask for all rows, not one for each.
         """
-        members = Members(self.seed, is_shared, balanced=False)
-        engine = Engine(drive, members, read, [], is_batched=not self.found.slow, act=act)
-        bytes_of_one = self.found.per_member + self.found.per_row * batch.rows
-        size = int(max(1, min(_MEMORY // bytes_of_one, _TOGETHER)))
-        for start in range(0, len(numbers), size):
-            yield engine.outputs(batch, numbers[start : start + size], first)
+        engine = self._engine(drive, Members(self.seed, is_shared, balanced=False), read, act)
+        size = self.found.at_once(batch.rows, _MEMORY)
+        few = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        return torch.cat([engine.outputs(batch, some, first) for some in few])
+
+    def mean_of_all(
+        self, drive: Drive, batch: Batch, read: Callable[[Any], Tensor] = main_output, act: Act | None = None
+    ) -> Tensor:
+        """The mean of what is read over all 2^n masks, float64."""
+        # Each row's mean is over the same masks, whether rows share them or not.
+        members = Members(self.seed, is_shared=True, given=listed(self.uses))
+        return exact(self._engine(drive, members, read, act), batch, self.uses, 256)
+
+    def _engine(self, drive: Drive, members: Members, read: Callable[[Any], Tensor], act: Act | None) -> Engine:
+        return Engine(drive, members, read, [], is_batched=not self.found.slow, act=act)
 
 
 def prepared(
@@ -139,11 +180,22 @@ def prepared(
                     "switched off"
                 )
             found.left[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
-    if not may_be_silent and not any(0 < use.p < 1 for use in found.uses):
+    probe = Probe(root, found, batches, seed)
+    if not may_be_silent and not probe.uses:
         raise ValueError(
             "model has only noise that is no decision on elements (Gaussian or alpha), which is not explained"
         )
-    return Probe(root, found, batches, seed)
+    return probe
+
+
+def plain(use: Use, input: Tensor, dim: int | None) -> Tensor:
+    """Nothing is dropped."""
+    return input
+
+
+def alone(place: str) -> Act:
+    """One use of a site drops, all others do not."""
+    return lambda use, input, dim: None if use.place == place else input
 
 
 def factors(use: Use, input: Tensor, dim: int | None) -> Tensor:
@@ -159,14 +211,6 @@ def units_of(values: Tensor, rows: int, dim: int | None) -> Tensor:
     return values.reshape(1, -1) if dim is None else values.movedim(dim, 0).reshape(rows, -1)
 
 
-def checked_number(name: str, value: Any, least: int = 1) -> int:
-    """An integer argument.
-
-    Raises:
-        TypeError, ValueError: if it is none, or below the least.
-    """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; expected an integer, {least} or more")
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected {least} or more")
-    return value
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """-1 or 1 with equal chances, drawn on the CPU so that the device does not matter."""
+    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)

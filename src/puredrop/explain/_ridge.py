@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from puredrop import functional
+from puredrop.ensemble._inputs import checked_number
 from puredrop.explain._figure import Figure
-from puredrop.explain._probe import checked_number
 from puredrop.rng import Key
 
 __all__ = ["Descent", "Margins", "Ridge", "margins", "ridge"]

@@ -13,9 +13,11 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from puredrop.ensemble._drive import Drive
+from puredrop.ensemble._inputs import checked_number
 from puredrop.ensemble._source import Use
 from puredrop.explain._figure import Figure
-from puredrop.explain._probe import Probe, checked_number, factors, prepared
+from puredrop.explain._intervals import jackknife_error
+from puredrop.explain._probe import Probe, factors, plain, prepared, signs
 from puredrop.rng import Key
 
 __all__ = ["Shift", "VarianceShift", "variance_shift"]
@@ -31,6 +33,8 @@ class Shift:
         standard_error: of it, over masks.
         predicted: by dropout's noise to first order: exact where what lies between is linear.
         predicted_error: its standard error over probes.
+
+    NaN stands for channels whose input does not vary.
     """
 
     path: str
@@ -42,8 +46,8 @@ class Shift:
     def __str__(self) -> str:
         return (
             f"{self.path}: test over training variance {_mean(self.measured, self.standard_error)}, predicted "
-            f"{_mean(self.predicted, self.predicted_error)} (mean over {len(self.measured)} channels; lowest measured "
-            f"{float(self.measured.min()):.3f})"
+            f"{_mean(self.predicted, self.predicted_error)} (mean over {int((~self.measured.isnan()).sum())} channels "
+            f"that vary; lowest measured {float(self.measured.nan_to_num(math.inf).min()):.3f})"
         )
 
 
@@ -75,13 +79,15 @@ class VarianceShift:
     def figure(self) -> Figure:
         """Predicted against measured, a dot for each channel."""
         traces: list[dict[str, Any]] = []
+        ends = [1.0, 1.0]
         for layer, color in zip(self.layers, ("@dropout", "@none", "@members", "@batchwise") * 99, strict=False):
+            varies = ~layer.measured.isnan()
+            x, y = layer.predicted[varies].tolist(), layer.measured[varies].tolist()
+            ends = [min([ends[0], *x, *y]), max([ends[1], *x, *y])]
             traces.append(
-                {"x": layer.predicted.tolist(), "y": layer.measured.tolist(), "mode": "markers", "name": layer.path,
-                 "marker": {"color": color}, "hovertemplate": "%{x:.3f}: %{y:.3f}<extra>" + layer.path + "</extra>"}
+                {"x": x, "y": y, "mode": "markers", "name": layer.path, "marker": {"color": color},
+                 "hovertemplate": "%{x:.3f}: %{y:.3f}<extra>" + layer.path + "</extra>"}
             )  # fmt: skip
-        both = torch.cat([torch.cat([one.predicted, one.measured]) for one in self.layers] or [torch.ones(1)])
-        ends = [float(both.min()), float(both.max())]
         traces.append(
             {"x": ends, "y": ends, "mode": "lines", "name": "equal", "line": {"color": "@line", "dash": "dash"}}
         )
@@ -94,7 +100,7 @@ class VarianceShift:
 
 def _mean(values: Tensor, errors: Tensor) -> str:
     # Channels share masks and probes: the mean's error is not smaller than it would be if they were one.
-    return f"{float(values.mean()):.3f} ± {float(errors.mean()):.2g}"
+    return f"{float(values.nanmean()):.3f} ± {float(errors.nanmean()):.2g}"
 
 
 def variance_shift(
@@ -156,10 +162,6 @@ def variance_shift(
     return VarianceShift(tuple(layers), tuple(unreached), members, probe.rows, probe.left)
 
 
-def _plain(use: Use, input: Tensor, dim: int | None) -> Tensor:
-    return input
-
-
 class _Watched:
     """What each BatchNorm is given, while it is open."""
 
@@ -194,7 +196,7 @@ class _Sums:
         totals: dict[str, Tensor] = {}
         first = 0
         for batch in probe.batches:
-            probe.forward(drive, batch, _plain if member is None else None, member=member or 0, first=first)
+            probe.forward(drive, batch, plain if member is None else None, member=member or 0, first=first)
             first += batch.rows
             for path, input in watched.inputs.items():
                 h = _by_channel(input)
@@ -220,10 +222,8 @@ def _over_masks(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
     stacked = torch.stack(moments)
     number = len(stacked)
 
-    total = stacked.sum(0)
-    parts = torch.stack([_variance((total - one) / (number - 1)) for one in stacked])
-    error = ((number - 1) / number * (parts - parts.mean(0)).square().sum(0)).sqrt()
-    return _variance(total / number), error
+    without = torch.stack([_variance((stacked.sum(0) - one) / (number - 1)) for one in stacked])
+    return _variance(stacked.mean(0)), jackknife_error(without)
 
 
 def _noise(watched: _Watched, probe: Probe, drive: Drive, number: int) -> dict[str, Tensor]:
@@ -233,9 +233,11 @@ def _noise(watched: _Watched, probe: Probe, drive: Drive, number: int) -> dict[s
     counts: dict[str, int] = {}
 
     def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        if not 0 < use.p < 1:
+            return input
         ones = factors(use, input, dim)
-        signs = (2 * torch.randint(2, ones.shape, generator=generator) - 1).to(ones)
-        output: Tensor = input * forward_ad.make_dual(ones, math.sqrt(use.p / (1 - use.p)) * signs)
+        noise = math.sqrt(use.p / (1 - use.p)) * signs(ones, generator)
+        output: Tensor = input * forward_ad.make_dual(ones, noise)
         return output
 
     for batch in probe.batches:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +13,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._inputs import Batch
+from puredrop.ensemble._inputs import Batch, checked_number
+from puredrop.ensemble._source import Use
 from puredrop.explain._figure import Figure
-from puredrop.explain._loss import Loss, check, labels, root
-from puredrop.explain._probe import Probe, checked_number, prepared
+from puredrop.explain._loss import Loss, check, root
+from puredrop.explain._probe import Probe, prepared, signs
 from puredrop.rng import Key
 
 __all__ = ["L2Strength", "l2_strength"]
@@ -26,23 +29,29 @@ class L2Strength:
 
     Args:
         layers: path -> float64 like the layer's weight, λ in the unit of the loss over that of the weight squared.
+        errors: path -> their standard errors over probes.
         shares: path -> Σ ½ λ w² over the layer's part of the Gauss-Newton penalty, which also has terms in pairs of
             weights of one unit: 1 where the diagonal says it all.
         probes: for the estimate.
+        left: path of what drops, and has no strength here -> why.
     """
 
     layers: dict[str, Tensor]
+    errors: dict[str, Tensor]
     shares: dict[str, float]
     probes: int
+    left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = []
         for path, strength in self.layers.items():
             low, mid, high = strength.flatten().quantile(torch.tensor([0.05, 0.5, 0.95]).double()).tolist()
             lines.append(
-                f"{path}: L2 strength per weight {mid:.3g} (90 % within {low:.2g} to {high:.2g}), "
-                f"{self.shares[path]:.2f} of the Gauss-Newton penalty"
+                f"{path}: L2 strength per weight {mid:.3g} (90 % within {low:.2g} to {high:.2g}, standard error "
+                f"{float(self.errors[path].median()):.2g} in the middle), {self.shares[path]:.2f} of the Gauss-"
+                "Newton penalty"
             )
+        lines += [f"  not part of it: {path}: {why}" for path, why in self.left.items()]
         return "\n".join(lines)
 
     def figure(self) -> Figure:
@@ -87,67 +96,103 @@ def l2_strength(
     """
     checked_number("probes", probes, 2)
     probe = prepared(model, x, seed=seed, batch_size=batch_size)
-    targets = labels(y, probe.rows, probe.batches[0].tensors[0].device)
-    sums: dict[str, Tensor] = {}
-    whole: dict[str, float] = {}
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
+    found: dict[str, _Sums] = {}
     with probe.opened() as drive:
-        for batch, labels_of in zip(probe.batches, targets.split([one.rows for one in probe.batches]), strict=True):
+        for batch, targets in probe.parts(y):
             outputs, readers = _read(probe, drive, batch)
-            check(loss, outputs.detach(), labels_of)
-            multiply, share = root(loss, outputs, labels_of), batch.rows / probe.rows
+            check(loss, outputs.detach(), targets)
+            multiply = root(loss, outputs, targets)
+            drawn = {one.path: _Sums(one, batch.rows / probe.rows) for one in readers}
             for _ in range(probes):
-                signs = (2 * torch.randint(2, outputs.shape, generator=generator) - 1).to(outputs)
-                slopes = torch.autograd.grad(
-                    outputs, [one[1] for one in readers.values()], multiply(signs), retain_graph=True
-                )
-                for (path, (h, _, p, weight)), slope in zip(readers.items(), slopes, strict=True):
-                    scale = share * p / (1 - p) / probes
-                    h2, d2 = h.flatten(0, -2).double().square(), slope.flatten(0, -2).double()
-                    sums[path] = sums.get(path, 0) + scale * d2.square().T @ h2
-                    whole[path] = whole.get(path, 0.0) + 0.5 * scale * float(
-                        ((d2 @ weight.double()).square() * h2).sum()
-                    )
-            weights = {path: one[3] for path, one in readers.items()}
-    shares = {
-        path: float((0.5 * one * weights[path].double().square()).sum()) / whole[path] if whole[path] else math.nan
-        for path, one in sums.items()
-    }
-    return L2Strength(sums, shares, probes)
+                noise = multiply(signs(outputs, generator))
+                slopes = torch.autograd.grad(outputs, [one.output for one in readers], noise, retain_graph=True)
+                for one, slope in zip(readers, slopes, strict=True):
+                    drawn[one.path].add(slope, probes)
+            found = {path: sums.joined(found.get(path)) for path, sums in drawn.items()}
+    read = {one.place for one in readers}
+    left = {use.place: "no torch.nn.Linear reads it" for use in probe.uses if use.place not in read}
+    return L2Strength(
+        {path: one.strength for path, one in found.items()},
+        {path: one.variance.sqrt() for path, one in found.items()},
+        {path: one.diagonal / one.whole if one.whole else math.nan for path, one in found.items()},
+        probes,
+        {**probe.left, **left},
+    )
 
 
-_Reader = tuple[Tensor, Tensor, float, Tensor]
+@dataclass(frozen=True)
+class _Reader:
+    """A Linear that reads what a site leaves: its path, input, output and weight, and the site's use and rate."""
+
+    path: str
+    input: Tensor
+    output: Tensor
+    weight: Tensor
+    place: str
+    p: float
 
 
-def _read(probe: Probe, drive: Drive, batch: Batch) -> tuple[Tensor, dict[str, _Reader]]:
-    """Outputs, and by path of each Linear that reads a site: its input, its output, the rate, its weight."""
-    rates: dict[int, tuple[Tensor, float]] = {}
-    readers: dict[str, _Reader] = {}
+class _Sums:
+    """Strengths of one layer, from some rows: the mean over probes, the variance of that, and both penalties."""
 
-    def act(use: Any, input: Tensor, dim: int | None) -> Tensor:
+    def __init__(self, reader: _Reader, share: float) -> None:
+        self._squares = reader.input.flatten(0, -2).double().square()
+        self._weight = reader.weight.double()
+        self._scale = share * reader.p / (1 - reader.p)
+        self.strength, self.variance = torch.zeros_like(self._weight), torch.zeros_like(self._weight)
+        self.whole, self._count = 0.0, 0
+
+    @property
+    def diagonal(self) -> float:
+        """The penalty of the strengths."""
+        return 0.5 * float((self.strength * self._weight.square()).sum())
+
+    def add(self, slope: Tensor, probes: int) -> None:
+        """One of so many probes."""
+        slope = slope.flatten(0, -2).double()
+        drawn = self._scale * slope.square().T @ self._squares
+        self._count += 1
+        away = drawn - self.strength  # Welford's sums
+        self.strength = self.strength + away / self._count
+        self.variance = self.variance + away * (drawn - self.strength) / (probes * (probes - 1))
+        self.whole += 0.5 * self._scale * float(((slope @ self._weight).square() * self._squares).sum()) / probes
+
+    def joined(self, other: _Sums | None) -> _Sums:
+        """With those of other rows."""
+        if other is not None:
+            self.strength = self.strength + other.strength
+            self.variance = self.variance + other.variance
+            self.whole += other.whole
+        return self
+
+
+def _read(probe: Probe, drive: Drive, batch: Batch) -> tuple[Tensor, list[_Reader]]:
+    """Outputs, and the layers that read a site."""
+    left: dict[int, tuple[Tensor, Use]] = {}
+    readers: list[_Reader] = []
+
+    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
         passed = input.view_as(input)
-        if dim is not None and 0 < use.p < 1 and math.prod(use.sizes) == math.prod(input.shape) // batch.rows:
-            rates[id(passed)] = (passed, use.p)
+        if dim is not None and 0 < use.p < 1 and use.units * batch.rows == input.numel():
+            left[id(passed)] = (passed, use)  # held, so that no other tensor has its number
         return passed
 
-    def hook(path: str) -> Any:
+    def hook(path: str, layer: torch.nn.Linear) -> Callable[[Module, tuple[Any, ...], Tensor], None]:
         def seen(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if inputs and id(inputs[0]) in rates:
-                readers[path] = (inputs[0].detach(), output, rates[id(inputs[0])][1], module.weight.detach())  # type: ignore[operator]
+            if inputs and id(inputs[0]) in left:
+                use = left[id(inputs[0])][1]
+                name = path if not any(one.path == path for one in readers) else f"{path} behind {use.place}"
+                readers.append(_Reader(name, inputs[0].detach(), output, layer.weight.detach(), use.place, use.p))
 
         return seen
 
-    hooks = [
-        module.register_forward_hook(hook(path))
-        for path, module in drive.model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    try:
-        with torch.enable_grad():
-            outputs = probe.forward(drive, batch, act)
-    finally:
-        for one in hooks:
-            one.remove()
+    with ExitStack() as stack:
+        for path, layer in drive.model.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                stack.callback(layer.register_forward_hook(hook(path, layer)).remove)
+        stack.enter_context(torch.enable_grad())
+        outputs = probe.forward(drive, batch, act)
     if not readers:
         raise ValueError(
             "model has no torch.nn.Linear that reads what dropout of elements leaves; nothing to compare to L2"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.ensemble._engine import Members
+from puredrop.ensemble._inputs import checked_number
 from puredrop.ensemble._source import Use
 from puredrop.explain._figure import Figure
-from puredrop.explain._probe import Probe, checked_number, prepared
+from puredrop.explain._intervals import jackknife_error
+from puredrop.explain._probe import Probe, prepared
 
 __all__ = ["MemberVisits", "member_visits"]
 
@@ -30,13 +32,13 @@ class MemberVisits:
         draws: masks drawn, one for each row of each step of a training.
         distinct: different ones among them.
         expected_repeats: pairs of draws that chance makes the same: draws (draws - 1)/2 Π (p² + q²).
-        keep: path -> float64 (units,), how often each unit was kept.
-        rates: path -> the rate at which the site drops.
+        keep: path (with a number behind it where it is used again) -> float64 (units,), how often each unit was kept.
+        rates: the same -> the rate at which the site drops.
         disagreement: share of rows of which two members predict another class, or, of a regression, their root mean
             squared difference.
         disagreement_error: its standard error over members.
         members: whose predictions were compared.
-        is_classification: what disagreement is.
+        task: what disagreement is about.
         left: path of what drops and was off -> why.
     """
 
@@ -49,7 +51,7 @@ class MemberVisits:
     disagreement: float
     disagreement_error: float
     members: int
-    is_classification: bool
+    task: Literal["classification", "regression"]
     left: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -72,9 +74,10 @@ class MemberVisits:
                 f"  {path}: units kept {float(keep.min()):.4f} to {float(keep.max()):.4f} of the time, expected "
                 f"{1 - self.rates[path]:g}; largest deviation {self.worst(path):.1f} standard errors"
             )
-        what = "of rows two members predict another class" if self.is_classification else "rms between two members"
-        shown = f"{self.disagreement:.2%}" if self.is_classification else f"{self.disagreement:.4g}"
-        error = f"{self.disagreement_error:.2%}" if self.is_classification else f"{self.disagreement_error:.2g}"
+        is_class = self.task == "classification"
+        what = "of rows two members predict another class" if is_class else "rms between two members"
+        shown = f"{self.disagreement:.2%}" if is_class else f"{self.disagreement:.4g}"
+        error = f"{self.disagreement_error:.2%}" if is_class else f"{self.disagreement_error:.2g}"
         return "\n".join([*lines, f"{shown} ± {error} {what} ({self.members} members)"])
 
     def figure(self) -> Figure:
@@ -98,7 +101,14 @@ def _power(count: int, units: int) -> str:
 
 
 def member_visits(
-    model: Module, x: Any, *, draws: int = 60_000, members: int = 32, seed: int = 0, batch_size: int = 1024
+    model: Module,
+    x: Any,
+    *,
+    task: Literal["classification", "regression"] = "classification",
+    draws: int = 60_000,
+    members: int = 32,
+    seed: int = 0,
+    batch_size: int = 1024,
 ) -> MemberVisits:
     """Count the sub-networks that a training visits, and see how much they disagree.
 
@@ -108,6 +118,7 @@ def member_visits(
     Args:
         model: any module.
         x: rows, on which members' predictions are compared.
+        task: what a prediction is: the class with the highest output in dimension 1, or the outputs.
         draws: masks to draw: epochs times rows of the training in question.
         members: whose predictions are compared.
         seed: of the masks.
@@ -128,50 +139,40 @@ def member_visits(
     """
     checked_number("draws", draws)
     checked_number("members", members, 3)
+    if task not in ("classification", "regression"):
+        raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
     probe = prepared(model, x, seed=seed, batch_size=batch_size)
     distinct, kept = _drawn(probe, draws)
-    repeats = draws * (draws - 1) / 2
-    for use in probe.uses:
-        repeats *= (use.p**2 + (1 - use.p) ** 2) ** use.units
-    predicted, is_class = _predictions(probe, members)
-    value, error = _disagreement(predicted, is_class)
-    rates = {use.path: use.p for use in probe.uses}
-    units = sum(use.units for use in probe.uses)
-    return MemberVisits(units, draws, distinct, repeats, kept, rates, value, error, members, is_class, probe.left)
+    same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in probe.uses)
+    with probe.opened() as drive:
+        parts = [probe.members(drive, batch, range(members), is_shared=True).cpu() for batch in probe.batches]
+    value, error = _disagreement(torch.cat(parts, 1), task == "classification")
+    rates = {use.place: use.p for use in probe.uses}
+    repeats = draws * (draws - 1) / 2 * same
+    return MemberVisits(probe.units, draws, distinct, repeats, kept, rates, value, error, members, task, probe.left)
 
 
 def _drawn(probe: Probe, draws: int) -> tuple[int, dict[str, Tensor]]:
     """How many different masks, and how often each unit was kept."""
     members = Members(probe.seed, is_shared=True, balanced=False)
     seen: set[bytes] = set()
-    counts: dict[str, list[Tensor]] = {}
+    kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in probe.uses}
     for start in range(0, draws, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, draws))
         parts = [_keep(members, use, numbers) for use in probe.uses]
         seen.update(row.tobytes() for row in np.packbits(torch.cat(parts, 1).numpy(), axis=1))
         for use, keep in zip(probe.uses, parts, strict=True):
-            counts.setdefault(use.path, []).append(keep.sum(0, dtype=torch.float64))
-    return len(seen), {path: torch.stack(one).sum(0) / draws for path, one in counts.items()}
+            kept[use.place] += keep.sum(0) / draws
+    return len(seen), kept
 
 
 def _keep(members: Members, use: Use, numbers: range) -> Tensor:
     return members.masks(use.path, use.call).keep(numbers, use.p, use.units, 0, torch.device("cpu"))
 
 
-def _predictions(probe: Probe, members: int) -> tuple[Tensor, bool]:
-    """(members, rows, ...): classes, or outputs where a row has one number."""
-    parts = []
-    with probe.opened() as drive:
-        for batch in probe.batches:
-            parts.append(torch.cat(list(probe.members(drive, batch, range(members), is_shared=True))).cpu())
-    outputs = torch.cat(parts, 1)
-    is_class = outputs.dim() > 2 and outputs.shape[2] > 1
-    return (outputs.argmax(2) if is_class else outputs.double()), is_class
-
-
-def _disagreement(predicted: Tensor, is_class: bool) -> tuple[float, float]:
+def _disagreement(outputs: Tensor, is_class: bool) -> tuple[float, float]:
     """Over all pairs of members, and the jackknife's error over members."""
-    number = len(predicted)
+    predicted, number = (outputs.argmax(2) if is_class else outputs.double()), len(outputs)
     pairs = torch.zeros(number, number, dtype=torch.float64)
     for a in range(number):
         away = (predicted != predicted[a]).double() if is_class else (predicted - predicted[a]).square()
@@ -181,7 +182,6 @@ def _disagreement(predicted: Tensor, is_class: bool) -> tuple[float, float]:
         mean = float(of.sum()) / (len(of) * (len(of) - 1))
         return mean if is_class else math.sqrt(mean)
 
-    parts = torch.tensor(
-        [value(pairs[torch.arange(number) != one][:, torch.arange(number) != one]) for one in range(number)]
-    )
-    return value(pairs), math.sqrt((number - 1) / number * float((parts - parts.mean()).square().sum()))
+    others = [torch.arange(number) != one for one in range(number)]
+    without = torch.tensor([value(pairs[which][:, which]) for which in others])
+    return value(pairs), float(jackknife_error(without))

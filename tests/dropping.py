@@ -125,6 +125,11 @@ def odd():
     return nn.Sequential(nn.Linear(6, 12), p.GaussianDropout(0.3), nn.SELU(), nn.AlphaDropout(0.2), nn.Linear(12, 3))
 
 
+def relu_net(units=8, p=0.5, outputs=3):
+    """One site in front of the last layer: float64, so that closed forms hold to rounding."""
+    return nn.Sequential(nn.Linear(6, units), nn.ReLU(), nn.Dropout(p), nn.Linear(units, outputs)).double()
+
+
 ROWS = 5
 MODELS = {
     "mlp": (mlp, (ROWS, 6)),
