@@ -313,7 +313,8 @@ def test_the_first_order_share_has_no_bias_with_fewer_members_than_units():
     shares = []
     for _ in range(400):
         signs = 2.0 * torch.randint(2, (24, 40)).double() - 1
-        shares.append(float(_share((signs @ weights).unsqueeze(1), signs)))
+        outputs = signs @ weights
+        shares.append(float(_share(outputs.outer(outputs), signs @ signs.T)))
     assert sum(shares) / 400 == pytest.approx(1, abs=0.25)
 
 

@@ -7,11 +7,13 @@ import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from puredrop.cli._options import add_data, add_explanation, add_inputs, add_prediction, add_training
 
 if TYPE_CHECKING:
     from puredrop.check import Report
@@ -24,10 +26,20 @@ _STUDY = ("jinja2", "pandas", "plotly", "pooch", "pyarrow", "rich", "safetensors
 _EXAMPLES = """\
 examples:
   puredrop compare
+  puredrop compare digits --sweep 0:0.8:0.1
   puredrop compare mnist --data-dir DIR --epochs 20
   puredrop compare sales.csv --target price --group customer --rates 0.2,0.2
   puredrop compare sales.csv --target price --model mymodels:small
   puredrop compare --resume
+"""
+
+
+_EXPLAIN_EXAMPLES = """\
+examples:
+  puredrop explain runs/digits
+  puredrop explain mymodels:small digits --weights small.safetensors
+  puredrop explain mymodels:small sales.csv --target price --weights small.pt --against plain.pt
+  puredrop explain my-finetuned-bert reviews.csv --columns text --target label
 """
 
 
@@ -53,18 +65,6 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
-def _numbers(kind: Callable[[str], float], example: str) -> Callable[[str], tuple[float, ...]]:
-    def parse(text: str) -> tuple[float, ...]:
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}; expected numbers with commas between, such as {example}"
-            ) from None
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="puredrop", description="Dropout done right for PyTorch.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the versions and the backend, and exit")
@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_data(compare.add_argument_group("data"))
-    _add_training(compare.add_argument_group("network and training"))
+    add_data(compare.add_argument_group("data"))
+    add_training(compare.add_argument_group("network and training"))
     compare.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/NAME)")
     compare.add_argument("--tensorboard", action="store_true", help="write losses for TensorBoard to DIR/tensorboard")
     compare.add_argument("--resume", action="store_true", help="go on with the unfinished run in the output folder")
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     sites.add_argument(
         "model", metavar="MODULE:FACTORY", help="a function without arguments that returns a model, or (model, inputs)"
     )
-    _add_inputs(sites)
+    add_inputs(sites)
     sites.add_argument("--json", action="store_true", help="print the sites as JSON")
     sites.set_defaults(run=_sites)
     check = commands.add_parser(
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "targets", nargs="+", metavar="MODEL|PATH", help="one model as module:factory, or files and folders of source"
     )
-    _add_inputs(check)
+    add_inputs(check)
     check.add_argument("--format", choices=("text", "json", "sarif", "github"), default="text", help="default: text")
     check.add_argument("--fix", action="store_true", help="of files: mend what can be mended safely")
     check.set_defaults(run=_check)
@@ -114,88 +114,18 @@ def _parser() -> argparse.ArgumentParser:
         "torchrun the processes share the rows.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_prediction(predict)
+    add_prediction(predict)
     predict.set_defaults(run=_predict)
+    explain = commands.add_parser(
+        "explain",
+        help="write the page that says what dropout did to a trained model of yours",
+        description="Measure what dropout did to a trained model, and write a page that says it.",
+        epilog=_EXPLAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_explanation(explain)
+    explain.set_defaults(run=_explain)
     return parser
-
-
-def _add_prediction(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", metavar="MODULE:FACTORY", help="a function without arguments that returns the trained model")
-    add("data", type=Path, metavar="DATA", help="a .csv, .parquet or .npz file")
-    add("--out", type=Path, required=True, metavar="FILE.parquet", help="the file to write")
-    add("--num-samples", type=int, default=64, metavar="N", help="members (default: 64)")
-    add("--task", choices=("classification", "regression"), default="classification", help="default: classification")
-    add("--seed", type=int, default=0, metavar="N", help="of the members' masks (default: 0)")
-    add("--masks", choices=("shared", "independent"), default="shared", help="one mask for all rows (default), or own")
-    add(
-        "--columns",
-        type=lambda text: tuple(text.split(",")),
-        metavar="A,B",
-        help="features, in the model's order (default: all numeric columns); of an .npz file: the array (default: x)",
-    )
-    add("--weights", type=Path, metavar="FILE", help="a .safetensors file of the model's state")
-    add("--part-rows", type=int, default=16384, metavar="N", help="rows that are written at once (default: 16384)")
-
-
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input",
-        type=_numbers(int, "1,3,224,224"),
-        action="append",
-        default=[],
-        metavar="N,N",
-        help="sizes of a float input to run the model on, if the factory returns none; once for each",
-    )
-
-
-def _add_data(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "data",
-        nargs="?",
-        default="digits",
-        metavar="DATA",
-        help="digits (default), mnist, or a .csv, .parquet or .npz file",
-    )
-    add("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's four IDX files (.gz), else they are downloaded")
-    add("--target", metavar="COLUMN", help="of a file: the column to predict")
-    add("--task", choices=("classification", "regression"), help="of a file: the task, else inferred and printed")
-    add("--group", metavar="COLUMN", help="of a file: keep rows with one value of this column in one part of the split")
-    add("--time", metavar="COLUMN", help="of a file: order the rows by this column; the last fifth is the test")
-    add("--split-seed", type=int, default=0, metavar="N", help="of a file: which random split (default: 0)")
-    add("--rows", type=int, metavar="N", help="use only so many rows for training and validation")
-
-
-def _add_training(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--model",
-        metavar="MODULE:FACTORY",
-        help="your own network: a function without arguments that makes an nn.Module",
-    )
-    widths, rates = _numbers(int, "512,256"), _numbers(float, "0.5,0.3")
-    add(
-        "--hidden",
-        type=widths,
-        default=(512, 256),
-        metavar="N,N",
-        help="widths of the hidden layers (default: 512,256)",
-    )
-    add("--rates", type=rates, default=(0.5, 0.3), metavar="P,P", help="drop probability after each (default: 0.5,0.3)")
-    add("--input-rate", type=float, default=0.0, metavar="P", help="drop probability of the features (default: 0)")
-    add("--epochs", type=int, metavar="N", help="at most so many (default: 60 for digits, 20 for mnist, 40 for a file)")
-    add("--device", default="cpu", help="where to train: cpu (default) or cuda")
-    add("--dtype", default="float32", choices=("float32", "float64"), help="default: float32")
-    add(
-        "--arms",
-        type=lambda text: tuple(text.split(",")),
-        default=("none", "dropout"),
-        metavar="A,A",
-        help="none,dropout (default), and more: batchwise (groups of rows share masks), networks (mean of five)",
-    )
-    add("--groups", type=int, metavar="N", help="of batchwise: groups of a batch (default: 4)")
-    add("--seeds", type=int, default=10, metavar="N", help="seeds trained together (default: 10)")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -279,6 +209,26 @@ def _predict(arguments: argparse.Namespace) -> int:
         return 130
     except Exception as error:  # whatever the user's model raises is the answer
         return _fail("predict", _line(error, (ValueError, OSError)))
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    missing = [name for name in _STUDY if importlib.util.find_spec(name) is None]
+    if missing:
+        return _fail(
+            "explain", f"explain needs {', '.join(missing)}; install what it needs with: pip install 'puredrop[study]'"
+        )
+    from puredrop.cli._explain import Request, execute, prepare
+
+    try:
+        job = prepare(Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)}))
+        found, page = execute(job, arguments.line)
+    except Exception as error:  # whatever the user's model raises is the answer
+        return _fail("explain", _line(error, (ValueError, OSError)))
+    print(found.verdict)
+    for finding in found.findings:
+        print(f"{'held' if finding.held else 'did not hold'}: {finding.text}")
+    print(f"page: {page}")
     return 0
 
 

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.nn import Module
 
+from puredrop.cli._rows import read_rows
 from puredrop.compare.files import digest, write
 from puredrop.ensemble import DropoutEnsemble
 from puredrop.sites._load import made
+from puredrop.sites._weights import load_weights
 
 __all__ = ["Job", "Request", "execute", "prepare"]
 
@@ -36,7 +38,7 @@ class Request:
         out: the .parquet file to be written.
         num_samples, task, seed, masks: as `DropoutEnsemble` has them.
         columns: of a table: the features, in the model's order; all numeric ones if None.
-        weights: a .safetensors file of the model's state, or None.
+        weights: a file of the model's state, .safetensors or what torch.save wrote, or None.
         part_rows: rows of a part.
     """
 
@@ -150,54 +152,13 @@ def prepare(request: Request) -> Job:
     if request.num_samples < 1 or request.part_rows < 1:
         name = "--num-samples" if request.num_samples < 1 else "--part-rows"
         raise ValueError(f"{name} is {min(request.num_samples, request.part_rows)}; expected 1 or more")
-    x = _rows(request)
+    x, _ = read_rows(request.data, request.columns)
+    if not isinstance(x, np.ndarray):
+        raise ValueError(f"--columns is {','.join(request.columns or ())}; expected numbers, in one array")
     model, _ = made(request.model)
     if request.weights is not None:
-        _load(model, request.weights)
+        load_weights(model, request.weights, "--weights")
     return Job(request, model, x)
-
-
-def _load(model: Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"--weights {str(path)!r} does not fit the model ({' '.join(str(error).split())[:200]})"
-        ) from error
-
-
-def _rows(request: Request) -> NDArray[Any]:
-    """The data as an array."""
-    import pandas as pd
-
-    path, columns = request.data, request.columns
-    if not path.is_file():
-        raise FileNotFoundError(f"DATA {str(path)!r} is no file")
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            name = columns[0] if columns else "x"
-            if name not in arrays:
-                raise ValueError(
-                    f"DATA {str(path)!r} has no array {name!r}; it has {', '.join(arrays)} (name one: --columns)"
-                )
-            found: NDArray[Any] = arrays[name]
-    elif path.suffix in (".csv", ".parquet"):
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-        missing = [name for name in columns or () if name not in table]
-        if missing:
-            raise ValueError(f"DATA {str(path)!r} has no column {missing[0]!r}; it has {', '.join(map(str, table))}")
-        chosen = table[list(columns)] if columns else table.select_dtypes("number")
-        if not len(chosen.columns):
-            raise ValueError(f"DATA {str(path)!r} has no column of numbers")
-        found = chosen.to_numpy(np.float32)
-    else:
-        raise ValueError(f"DATA is {str(path)!r}; expected a file named .csv, .parquet or .npz")
-    if not len(found):
-        raise ValueError(f"DATA {str(path)!r} has no rows")
-    return found
 
 
 def execute(job: Job) -> None:

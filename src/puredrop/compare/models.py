@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,6 +77,12 @@ class UserModel:
         """Those that are trained: not the buffers, and not what the factory has frozen."""
         wanted = {name for name, value in self.plain.named_parameters() if value.requires_grad}
         return {name: value for name, value in parameters.items() if name in wanted}
+
+    def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> nn.Module:
+        """One copy by itself, in eval mode; without dropout its layers are there, at rate 0."""
+        model = deepcopy(self.dropping if dropout else self.plain)
+        model.load_state_dict({name: value[copy] for name, value in parameters.items()})
+        return model.eval()
 
     def outputs(
         self,
@@ -155,7 +161,7 @@ def load_model(spec: str, data: Data, groups: int | None = None) -> tuple[UserMo
     model = _make(spec, factory)
     x = data.train.x[:2]
     model = model.to(x.device, x.dtype)
-    dropping, plain = convert(copy.deepcopy(model)), copy.deepcopy(model)
+    dropping, plain = convert(deepcopy(model)), deepcopy(model)
     silenced = _silence(plain)
     if not silenced:
         raise ValueError(f"--model {spec}: no module with a dropout rate above 0; there is nothing to compare")
@@ -174,7 +180,7 @@ def load_model(spec: str, data: Data, groups: int | None = None) -> tuple[UserMo
 
 
 def _thin(spec: str, dropping: nn.Module, groups: int) -> nn.Module:
-    model = copy.deepcopy(dropping)
+    model = deepcopy(dropping)
     try:
         batchwise(model, groups)
     except ValueError as error:

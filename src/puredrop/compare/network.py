@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import Module
 
 from puredrop import functional
 from puredrop.batchwise import Call, Kept, Split, linear, take
@@ -34,6 +35,9 @@ class Model(Protocol):
 
     def trainable(self, parameters: Parameters) -> Parameters:
         """Those of them that are trained."""
+
+    def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> Module:
+        """One copy by itself, in eval mode; without dropout its layers are there, at rate 0."""
 
     def outputs(
         self,
@@ -93,6 +97,19 @@ class Network:
         """All of them."""
         return parameters
 
+    def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> nn.Module:
+        """One copy as an nn.Sequential, in eval mode; without dropout its layers are there, at rate 0."""
+        model = nn.Sequential()
+        if self.input_rate:
+            model.add_module("input", nn.Dropout(self.input_rate if dropout else 0.0))
+        for i, name in enumerate(self.layers):
+            model.add_module(name, nn.Linear(self.sizes[i], self.sizes[i + 1]))
+            if i < len(self.rates):
+                model.add_module(str(3 * i + 1), nn.ReLU())
+                model.add_module(str(3 * i + 2), nn.Dropout(self.rates[i] if dropout else 0.0))
+        model.load_state_dict({name: value[copy] for name, value in parameters.items()})
+        return model.eval().to(next(iter(parameters.values())).dtype)
+
     def outputs(
         self,
         parameters: Parameters,
@@ -129,6 +146,10 @@ class Network:
             window = None if first == 0 else Window((first + len(h), *h.shape[1:]), (first, 0, 0))
             return functional.dropout(h, rate, key=key.fold_in(site), shared_dims=shared_dims, window=window)
 
+        return self.forward(parameters, x, drop)
+
+    def forward(self, parameters: Parameters, x: Tensor, drop: Callable[[Tensor, float, str], Tensor]) -> Tensor:
+        """Every copy on its own rows, with what drops given: (activations, rate, site) -> activations."""
         h = drop(x, self.input_rate, "input")
         for i, name in enumerate(self.layers):
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]

@@ -14,7 +14,8 @@ ARMS = ("none", "dropout", "batchwise", "networks")
 """What can be trained, in this order; the first two always are."""
 GROUPS = 4
 _OF_A_TABLE = ("target", "task", "group", "time", "split_seed")
-_OF_THE_NETWORK = ("hidden", "rates", "input_rate")
+_OF_THE_NETWORK = ("hidden", "rates", "input_rate", "sweep")
+_MOST_RATES = 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Options:
         rows: how many rows train and validate; None for all.
         arms: which of `ARMS` are trained.
         groups: of the arm batchwise: into how many groups that share their masks a batch is split; None for 4.
+        sweep: rates of every hidden layer at which the network is trained beside the comparison; empty for none.
         out: output folder; None for runs/<name of the data>.
         device: where to train, as torch names devices.
         dtype: "float32" or "float64".
@@ -57,6 +59,7 @@ class Options:
     rows: int | None = None
     arms: tuple[str, ...] = ARMS[:2]
     groups: int | None = None
+    sweep: tuple[float, ...] = ()
     out: Path | None = None
     device: str = "cpu"
     dtype: str = "float32"
@@ -96,6 +99,7 @@ class Options:
             raise ValueError(
                 "--rates and --input-rate are all 0; expected at least one above 0, or there is no dropout"
             )
+        self._check_sweep()
         if self.arms[:2] != ARMS[:2] or self.arms != tuple(name for name in ARMS if name in self.arms):
             raise ValueError(
                 f"--arms is {_list(self.arms)}; expected {_list(ARMS[:2])}, and then, in this order, any of "
@@ -109,6 +113,13 @@ class Options:
         if self.seeds < 2:
             raise ValueError(
                 f"--seeds is {self.seeds}; expected at least 2, since one seed shows no spread (10 is good)"
+            )
+
+    def _check_sweep(self) -> None:
+        if self.sweep and (not 2 <= len(self.sweep) <= _MOST_RATES or not all(0 <= p < 1 for p in self.sweep)):
+            raise ValueError(
+                f"--sweep gives the rates {_list(self.sweep)}; expected 2 to {_MOST_RATES} of them in [0, 1), as in "
+                "0:0.8:0.1"
             )
 
     def _check_use(self, names: tuple[str, ...], used: bool, reason: str) -> None:

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
+from puredrop.compare.cost import cost, loss_axis, trained
 from puredrop.compare.measure import MEMBERS
+from puredrop.compare.sweep import section
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
-from puredrop.compare.wording import ARM_NAMES, Quantity, enough, quantities, verdict
+from puredrop.compare.wording import ARM_NAMES, Quantity, enough, findings, quantities, verdict
 from puredrop.explain._figure import Figure
+from puredrop.explain._page import rendered
+from puredrop.explain._section import Section
 
 __all__ = ["render"]
 
 
 _LEGEND = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A figure, its text alternative, and its JSON, in which "@name" stands for the page's colour of that name."""
-
-    id: str
-    alt: str
-    json: Markup
 
 
 def render(results: dict[str, Any]) -> str:
@@ -41,12 +30,9 @@ def render(results: dict[str, Any]) -> str:
     Returns:
         HTML that needs no network.
     """
-    page = files("puredrop.compare") / "page"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((page / "report.html.j2").read_text("utf-8"))
-    return template.render(
+    return rendered(
+        "report.html.j2",
+        ("puredrop.compare",),
         results=results,
         verdict=verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),
         quantities=[_row(q, results) for q in quantities(results).values()],
@@ -59,10 +45,18 @@ def render(results: dict[str, Any]) -> str:
         more=_more(results),
         protocol={"learning_rate": LEARNING_RATE, "batch": BATCH, "patience": PATIENCE},
         command=_command(results["identity"]),
-        style=Markup((page / "style.css").read_text("utf-8")),
-        script=Markup((page / "page.js").read_text("utf-8")),
-        plotly=Markup(get_plotlyjs()),
+        findings=findings(results),
+        sections=_sections(results),
     )
+
+
+def _sections(results: dict[str, Any]) -> dict[str, Section]:
+    """By id: of the first seed's network, and of what the run measured beside its arms."""
+    found = {one["id"]: Section.restored(one) for one in results["account"]["sections"]}
+    found["cost"] = cost(results)
+    if results["sweep"]:
+        found["rates"] = section(results["sweep"], results["identity"]["task"] == "classification")
+    return found
 
 
 def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
@@ -83,20 +77,19 @@ def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(results: dict[str, Any]) -> dict[str, _Figure]:
+def _figures(results: dict[str, Any]) -> dict[str, Figure]:
     measured = quantities(results)
     wanted = ("nll", "error", "gap", "mc_nll", "batchwise_error")
     pairs = {key: _pairs(q, results) for key, q in measured.items() if key in wanted}
-    clock = {"clock": _clock(results)} if "batchwise" in results["arms"] else {}
     drawn = {"curves": _curves(results), "samples": _samples(results), "rejection": _rejection(results)}
-    return {**pairs, **clock, **drawn}
+    return {**pairs, **drawn}
 
 
-def _figure(name: str, alt: str, traces: list[dict[str, Any]], **layout: Any) -> _Figure:
-    return _Figure(name, alt, Markup(Figure(alt, traces, layout).json))
+def _figure(alt: str, traces: list[dict[str, Any]], **layout: Any) -> Figure:
+    return Figure(alt, traces, layout)
 
 
-def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
+def _pairs(q: Quantity, results: dict[str, Any]) -> Figure:
     """One line per seed from its value before to its value after, and the means beside them."""
     before, after = (q.value(results, path) for path in (q.before, q.after))
     labels, colors = (
@@ -124,20 +117,13 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> _Figure:
     unit = " (%)" if q.unit else "" if q.title.startswith("RMSE") else " (nats)"
     xaxis = {"tickvals": [0, 1], "ticktext": labels, "range": [-0.5, 1.5], "showgrid": False, "zeroline": False}
     title = q.title.split(",")[0] + unit
-    return _figure(
-        q.key, alt, traces, xaxis=xaxis, yaxis={"title": {"text": title}, "zeroline": False}, showlegend=False
-    )
+    return _figure(alt, traces, xaxis=xaxis, yaxis={"title": {"text": title}, "zeroline": False}, showlegend=False)
 
 
-def _trained(results: dict[str, Any]) -> dict[str, Any]:
-    """The arms whose training is drawn: the five networks learn as the one without dropout does."""
-    return {name: record for name, record in results["arms"].items() if name != "networks"}
-
-
-def _curves(results: dict[str, Any]) -> _Figure:
+def _curves(results: dict[str, Any]) -> Figure:
     """Validation loss by epoch: mean over seeds, and the band from the best seed to the worst."""
     traces: list[dict[str, Any]] = []
-    for name, record in _trained(results).items():
+    for name, record in trained(results).items():
         history = record["history"]["validation_loss"]
         epochs = list(range(1, len(history) + 1))
         low, high = [min(e) for e in history], [max(e) for e in history]
@@ -151,37 +137,13 @@ def _curves(results: dict[str, Any]) -> _Figure:
         ]  # fmt: skip
     alt = "validation loss by epoch, " + "; ".join(
         f"{ARM_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
-        for name, record in _trained(results).items()
+        for name, record in trained(results).items()
     )
     xaxis = {"title": {"text": "epoch"}, "zeroline": False}
-    return _figure("curves", alt, traces, xaxis=xaxis, yaxis=_losses(), legend=_LEGEND)
+    return _figure(alt, traces, xaxis=xaxis, yaxis=loss_axis(), legend=_LEGEND)
 
 
-def _losses() -> dict[str, Any]:
-    """The axis of validation losses."""
-    ticks = [base * 10**power for power in range(-4, 2) for base in (1, 1.5, 2, 3, 5, 7)]
-    return {"title": {"text": "validation loss (log scale)"}, "type": "log", "zeroline": False, "tickvals": ticks}
-
-
-def _clock(results: dict[str, Any]) -> _Figure:
-    """Validation loss by seconds of training, the mean over seeds, to the last epoch; the arm's test error there."""
-    traces, ends = [], []
-    error = quantities(results)["error"]
-    for name, record in _trained(results).items():
-        mean = [statistics.fmean(epoch) for epoch in record["history"]["validation_loss"]]
-        seconds = [record["seconds_per_epoch"] * epoch for epoch in range(1, len(mean) + 1)]
-        text = f"test {error.title.split()[0]} {error.show(record['error']['mean'])}{error.unit}"
-        traces.append(
-            {"x": seconds, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5},
-             "name": f"{ARM_NAMES[name]}, {text}", "hovertemplate": "%{x:.1f} s: %{y:.4f}<extra></extra>"}
-        )  # fmt: skip
-        ends.append(f"{ARM_NAMES[name]} {seconds[-1]:.0f} s, {text}")
-    xaxis = {"title": {"text": "seconds of training, all seeds"}, "zeroline": False}
-    alt = "validation loss by seconds of training; " + "; ".join(ends)
-    return _figure("clock", alt, traces, xaxis=xaxis, yaxis=_losses(), legend={**_LEGEND, "orientation": "v"})
-
-
-def _samples(results: dict[str, Any]) -> _Figure:
+def _samples(results: dict[str, Any]) -> Figure:
     """NLL of the mean of so many members beside that of one pass, with the interval of the difference."""
     found, dropout = results["samples"], results["arms"]["dropout"]
     numbers, differences = found["members"], found["to_one_pass"]
@@ -207,7 +169,7 @@ def _samples(results: dict[str, Any]) -> _Figure:
         alt += f"; five networks {level:+.4f}"
     xaxis = {"title": {"text": "members (log scale)"}, "type": "log", "tickvals": numbers, "zeroline": False}
     yaxis = {"title": {"text": "NLL minus one pass's (nats)"}, "zeroline": False}
-    return _figure("samples", alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
+    return _figure(alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
 
 
 def _level(name: str, y: float, color: str, numbers: list[int]) -> dict[str, Any]:
@@ -225,7 +187,7 @@ def _more(results: dict[str, Any]) -> str:
     return f"{max(left, 0.0):.4f}"
 
 
-def _rejection(results: dict[str, Any]) -> _Figure:
+def _rejection(results: dict[str, Any]) -> Figure:
     """The error on the rows that each way of predicting is surest of, by the share of rows."""
     error = quantities(results)["error"]
     label = error.title.split()[0]
@@ -248,7 +210,7 @@ def _rejection(results: dict[str, Any]) -> _Figure:
     xaxis = {"title": {"text": "share of rows kept, the surest first (%)"}, "range": [8, 102], "dtick": 20}
     yaxis = {"title": {"text": f"{label} on them{' (%)' if error.unit else ''}"}, "rangemode": "tozero"}
     alt = f"{label} by the share of rows kept: " + "; ".join(ends)
-    return _figure("rejection", alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
+    return _figure(alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
 
 
 def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -289,6 +251,9 @@ def _command(identity: dict[str, Any]) -> str:
     more = {name: identity[name] for name in ("rows", "target", "group", "time") if identity[name] is not None}
     if len(identity["arms"]) > 2:
         network += f" --arms {','.join(identity['arms'])}"
+    if identity["sweep"]:
+        low, high, *_ = identity["sweep"]
+        network += f" --sweep {low:g}:{identity['sweep'][-1]:g}:{high - low:g}"
     if identity["groups"] is not None:
         network += f" --groups {identity['groups']}"
     rows = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in more.items())

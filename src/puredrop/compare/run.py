@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -24,14 +24,18 @@ from puredrop.compare.measure import NETWORKS, Measured, ensemble, measure
 from puredrop.compare.network import Model, Network, Parameters
 from puredrop.compare.options import Options
 from puredrop.compare.share import Share, joined
+from puredrop.compare.subject import subject
+from puredrop.compare.sweep import Sweep, swept
 from puredrop.compare.training import Arm, train
+from puredrop.explain._account import account
 
-__all__ = ["Run", "prepare"]
+__all__ = ["Run", "data_of", "environment", "network_of", "prepare"]
 
 _EPOCHS = {"digits": 60, "mnist": 20}
 _EPOCHS_OF_A_TABLE = 40
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
-_DROPPING = ("dropout", "batchwise")
+_DROPPING = ("dropout", "batchwise", "sweep")
+_ROWS = 1024  # that explain looks at
 
 
 @dataclass
@@ -99,13 +103,24 @@ class Run:
         self._write(found)
         return found
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of what is trained: the arms, and the sweep of rates."""
+        return (*self.identity["arms"], *(["sweep"] if self.identity["sweep"] else []))
+
+    def _model(self, name: str) -> Model:
+        if name != "sweep":
+            return self.network
+        assert isinstance(self.network, Network)
+        return Sweep(self.network, tuple(self.identity["sweep"]))
+
     def _train(self, on_epoch: Callable[[str, Arm], None]) -> None:
-        for name in self.identity["arms"]:
-            seeds = self._seeds(name)
+        for name in self.trained:
+            seeds, model = self._seeds(name), self._model(name)
             if name not in self.arms:
                 groups = self.identity["groups"] if name == "batchwise" else None
                 like = self.data.train.x
-                self.arms[name] = Arm.start(self.network, seeds, like, dropout=name in _DROPPING, groups=groups)
+                self.arms[name] = Arm.start(model, seeds, like, dropout=name in _DROPPING, groups=groups)
                 self._save()
 
             def after(arm: Arm, name: str = name) -> None:
@@ -115,13 +130,15 @@ class Run:
                 if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._save()
 
-            share = self.share if self.network.splits else None
-            train(self.arms[name], self.network, self.data, seeds, self.epochs, after, share)
+            share = self.share if model.splits else None
+            train(self.arms[name], model, self.data, seeds, self.epochs, after, share)
             self._save()
 
-    def _seeds(self, name: str) -> range:
+    def _seeds(self, name: str) -> Sequence[int]:
         """Those of an arm: of networks, numbers of their own, four to go with each network of the arm none."""
         count = self.identity["seeds"]
+        if name == "sweep":
+            return list(range(count)) * len(self.identity["sweep"])
         return range(count, NETWORKS * count) if name == "networks" else range(count)
 
     def _save(self) -> None:
@@ -137,23 +154,42 @@ class Run:
         self._saved_at = time.monotonic()
 
     def _measured(self) -> dict[str, Any]:
-        measured = {name: self._measure(name) for name in self.arms}
+        measured = {name: self._measure(name) for name in self.identity["arms"]}
         members = ensemble(self.arms["dropout"].best, self.network, self.data)
         return {
             "schema": results.SCHEMA,
             "name": self.data.name,
             "identity": self.identity,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "environment": _environment(),
+            "environment": environment(),
             "notes": list(self.data.notes),
             "rows": {name: len(getattr(self.data, name).y) for name in ("train", "validation", "test")},
             "arms": {
                 name: results.arm_record(arm, measured[name], members if name == "dropout" else None, self.data.task)
                 for name, arm in self.arms.items()
+                if name in measured
             },
             "samples": results.samples(measured["dropout"], members),
             "differences": results.differences(measured, members, self.data.task),
+            "account": self._account(),
+            "sweep": self._swept(),
         }
+
+    def _account(self) -> dict[str, Any]:
+        """What `explain` says of the first seed's network, or why it cannot look into it."""
+        weights = {name: self.arms[name].best for name in ("none", "dropout")}
+        asked = subject(self.data, self.network, weights, 0, self.arms["dropout"].epoch)
+        try:
+            return account(asked.fewer(_ROWS), but=("one-pass", "doubt")).record()
+        except (TypeError, ValueError) as error:
+            return {"verdict": "", "findings": [], "sections": [], "left": {"model": " ".join(str(error).split())}}
+
+    def _swept(self) -> dict[str, Any] | None:
+        if "sweep" not in self.arms:
+            return None
+        sweep, arm = self._model("sweep"), self.arms["sweep"]
+        assert isinstance(sweep, Sweep)
+        return swept(sweep, arm.best, self.data, sum(arm.seconds))
 
     def _measure(self, name: str) -> Measured:
         if name != "networks":
@@ -166,7 +202,8 @@ class Run:
         return measure(self.arms["none"].best, self.network, self.data, *sets)
 
     def _write(self, found: dict[str, Any]) -> None:
-        for name, arm in self.arms.items():
+        for name in self.identity["arms"]:
+            arm = self.arms[name]
             weights = {key: value.detach().cpu().contiguous() for key, value in arm.best.items()}
             files.write(self.folder / f"weights-{name}.safetensors", safetensors.torch.save(weights))
         files.write(self.folder / "report.html", report.render(found).encode())
@@ -187,8 +224,8 @@ def prepare(options: Options) -> Run:
         ValueError, OSError: with one line that names the option or file, its value, and what was expected.
     """
     options.check()
-    data = _data(options).to(_device(options.device), getattr(torch, options.dtype))
-    data, network, model_digest = _network(options, data)
+    data = data_of(options).to(_device(options.device), getattr(torch, options.dtype))
+    data, network, model_digest = network_of(options, data)
     identity = {
         "data": options.data,
         "data_digest": data.digest(),
@@ -209,6 +246,7 @@ def prepare(options: Options) -> Run:
         "rows": options.rows,
         "arms": list(options.arms),
         "groups": options.groups_used,
+        "sweep": list(options.sweep),
         "torch": torch.__version__,
     }
     run = Run(options.out or Path("runs") / data.name, data, network, identity, share=joined())
@@ -238,7 +276,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _data(options: Options) -> Data:
+def data_of(options: Options) -> Data:
+    """The rows that options name."""
     if not options.is_table:
         return load(options.data, options.data_dir, options.rows)
     from puredrop.compare.tables import TableOptions, load_table
@@ -248,7 +287,7 @@ def _data(options: Options) -> Data:
     return load_table(Path(options.data), table)
 
 
-def _network(options: Options, data: Data) -> tuple[Data, Model, str | None]:
+def network_of(options: Options, data: Data) -> tuple[Data, Model, str | None]:
     """The data with notes on the model, the model, and a hash of it where it is the user's."""
     if options.model is None:
         sizes = (data.train.x.shape[1], *options.hidden, data.task.outputs)
@@ -293,7 +332,8 @@ def _finished(run: Run) -> dict[str, Any] | None:
     return found if found.get("identity") == run.identity else None
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Versions, machine and time, for pages."""
     return {
         "puredrop": version("puredrop"),
         "torch": torch.__version__,
@@ -301,4 +341,5 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

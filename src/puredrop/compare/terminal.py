@@ -61,7 +61,7 @@ def _progress(run: Run, console: Console) -> Iterator[Any]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {
             name: progress.add_task(ARM_NAMES[name], total=run.epochs, start=False, nll="", completed=_done(run, name))
-            for name in run.identity["arms"]
+            for name in run.trained
         }
 
         def on_epoch(name: str, arm: Arm) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.results import ENOUGH
+from puredrop.explain._section import Finding
 
-__all__ = ["ARM_NAMES", "Quantity", "enough", "quantities", "verdict"]
+__all__ = ["ARM_NAMES", "Quantity", "enough", "findings", "quantities", "verdict"]
 
 ARM_NAMES = {
     "none": "without dropout",
     "dropout": "with dropout",
     "batchwise": "batchwise",
     "networks": "five networks",
+    "sweep": "sweep of rates",
 }
 
 
@@ -139,6 +141,20 @@ def enough(results: dict[str, Any]) -> str:
     if least is None:
         return f"Fewer than {MEMBERS} members were not shown to come within {ENOUGH} nats of the NLL of {MEMBERS}."
     return f"From {least} members on the NLL is within {ENOUGH} nats of that of {MEMBERS}."
+
+
+def findings(results: dict[str, Any]) -> list[Finding]:
+    """What held of the sentences that explain dropout, and what did not: of one network, and of members over seeds.
+
+    Args:
+        results: as in results.json.
+    """
+    found = [Finding(**one) for one in results["account"]["findings"]]
+    q, d = quantities(results)["mc_nll"], results["differences"]["mc_nll"]
+    says = f"the mean of {MEMBERS} sub-networks changes the test NLL by {q.interval(results)}"
+    means = Finding("one-pass", not d["found"], f"“one pass averages 2^n networks”: {says}; {q.claim(results)}")
+    at = next((i for i, one in enumerate(found) if one.id == "l2"), len(found))
+    return [*found[:at], means, *found[at:]]
 
 
 def verdict(results: dict[str, Any]) -> str:

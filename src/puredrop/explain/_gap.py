@@ -117,7 +117,7 @@ class WeightScalingGap:
         ]  # fmt: skip
         axes = {
             "xaxis": {"title": {"text": "dropout at"}},
-            "yaxis": {"title": {"text": f"mean {raw} less one pass's (rms)"}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": f"gap of mean {raw} (rms)"}, "rangemode": "tozero"},
         }
         return Figure(str(self), traces, {**axes, "showlegend": False})
 

@@ -92,7 +92,7 @@ class GradientNoise:
         ]  # fmt: skip
         axes = {
             "xaxis": {"title": {"text": f"source of noise, batches of {self.batch}"}},
-            "yaxis": {"title": {"text": "variance of the gradient (sum over parameters)"}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": "variance of the gradient"}, "rangemode": "tozero"},
         }
         return Figure(str(self), traces, {**axes, "showlegend": False})
 

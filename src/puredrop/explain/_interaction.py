@@ -38,17 +38,23 @@ def interaction_share(
     keep = torch.rand(members, sum(sizes.values()), generator=generator) >= rate
     found = torch.stack([outputs(_dropping(one, sizes, rate)) for one in keep])
     centred = (keep.double() - (1 - rate)) / (rate * (1 - rate)) ** 0.5
+    found = found - found.mean(0)
+    pairs = (found @ found.T, centred @ centred.T)
     groups = torch.arange(members) % _GROUPS
-    without = torch.stack([_share(found[groups != one], centred[groups != one]) for one in range(_GROUPS)])
-    return 1 - float(_share(found, centred)), float(jackknife_error(without))
+    without = [_share(*(one[groups != g][:, groups != g] for one in pairs)) for g in range(_GROUPS)]
+    return 1 - float(_share(*pairs)), float(jackknife_error(torch.stack(without)))
 
 
-def _share(outputs: Tensor, centred: Tensor) -> Tensor:
+def _share(outputs: Tensor, masks: Tensor) -> Tensor:
+    """S1 from the products of members' outputs with each other, and of their centred masks, (members, members).
+
+    The squared length of Σ_s mask_s output_s is the sum of both products' products: nothing of the outputs' size.
+    """
     count = len(outputs)
-    outputs = outputs - outputs.mean(0)
-    own = (outputs.square().sum(1) * centred.square().sum(1)).sum()
-    explained = ((centred.T @ outputs).square().sum() - own) / (count * (count - 1))
-    return explained / outputs.var(0).sum()
+    outputs = outputs - outputs.mean(0) - outputs.mean(1, keepdim=True) + outputs.mean()
+    both = outputs * masks
+    explained = (both.sum() - both.trace()) / (count * (count - 1))
+    return explained / (outputs.trace() / (count - 1))
 
 
 def _dropping(keep: Tensor, sizes: dict[str, int], rate: float) -> Damage:

@@ -53,8 +53,8 @@ class Descent:
             )
         ]  # fmt: skip
         layout = {
-            "xaxis": {"title": {"text": "steps of SGD with dropout (log scale)"}, "type": "log"},
-            "yaxis": {"title": {"text": "distance (% of the solution's length, log scale)"}, "type": "log"},
+            "xaxis": {"title": {"text": "steps of SGD with dropout (log scale)"}, "type": "log", "dtick": 1},
+            "yaxis": {"title": {"text": "distance (%, log scale)"}, "type": "log", "dtick": 1},
         }
         return Figure(str(self), traces, layout)
 

@@ -112,8 +112,8 @@ def member_visits(
 ) -> MemberVisits:
     """Count the sub-networks that a training visits, and see how much they disagree.
 
-    A training of e epochs over n rows draws e x n masks. These here are members' masks, drawn as training draws them:
-    each unit by itself, at its site's rate.
+    A training of e epochs over n rows draws e x n masks. These here are drawn as training draws them: for each row
+    anew, each unit by itself, at its site's rate.
 
     Args:
         model: any module.
@@ -153,21 +153,22 @@ def member_visits(
 
 
 def _drawn(probe: Probe, draws: int) -> tuple[int, dict[str, Tensor]]:
-    """How many different masks, and how often each unit was kept."""
-    members = Members(probe.seed, is_shared=True, balanced=False)
+    """How many different masks, and how often each unit was kept, of so many rows that have masks of their own."""
+    members = Members(probe.seed, is_shared=False, balanced=False)
     seen: set[bytes] = set()
     kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in probe.uses}
-    for start in range(0, draws, _AT_ONCE):
-        numbers = range(start, min(start + _AT_ONCE, draws))
-        parts = [_keep(members, use, numbers) for use in probe.uses]
+    for first in range(0, draws, _AT_ONCE):
+        rows = min(_AT_ONCE, draws - first)
+        parts = [_keep(members, use, first, rows) for use in probe.uses]
         seen.update(row.tobytes() for row in np.packbits(torch.cat(parts, 1).numpy(), axis=1))
         for use, keep in zip(probe.uses, parts, strict=True):
             kept[use.place] += keep.sum(0) / draws
     return len(seen), kept
 
 
-def _keep(members: Members, use: Use, numbers: range) -> Tensor:
-    return members.masks(use.path, use.call).keep(numbers, use.p, use.units, 0, torch.device("cpu"))
+def _keep(members: Members, use: Use, first: int, rows: int) -> Tensor:
+    masks = members.masks(use.path, use.call)
+    return masks.keep([0], use.p, rows * use.units, first * use.units, torch.device("cpu")).view(rows, use.units)
 
 
 def _disagreement(outputs: Tensor, is_class: bool) -> tuple[float, float]:

@@ -1,0 +1,79 @@
+"""Rows of a user's file, as a trained model takes them: nothing is scaled, nothing encoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["read_rows"]
+
+Rows = NDArray[Any] | dict[str, NDArray[Any]] | list[str]
+
+
+def read_rows(
+    path: Path, columns: tuple[str, ...] | None, target: str | None = None, *, named: bool = False
+) -> tuple[Rows, NDArray[Any] | None]:
+    """Features and, where it is named, what is to be predicted.
+
+    Args:
+        path: a .csv, .parquet or .npz file.
+        columns: of a table: features in the model's order, all numeric ones if None, or one column of text; of an
+            .npz file: the array (x), or several that the model takes by name.
+        target: the column or array to predict.
+        named: whether arrays go to the model by name, all of them if `columns` is None.
+
+    Returns:
+        Features: (rows, ...), arrays by name, or texts; and the targets.
+
+    Raises:
+        ValueError, OSError: with one line that names what is wrong.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"DATA {str(path)!r} is no file")
+    if path.suffix not in (".csv", ".parquet", ".npz"):
+        raise ValueError(f"DATA is {str(path)!r}; expected a file named .csv, .parquet or .npz")
+    found, y = (_of_arrays if path.suffix == ".npz" else _of_table)(path, columns, target, named)
+    number = len(next(iter(found.values())) if isinstance(found, dict) else found)
+    if not number:
+        raise ValueError(f"DATA {str(path)!r} has no rows")
+    if y is not None and len(y) != number:
+        raise ValueError(f"DATA {str(path)!r} has {number} rows, but {len(y)} in {target!r}")
+    return found, y
+
+
+def _of_arrays(
+    path: Path, columns: tuple[str, ...] | None, target: str | None, named: bool
+) -> tuple[Rows, NDArray[Any] | None]:
+    with np.load(path, allow_pickle=False) as arrays:
+        names = columns or (tuple(name for name in arrays if name != target) if named else ("x",))
+        for name in (*names, *([target] if target else [])):
+            if name not in arrays:
+                option = "--target" if name == target else "--columns"
+                raise ValueError(
+                    f"DATA {str(path)!r} has no array {name!r}; it has {', '.join(arrays)} (name one: {option})"
+                )
+        y = arrays[target] if target else None
+        if named or len(names) > 1:
+            return {name: arrays[name] for name in names}, y
+        return arrays[names[0]], y
+
+
+def _of_table(
+    path: Path, columns: tuple[str, ...] | None, target: str | None, named: bool
+) -> tuple[Rows, NDArray[Any] | None]:
+    import pandas as pd
+
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    missing = [name for name in (*(columns or ()), *([target] if target else [])) if name not in table]
+    if missing:
+        raise ValueError(f"DATA {str(path)!r} has no column {missing[0]!r}; it has {', '.join(map(str, table))}")
+    y = table.pop(target).to_numpy() if target else None
+    if columns and len(columns) == 1 and not pd.api.types.is_numeric_dtype(table[columns[0]]):
+        return [str(text) for text in table[columns[0]]], y
+    chosen = table[list(columns)] if columns else table.select_dtypes("number")
+    if not len(chosen.columns):
+        raise ValueError(f"DATA {str(path)!r} has no column of numbers")
+    return chosen.to_numpy(np.float32), y

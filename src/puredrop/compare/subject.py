@@ -1,0 +1,73 @@
+"""One network of a run, with its twin without dropout, as `explain` asks it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import safetensors.torch
+
+from puredrop.compare.data import Data
+from puredrop.compare.network import Model, Parameters
+from puredrop.compare.options import Options
+from puredrop.explain._account import Subject
+
+__all__ = ["options_of", "subject", "weights_of"]
+
+
+def subject(
+    data: Data, network: Model, weights: dict[str, Parameters], copy: int, epochs: int, members: int = 64, seed: int = 0
+) -> Subject:
+    """A copy trained with dropout, beside the copy of the same seed without.
+
+    Args:
+        data: of the run.
+        network: its shape.
+        weights: arm -> parameters of all seeds.
+        copy: which seed.
+        epochs: that the arm with dropout was trained for.
+        members, seed: as `Subject` has them.
+    """
+    return Subject(
+        data.name,
+        network.module(weights["dropout"], copy),
+        data.test.x,
+        data.test.y,
+        cast(Literal["classification", "regression"], data.task.name),
+        data.train.x,
+        data.train.y,
+        twin=network.module(weights["none"], copy, dropout=False),
+        draws=epochs * len(data.train.y),
+        members=members,
+        seed=seed,
+    )
+
+
+def options_of(identity: dict[str, Any], data_dir: Path | None) -> Options:
+    """What a finished run was asked for, as far as its data and its network go."""
+    wanted = ["data", "target", "group", "time", "split_seed", "model", "rows"]
+    if identity["target"] is not None:
+        wanted.append("task")
+    if identity["model"] is None:
+        wanted += ["hidden", "rates", "input_rate"]
+    given: dict[str, Any] = {name: identity[name] for name in wanted}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return replace(Options(data_dir=data_dir), **{**given, **lists})
+
+
+def weights_of(folder: Path) -> tuple[dict[str, Any], dict[str, Parameters]]:
+    """The results of a finished run, and the weights of its arms with and without dropout.
+
+    Raises:
+        ValueError, OSError: with one line, for what is no such run.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / "results.json").read_bytes())
+        weights = {
+            name: safetensors.torch.load_file(folder / f"weights-{name}.safetensors") for name in ("none", "dropout")
+        }
+    except (json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder} is no whole run of compare ({error}); run it again") from error
+    return found, weights
