@@ -11,7 +11,9 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from puredrop.compare import report, terminal
-from puredrop.compare.wording import quantities, verdict
+from puredrop.compare.wording import findings, quantities, verdict
+from puredrop.explain import _page
+from puredrop.explain._section import Section
 
 
 def difference(estimate, low, high, detectable=0.02):
@@ -53,7 +55,7 @@ def results():
             "group": None,
             "time": None,
             "split_seed": 0,
-            "model": None, "rows": None, "torch": "2", "arms": ["none", "dropout"], "groups": None},
+            "model": None, "rows": None, "torch": "2", "arms": ["none", "dropout"], "groups": None, "sweep": []},
         "created": "2026-01-01T00:00:00+00:00",
         "environment": {"puredrop": "0", "torch": "2", "numpy": "2", "python": "3", "machine": "m", "threads": 2},
         "rows": {"train": 10, "validation": 2, "test": 5},
@@ -68,6 +70,12 @@ def results():
             "to_one_pass": [difference(0.1, 0.05, 0.15), difference(0.02, 0.01, 0.03), difference(0.01, -0.01, 0.03)],
             "excess": [difference(0.15, 0.1, 0.2), difference(0.001, 0.0005, 0.0015)],
         },
+        "account": {
+            "verdict": "", "left": {},
+            "findings": [{"id": "l2", "held": False, "text": "“it acts like L2”: .54 of it"}],
+            "sections": [Section("l2", "Does it act like L2?", "Up to a factor.", "0.54", "ratio").record()],
+        },
+        "sweep": None,
     }  # fmt: skip
 
 
@@ -114,7 +122,8 @@ def test_the_page_is_self_contained_and_shows_the_numbers(results):
     for text in ("0.1050 → 0.0850", "−0.0200 [−0.0300, −0.0100]", "dropout is better", "2.50 ± 0.71 %"):
         assert text in own
     assert own.count("<details>") >= 5
-    assert own.count('role="img"') == 7 + 6
+    assert own.count('role="img"') == 8 + 6
+    assert own.index("Does it act like L2?") < own.index("What did it cost?") < own.index("Both arms in figures")
 
 
 @pytest.fixture
@@ -138,11 +147,15 @@ def test_the_arm_batchwise(shared):
         "of 8 such",
     ):
         assert text in page, text
-    found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
-    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves", "clock", "batchwise_error", "samples", "rejection"}
-    clock = json.loads(found["clock"])
+    found = dict(re.findall(r'<script type="application/json" id="([\w-]+)-data">(.*?)</script>', page, re.S))
+    assert set(found) == {
+        "nll", "error", "gap", "mc_nll", "curves", "cost-1", "batchwise_error", "samples", "rejection"
+    }  # fmt: skip
+    clock = json.loads(found["cost-1"])
     assert clock["layout"]["xaxis"]["title"]["text"] == "seconds of training, all seeds"
-    assert [trace["x"] for trace in clock["data"]] == [[0.5, 1.0], [0.5, 1.0], [0.2, 0.4]]
+    assert [trace["x"] for trace in clock["data"]] == [[0.5, 1.0], [0.5, 1.0], [0.2, 0.4], [0, 1.0]]
+    assert clock["data"][3]["y"] == pytest.approx([0.475, 0.475])  # the lowest loss of the arm without dropout
+    assert "0.4750: without dropout 1.0 s, with dropout 1.0 s, batchwise 0.4 s" in page
     assert [trace["name"] for trace in clock["data"]][2] == "batchwise, test error 2.50 %"
     assert verdict(shared) == verdict({**shared, "arms": {k: shared["arms"][k] for k in ("none", "dropout")}})
 
@@ -218,9 +231,31 @@ def test_every_figure_is_json_with_titles_units_and_the_values_measured(results)
     ]
     means = [trace["y"] for trace in figures["curves"]["data"] if "name" in trace]
     assert means == [pytest.approx([0.55, 0.475])] * 2
-    style = (Path(report.__file__).parent / "page/style.css").read_text()
+    style = (Path(_page.__file__).parent / "page/style.css").read_text()
     for color in set(re.findall(r'"@([\w-]+)"', "".join(found.values()))):
         assert style.count(f"--{color}:") == 2, f"{color} must have a light and a dark value"
+
+
+def test_the_closing_paragraph_says_of_members_what_the_interval_allows(results):
+    assert [(one.id, one.held) for one in findings(results)] == [("one-pass", False), ("l2", False)]
+    results["differences"]["mc_nll"] = difference(0.01, -0.01, 0.03)
+    held = findings(results)[0]
+    assert held.held
+    assert "no difference found" in held.text
+    page = report.render(results)
+    assert "<strong>What held:</strong> “one pass averages 2<sup>n</sup> networks”" in page
+    assert "<strong>What did not:</strong> “it acts like L2”: .54 of it." in page
+
+
+def test_an_arm_that_never_reaches_the_target_says_so(results):
+    results["arms"]["dropout"]["history"]["validation_loss"] = [[0.9, 0.9], [0.8, 0.8]]
+    page = report.render(results)
+    assert "without dropout 1.0 s, with dropout never" in page
+
+
+def test_a_network_that_cannot_be_looked_into_says_why(results):
+    results["account"] = {"verdict": "", "findings": [], "sections": [], "left": {"model": "no dropout is reached"}}
+    assert "could not be looked into: no dropout is reached." in report.render(results)
 
 
 def test_text_from_the_results_is_escaped(results):
@@ -247,7 +282,7 @@ def test_five_lines_that_fit_the_terminal(results, width):
 
 def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(results):
     class Finished:
-        epochs, arms, identity = 5, {}, {"arms": ["none", "dropout"]}
+        epochs, arms, trained = 5, {}, ("none", "dropout")
 
         def execute(self, on_epoch, on_measure):
             from puredrop.compare.training import Arm

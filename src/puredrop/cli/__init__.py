@@ -218,7 +218,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         return _fail(
             "explain", f"explain needs {', '.join(missing)}; install what it needs with: pip install 'puredrop[study]'"
         )
-    from puredrop.cli._explain import Request, execute, prepare
+    from puredrop.cli._explanation import Request, execute, prepare
 
     try:
         job = prepare(Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)}))

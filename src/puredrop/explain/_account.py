@@ -238,8 +238,8 @@ class _Asked:
             return None
         h = torch.cat(seen)
         size = h.square().mean(0).sqrt()
-        which = size.topk(min(_RIDGE_UNITS, h.shape[1], len(h) // 4)).indices
-        if not len(which) or float(size[which].min()) == 0:
+        which = size.topk(min(_RIDGE_UNITS, int((size > 0).sum()), len(h) // 4)).indices
+        if not len(which):
             return None
         y = self.subject.y.cpu()
         targets = F.one_hot(y).double() if self.subject.task == "classification" else y.double()

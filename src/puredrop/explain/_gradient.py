@@ -83,8 +83,9 @@ class GradientNoise:
         few = [g for g in (16, 4, 1) if g <= self.batch]
         names = ["choice of rows", "masks", "4 masks a row", *(f"{g} group{'s' * (g > 1)}" for g in few)]
         values = [self.rows, self.masks, self.averaged(4), *(self.grouped(g) for g in few)]
-        errors = [1.96 * self.rows_error, 1.96 * self.masks_error, 1.96 * self.masks_error / 4, *[0.0] * len(few)]
-        errors[-1] = 1.96 * self.shared_error
+        known = (self.rows_error, self.masks_error, self.masks_error / 4)
+        # Of groups between the two that were measured the error is not known.
+        errors = [*(1.96 * one for one in known), *[None] * (len(few) - 1), 1.96 * self.shared_error]
         traces: list[dict[str, Any]] = [
             {"type": "bar", "x": names, "y": values, "error_y": {"array": errors, "thickness": 1.5},
              "marker": {"color": ["@none"] + ["@dropout"] * 2 + ["@batchwise"] * len(few)},

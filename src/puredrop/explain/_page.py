@@ -40,7 +40,7 @@ def rendered(template: str, packages: tuple[str, ...] = (), **values: Any) -> st
 
 def _power(text: str) -> Markup:
     """Powers as people write them."""
-    return Markup(re.sub(r"\b(2|10)\^(\d+)", r"\1<sup>\2</sup>", str(escape(text))))
+    return Markup(re.sub(r"\b(2|10)\^(\d+|n)", r"\1<sup>\2</sup>", str(escape(text))))
 
 
 def _plan(drawing: dict[str, Any]) -> dict[str, Any]:

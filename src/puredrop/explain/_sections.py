@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -152,10 +153,9 @@ def one_pass(gap: WeightScalingGap, found: Averages) -> Section:
         else f"{gap.members} masks of each row: one pass is {means} (rms ± standard error). By the site: {alone}. "
     )
     if gap.leave_one_out is not None:
-        how += (
-            f"Leaving one unit out, exact to first order in p, says {gap.leave_one_out.size:.4f}, alignment "
-            f"{gap.leave_one_out.alignment:.2f}. "
-        )
+        aligned = gap.leave_one_out.alignment
+        said = "" if math.isnan(aligned) else f" (alignment {aligned:.2f})"
+        how += f"Leaving one unit out, exact to first order in p, says {gap.leave_one_out.size:.4f}{said}. "
     how += (
         "Left: members are one sub-network for all rows; the band holds 80 % of disjoint groups of so many. The "
         f"interval of the difference is over {found.rows} rows of this one network."

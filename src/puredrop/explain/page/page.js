@@ -11,7 +11,7 @@
     }
     return value;
   };
-  const axis = (own) => ({ ...own, automargin: true, gridcolor: color("grid"), linecolor: color("line"), fixedrange: true });
+  const axis = (own) => ({ zeroline: false, ...own, automargin: true, gridcolor: color("grid"), linecolor: color("line"), fixedrange: true });
   const draw = () => {
     for (const element of document.querySelectorAll(".figure")) {
       const figure = paint(JSON.parse(document.getElementById(element.id + "-data").textContent));
