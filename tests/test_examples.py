@@ -54,3 +54,29 @@ def test_parallel_layers_say_what_they_should(tmp_path):
     output = output_of("tensor_parallel", tmp_path, 2)
     assert "DTensors, the masks of one process: True" in output
     assert "without a window: site '2' drops from a plain tensor of shape (8, 32) that is a part of one" in output
+
+
+RUN = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+
+book = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(book, timeout=300, kernel_name="python3").execute()
+nbformat.write(book, sys.argv[2])
+"""
+
+
+def test_the_notebook_runs_and_draws(tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel: pip install 'puredrop[dev]'")
+    line = [sys.executable, "-c", RUN, str(EXAMPLES / "explain.ipynb"), "run.ipynb"]
+    found = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    outputs = [
+        one for cell in nbformat.read(tmp_path / "run.ipynb", as_version=4).cells for one in cell.get("outputs", [])
+    ]
+    said = "".join(one["text"] for one in outputs if one["output_type"] == "stream" and one["name"] == "stdout")
+    for text in ("Gauss-Newton says", "from the ridge solution", "interaction share", "variance of the gradient"):
+        assert text in said
+    figures = [one["data"].get("application/vnd.plotly.v1+json") for one in outputs if "data" in one]
+    assert len([figure for figure in figures if figure]) == 6

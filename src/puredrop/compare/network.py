@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -147,6 +147,25 @@ class Network:
             return functional.dropout(h, rate, key=key.fold_in(site), shared_dims=shared_dims, window=window)
 
         return self.forward(parameters, x, drop)
+
+    def masks(self, steps: Iterable[int], seeds: int, copy: int, rows: int) -> Iterator[dict[str, Tensor]]:
+        """What one copy kept at steps of its training: site -> bool (rows, units), out of keys alone.
+
+        Args:
+            steps: numbers of steps.
+            seeds: how many copies were trained together.
+            copy: which of them.
+            rows: of a batch.
+        """
+        rates = {"input": self.input_rate, **{str(3 * i + 2): rate for i, rate in enumerate(self.rates)}}
+        units = dict(zip(rates, self.sizes, strict=False))
+        for step in steps:
+            key = Key(0).fold_in("compare").fold_in(step)
+            yield {
+                site: keep_mask((1, rows, units[site]), rate, key.fold_in(site),
+                                window=Window((seeds, rows, units[site]), (copy, 0, 0)))[0]
+                for site, rate in rates.items() if rate
+            }  # fmt: skip
 
     def forward(self, parameters: Parameters, x: Tensor, drop: Callable[[Tensor, float, str], Tensor]) -> Tensor:
         """Every copy on its own rows, with what drops given: (activations, rate, site) -> activations."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import safetensors.torch
+from torch import Tensor
 
 from puredrop.compare.data import Data
-from puredrop.compare.network import Model, Parameters
+from puredrop.compare.network import Model, Network, Parameters
 from puredrop.compare.options import Options
+from puredrop.compare.training import BATCH
 from puredrop.explain._account import Subject
 
 __all__ = ["options_of", "subject", "weights_of"]
@@ -30,6 +34,11 @@ def subject(
         epochs: that the arm with dropout was trained for.
         members, seed: as `Subject` has them.
     """
+    rows = len(data.train.y)
+    masks = None
+    if isinstance(network, Network):
+        seeds = len(next(iter(weights["dropout"].values())))
+        masks = partial(_masks, network, epochs, rows, seeds, copy)
     return Subject(
         data.name,
         network.module(weights["dropout"], copy),
@@ -39,10 +48,21 @@ def subject(
         data.train.x,
         data.train.y,
         twin=network.module(weights["none"], copy, dropout=False),
-        draws=epochs * len(data.train.y),
+        draws=epochs * rows,
+        masks=masks,
         members=members,
         seed=seed,
     )
+
+
+def _masks(network: Network, epochs: int, rows: int, seeds: int, copy: int) -> Iterator[dict[str, Tensor]]:
+    """Of every row of every step, which the last of an epoch may have fewer of."""
+    steps = -(-rows // BATCH)
+    for epoch in range(epochs):
+        whole = range(epoch * steps, epoch * steps + rows // BATCH)
+        yield from network.masks(whole, seeds, copy, BATCH)
+        if rows % BATCH:
+            yield from network.masks([epoch * steps + steps - 1], seeds, copy, rows % BATCH)
 
 
 def options_of(identity: dict[str, Any], data_dir: Path | None) -> Options:

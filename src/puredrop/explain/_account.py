@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -53,7 +53,8 @@ class Subject:
         task: what it predicts: classes of cross entropy, or numbers of a squared error.
         train_x, train_y: rows that it was trained on, for what dropout adds to their loss; the same rows if None.
         twin: the same network trained without dropout, with layers that drop at the same places.
-        draws: masks that training drew: epochs times rows.
+        draws: masks to count, as many as a training draws: epochs times rows.
+        masks: a function to those of its own training, as `member_visits` takes them; None to draw some.
         members: how many masks, members and orders are run; more is more exact.
         seed: of all of them.
     """
@@ -67,6 +68,7 @@ class Subject:
     train_y: Tensor | None = None
     twin: Module | None = None
     draws: int = 60_000
+    masks: Callable[[], Iterable[Mapping[str, Tensor]]] | None = None
     members: int = 64
     seed: int = 0
 
@@ -180,10 +182,11 @@ class _Asked:
     def network(self) -> Section:
         """A drawing, and the masks drawn."""
         s = self.subject
-        found = member_visits(s.model, s.x, task=s.task, draws=s.draws, members=32, seed=s.seed)
+        own = None if s.masks is None else s.masks()
+        found = member_visits(s.model, s.x, task=s.task, draws=s.draws, masks=own, members=32, seed=s.seed)
         with self.probe.opened() as drive:
             outputs = self.probe.forward(drive, self.probe.batches[0], plain)[0].numel()
-        return sections.network(found, drawing(self.probe, outputs))
+        return sections.network(found, drawing(self.probe, outputs), own is not None)
 
     def division(self) -> Section:
         """One unit over masks."""

@@ -37,7 +37,7 @@ def _section(id: str, sentence: str, number: str, label: str, how: str, *figures
     return Section(id, QUESTIONS[id], sentence, number, label, figures, how, drawing)
 
 
-def network(visits: MemberVisits, drawing: dict[str, Any]) -> Section:
+def network(visits: MemberVisits, drawing: dict[str, Any], is_replayed: bool) -> Section:
     """The drawing, 2^n and the masks drawn."""
     all_differ = visits.distinct == visits.draws
     seen = "all of them different" if all_differ else f"{visits.distinct:,} of them different"
@@ -49,9 +49,12 @@ def network(visits: MemberVisits, drawing: dict[str, Any]) -> Section:
         f"In training each of {visits.units:,} units is dropped at random, for every row and step anew: one of "
         f"{power_of_two(visits.units)} sub-networks that share their weights. In eval mode every unit works."
     )
+    drawn = f"{visits.draws:,} masks were drawn as training draws them"
+    if is_replayed:
+        drawn = f"Training used {visits.draws:,} masks, drawn again here from seed and step"
     how = (
         f"The button steps through real members, whose masks come from their seed and number; the drawing shows a few "
-        f"of each site's units. {visits.draws:,} masks were drawn as training draws them: {seen}; no unit was kept "
+        f"of each site's units. {drawn}: {seen}; no unit was kept "
         f"more or less often than its rate says, up to {worst:.1f} standard errors. On {apart} {what} "
         f"({visits.members} members)."
     )

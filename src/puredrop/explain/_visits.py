@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -106,6 +107,7 @@ def member_visits(
     *,
     task: Literal["classification", "regression"] = "classification",
     draws: int = 60_000,
+    masks: Iterable[Mapping[str, Tensor]] | None = None,
     members: int = 32,
     seed: int = 0,
     batch_size: int = 1024,
@@ -120,6 +122,8 @@ def member_visits(
         x: rows, on which members' predictions are compared.
         task: what a prediction is: the class with the highest output in dimension 1, or the outputs.
         draws: masks to draw: epochs times rows of the training in question.
+        masks: those of a training, to be counted in place of drawn ones: blocks of path -> bool (rows, units), such as
+            one for each of its steps. With keys they can be had again at any time: `functional.keep_mask`.
         members: whose predictions are compared.
         seed: of the masks.
         batch_size: rows at once.
@@ -128,7 +132,8 @@ def member_visits(
         Counts, frequencies and the disagreement; it prints.
 
     Raises:
-        TypeError, ValueError: for fewer than two rows, or a model of which no dropout is reached.
+        TypeError, ValueError: for fewer than two rows, or a model of which no dropout is reached;
+            for masks of other sites or units.
 
     Reference: Srivastava et al.: Dropout (JMLR 2014).
 
@@ -142,7 +147,8 @@ def member_visits(
     if task not in ("classification", "regression"):
         raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
     probe = prepared(model, x, seed=seed, batch_size=batch_size)
-    distinct, kept = _drawn(probe, draws)
+    blocks = _drawn(probe, draws) if masks is None else _replayed(probe, masks)
+    draws, distinct, kept = _counted(probe, blocks)
     same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in probe.uses)
     with probe.opened() as drive:
         parts = [probe.members(drive, batch, range(members), is_shared=True).cpu() for batch in probe.batches]
@@ -152,18 +158,36 @@ def member_visits(
     return MemberVisits(probe.units, draws, distinct, repeats, kept, rates, value, error, members, task, probe.left)
 
 
-def _drawn(probe: Probe, draws: int) -> tuple[int, dict[str, Tensor]]:
-    """How many different masks, and how often each unit was kept, of so many rows that have masks of their own."""
+def _drawn(probe: Probe, draws: int) -> Iterator[list[Tensor]]:
+    """Masks of so many rows, each with its own, by use: blocks of bool (rows, units)."""
     members = Members(probe.seed, is_shared=False, balanced=False)
-    seen: set[bytes] = set()
-    kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in probe.uses}
     for first in range(0, draws, _AT_ONCE):
         rows = min(_AT_ONCE, draws - first)
-        parts = [_keep(members, use, first, rows) for use in probe.uses]
+        yield [_keep(members, use, first, rows) for use in probe.uses]
+
+
+def _replayed(probe: Probe, masks: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
+    """Those of a training, checked."""
+    for block in masks:
+        parts = [block.get(use.place) for use in probe.uses]
+        sizes = [None if part is None else tuple(part.shape[1:]) for part in parts]
+        expected = {use.place: (use.units,) for use in probe.uses}
+        if sizes != list(expected.values()) or len(block) != len(parts):
+            given = {place: tuple(part.shape[1:]) for place, part in block.items()}
+            raise ValueError(f"masks has {given} of each row; expected {expected}")
+        yield [part.bool().cpu() for part in parts if part is not None]
+
+
+def _counted(probe: Probe, blocks: Iterable[list[Tensor]]) -> tuple[int, int, dict[str, Tensor]]:
+    """How many masks, how many different ones, and how often each unit was kept."""
+    draws, seen = 0, set[bytes]()
+    kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in probe.uses}
+    for parts in blocks:
+        draws += len(parts[0])
         seen.update(row.tobytes() for row in np.packbits(torch.cat(parts, 1).numpy(), axis=1))
         for use, keep in zip(probe.uses, parts, strict=True):
-            kept[use.place] += keep.sum(0) / draws
-    return len(seen), kept
+            kept[use.place] += keep.sum(0)
+    return draws, len(seen), {place: count / max(1, draws) for place, count in kept.items()}
 
 
 def _keep(members: Members, use: Use, first: int, rows: int) -> Tensor:
