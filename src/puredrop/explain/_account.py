@@ -32,6 +32,8 @@ __all__ = ["Account", "Subject", "account"]
 
 _RIDGE_UNITS, _RIDGE_STEPS = 64, 8000
 _LARGEST_BATCH = 128
+_MOST_SITES = 12
+"""That are measured alone, too: of a deep encoder each would take as long as all of them together."""
 _NEAR = 0.1
 """By how much the approximated penalty may miss the truth, as a share of it, to be called the same."""
 _DAMAGE = {
@@ -154,7 +156,8 @@ class _Asked:
     def __init__(self, subject: Subject, probe: Probe) -> None:
         self.subject, self.probe = subject, probe
         self.loss = F.cross_entropy if subject.task == "classification" else F.mse_loss
-        self.with_rows = {"members": subject.members, "seed": subject.seed}
+        self.each = len(probe.uses) <= _MOST_SITES
+        self.with_rows: dict[str, Any] = {"members": subject.members, "seed": subject.seed}
         with probe.opened() as drive:
             self.means = averages(probe, drive, probe.parts(self._fitting(drive)), subject.task, subject.members)
         self.penalty: Penalty | None = None
@@ -206,7 +209,8 @@ class _Asked:
     def one_pass(self) -> Section:
         """Against the means for which it stands."""
         s = self.subject
-        found = weight_scaling_gap(s.model, s.x, task=s.task, members=8 * max(1, s.members // 2), seed=s.seed)
+        members = 8 * max(1, s.members // 2)
+        found = weight_scaling_gap(s.model, s.x, task=s.task, members=members, each=self.each, seed=s.seed)
         self.gap = found.to_arithmetic.value
         return sections.one_pass(found, self.means)
 
@@ -214,7 +218,7 @@ class _Asked:
         """The price in the loss, by both."""
         x, y = self.subject.trained
         y = self._targets(y)
-        self.penalty = penalty(self.subject.model, x, y, self.loss, each=True, **self.with_rows)
+        self.penalty = penalty(self.subject.model, x, y, self.loss, each=self.each, **self.with_rows)
         try:
             shares = l2_strength(self.subject.model, x, y, self.loss, seed=self.subject.seed).shares
         except ValueError:  # nothing that follows a site has weights that are looked at

@@ -67,7 +67,7 @@ class WeightScalingGap:
         outputs: float64 (rows, ...), mean of what the model returns (logits) over masks less what one pass returns.
         to_arithmetic, to_geometric: how far one pass is from them.
         of_outputs: the size of `outputs`.
-        sites: path -> the size of that gap with this site alone dropping.
+        sites: path -> the size of that gap with this site alone dropping; empty where that was not asked for.
         leave_one_out: what first order in p says of `outputs`; None for more than 2048 units, or where torch has no
             forward-mode derivative (recurrent layers).
         members: how many masks a row, or 2^n where all were run.
@@ -128,6 +128,7 @@ def weight_scaling_gap(
     *,
     task: Literal["classification", "regression"] = "classification",
     members: int = 512,
+    each: bool = True,
     seed: int = 0,
     batch_size: int = 1024,
 ) -> WeightScalingGap:
@@ -143,6 +144,7 @@ def weight_scaling_gap(
         x: rows, as `DropoutEnsemble.predict` takes them; two at least.
         task: what is averaged.
         members: masks of each row, a multiple of 8.
+        each: measure each site alone, too, with as many members.
         seed: of them.
         batch_size: rows at once.
 
@@ -172,8 +174,8 @@ def weight_scaling_gap(
         one = torch.cat([_plain(probe, drive, batch) for batch in probe.batches])
         raw, means = _under_masks(probe, drive, members, averaged)
         gap, whole = raw.mean(0) - one, _distance(raw - one)
-        sites = {places[0]: whole}
-        if len(places) > 1:
+        sites = {places[0]: whole} if len(places) == 1 else {}
+        if each and not sites:
             sites = {at: _distance(_under_masks(probe, drive, members, averaged, alone(at))[0] - one) for at in places}
         first_order = _leave_one_out(probe, drive, gap, whole.value) if probe.units <= _MOST_UNITS else None
     geometric = to_geometric = None

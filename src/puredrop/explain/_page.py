@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 __all__ = ["rendered"]
 
-_WIDTH, _STEP, _TOP, _FOOT = 720, 30, 24, 52
+_WIDTH, _STEP, _TOP, _FOOT, _LETTER = 720, 30, 24, 52, 11
 
 
 def rendered(template: str, packages: tuple[str, ...] = (), **values: Any) -> str:
@@ -65,13 +65,19 @@ def _plan(drawing: dict[str, Any]) -> dict[str, Any]:
         for b in after
     ]
     heads = [
-        {"x": round(60 + c * gap), "name": column["name"], "count": _count(column)} for c, column in enumerate(columns)
+        {"x": round(60 + c * gap), "name": _short(column["name"], int(gap / _LETTER)), "count": _count(column)}
+        for c, column in enumerate(columns)
     ]
     said = {"members": drawing["members"], "units": [column["units"] for column in columns]}
     return {
         "width": _WIDTH, "height": height, "edges": edges, "units": [unit for column in units for unit in column],
         "columns": heads, "json": json.dumps(said).replace("<", "\\u003c"),
     }  # fmt: skip
+
+
+def _short(name: str, most: int) -> str:
+    """The end of a long path, which says most."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _count(column: dict[str, Any]) -> str:

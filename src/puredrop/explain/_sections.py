@@ -58,6 +58,8 @@ def network(visits: MemberVisits, drawing: dict[str, Any], is_replayed: bool) ->
         f"more or less often than its rate says, up to {worst:.1f} standard errors. On {apart} {what} "
         f"({visits.members} members)."
     )
+    if drawing["more"]:
+        how += f" The drawing leaves out {drawing['more']} more sites."
     return _section("network", sentence, power_of_two(visits.units).split(" ")[0], "sub-networks", how, drawing=drawing)
 
 
@@ -149,12 +151,10 @@ def one_pass(gap: WeightScalingGap, found: Averages) -> Section:
             f", {gap.to_geometric} from the normalised geometric mean, which it is where logits are linear in masks"
         )
     alone = "; ".join(f"{path} alone {one}" for path, one in gap.sites.items())
-    how = (
-        f"{gap.members if gap.members < 10**6 else 'all'} masks of each row: one pass is {means} ({what}, rms ± "
-        f"standard error). Before the softmax, by the site that drops: {alone}. "
-        if is_class
-        else f"{gap.members} masks of each row: one pass is {means} (rms ± standard error). By the site: {alone}. "
-    )
+    masks = "all" if gap.members > 10**6 else f"{gap.members}"
+    how = f"{masks} masks of each row: one pass is {means} ({what}, rms ± standard error). "
+    if alone:
+        how += f"{'Before the softmax, by' if is_class else 'By'} the site that drops: {alone}. "
     if gap.leave_one_out is not None:
         aligned = gap.leave_one_out.alignment
         said = "" if math.isnan(aligned) else f" (alignment {aligned:.2f})"

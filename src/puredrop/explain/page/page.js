@@ -15,6 +15,8 @@
   const draw = () => {
     for (const element of document.querySelectorAll(".figure")) {
       const figure = paint(JSON.parse(document.getElementById(element.id + "-data").textContent));
+      // A bar's own error bar is dark on dark.
+      for (const trace of figure.data) if (trace.type === "bar" && trace.error_y) trace.error_y.color = color("ink");
       const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("ink") };
       const layout = {
         ...figure.layout, font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
