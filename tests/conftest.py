@@ -11,8 +11,10 @@ from puredrop import _backend
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=1000)
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Threads of several workers wait for each other in turns: on 2 cores `explain` then takes ten times as long.
+    # Threads of several workers wait for each other in turns: on 2 cores `explain` then takes ten times as long. What
+    # tests start by themselves has as many, since sums round by the number of threads.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 settings.load_profile(os.environ.get("PUREDROP_TEST_PROFILE", "fixed"))
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,7 +210,7 @@ def execute(job: Job, line: list[str]) -> tuple[Account, Path]:
     found = account(job.subject, on_stage)
     if is_terminal:
         print("\r\033[K", end="", file=sys.stderr)
-    seen = environment()
+    seen = {**environment(), "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     command = f"puredrop {shlex.join(line)}"
     record = {"name": job.subject.name, "facts": job.facts, "command": command, "environment": seen, **found.record()}
     page = rendered(

@@ -27,7 +27,7 @@ from puredrop.compare.share import Share, joined
 from puredrop.compare.subject import subject
 from puredrop.compare.sweep import Sweep, swept
 from puredrop.compare.training import Arm, train
-from puredrop.explain._account import account
+from puredrop.explain._account import Account, account
 
 __all__ = ["Run", "data_of", "environment", "network_of", "prepare"]
 
@@ -182,7 +182,7 @@ class Run:
         try:
             return account(asked.fewer(_ROWS), but=("one-pass", "doubt")).record()
         except (TypeError, ValueError) as error:
-            return {"verdict": "", "findings": [], "sections": [], "left": {"model": " ".join(str(error).split())}}
+            return Account("", (), (), {"model": " ".join(str(error).split())}).record()
 
     def _swept(self) -> dict[str, Any] | None:
         if "sweep" not in self.arms:
@@ -333,7 +333,7 @@ def _finished(run: Run) -> dict[str, Any] | None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and time, for pages."""
+    """Versions and machine, for pages."""
     return {
         "puredrop": version("puredrop"),
         "torch": torch.__version__,
@@ -341,5 +341,4 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
