@@ -81,7 +81,7 @@ def test_the_wheel_carries_what_the_package_reads(plain):
         for path in (ROOT / "src").rglob("*")
         if path.suffix in (".css", ".js", ".j2", ".typed")
     }
-    assert len(data) == 4
+    assert len(data) == 7
     assert data <= set(names(wheel))
 
 
