@@ -8,6 +8,7 @@ import torch
 
 import puredrop
 from puredrop.ensemble._masks import BLOCK, Drawn, Listed, ranks
+from puredrop.ensemble._source import applied
 from puredrop.rng import BALANCED, philox
 
 CPU = torch.device("cpu")
@@ -94,3 +95,18 @@ def test_masks_that_are_not_balanced_are_the_contracts():
 def test_listed_masks_are_all_there_are():
     keep = torch.cat([Listed(0).keep(range(8), 0.5, 2, 0, CPU), Listed(2).keep(range(8), 0.5, 1, 0, CPU)], 1)
     assert sorted(map(tuple, keep.tolist())) == sorted(itertools.product([False, True], repeat=3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_is_dropped_without_a_mask_is_what_the_mask_drops(dtype, members):
+    """An input that the members have in common, or one for each: it stays as it was."""
+    masks, input = Drawn(puredrop.Key(5), balanced=False), torch.randn(members, 500).to(dtype)
+    input[:, ::7] = torch.nan
+    before = input.clone()
+    for offset in (0, 3):
+        found = masks.dropped([2, 9], input, 0.3, offset)
+        expected = applied(input, masks.keep([2, 9], 0.3, 500, offset, CPU), 0.3)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(input, before, rtol=0, atol=0, equal_nan=True)
+    assert Drawn(puredrop.Key(5), balanced=True).dropped([2, 9], input, 0.3, 0) is None

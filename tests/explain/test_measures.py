@@ -39,12 +39,26 @@ def by_hand(net, x, y, loss):
 def test_the_penalty_is_the_enumeration_and_gauss_newton_that_of_the_jacobian(data):
     net, (x, y) = relu_net(), data
     truth, gauss = by_hand(net, x, y, F.cross_entropy)
-    found = explain.penalty(net, x, y, F.cross_entropy, probes=400)
+    found = explain.penalty(net, x, y, F.cross_entropy)
     assert found.measured == pytest.approx(truth, rel=1e-6)
     assert (found.standard_error, found.members) == (0, 256)
-    assert abs(found.gauss_newton - gauss) < 5 * found.gauss_newton_error < 0.1 * gauss
+    assert found.gauss_newton == pytest.approx(gauss, rel=1e-9)  # one product for each output, and no chance
+    assert (found.gauss_newton_error, found.probes) == (0, 3)
     assert found.sites[0].units.sum() == pytest.approx(found.gauss_newton)
     assert not found.is_exact
+
+
+def test_drawn_products_agree_with_one_for_each_output(data):
+    """Thirty outputs and 29 products: 5 standard errors of the mean, or of each unit's by two seeds."""
+    net, x, y = relu_net(outputs=30), data[0], torch.randint(30, (40,))
+    truth = explain.penalty(net, x, y, F.cross_entropy, members=2)
+    found = explain.penalty(net, x, y, F.cross_entropy, members=2, probes=29)
+    assert (truth.probes, truth.gauss_newton_error, found.probes) == (30, 0, 29)
+    assert truth.gauss_newton == pytest.approx(by_hand(net, x, y, F.cross_entropy)[1], rel=1e-9)
+    assert 0 < abs(found.gauss_newton - truth.gauss_newton) < 5 * found.gauss_newton_error < 0.2 * truth.gauss_newton
+    in_parts = explain.penalty(net, x, y, F.cross_entropy, members=2, probes=29, batch_size=7)
+    assert abs(in_parts.gauss_newton - truth.gauss_newton) < 5 * in_parts.gauss_newton_error
+    assert in_parts.gauss_newton_error == pytest.approx(found.gauss_newton_error, rel=0.5)
 
 
 def test_sampled_masks_agree_with_all_of_them(data):
@@ -55,7 +69,7 @@ def test_sampled_masks_agree_with_all_of_them(data):
     assert abs(found.sites[0].measured - truth) < 5 * found.sites[0].standard_error
     other = explain.penalty(net, x, y, F.cross_entropy, members=500, batch_size=7)
     assert other.measured == pytest.approx(found.measured, rel=1e-9)  # masks do not follow the batches
-    assert other.gauss_newton == pytest.approx(found.gauss_newton, rel=0.2)
+    assert other.gauss_newton == pytest.approx(found.gauss_newton, rel=1e-9)
 
 
 def test_squared_loss_behind_the_last_hidden_layer_is_exact(data):

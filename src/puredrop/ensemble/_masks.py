@@ -76,6 +76,10 @@ class Masks(ABC):
     def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
         """What is kept, bool (members, count): of `count` units from number `offset` on."""
 
+    def dropped(self, members: Sequence[int], input: Tensor, p: float, offset: int) -> Tensor | None:
+        """What is left of an input (members or 1, count) if that takes no mask, else None."""
+        return None
+
 
 @dataclass(frozen=True)
 class Drawn(Masks):
@@ -105,11 +109,25 @@ class Drawn(Masks):
             return rank >= below
         return (rank > below) | ((rank == below) & self._draw(members, BLOCK * p - below, count, offset, device))
 
+    def dropped(self, members: Sequence[int], input: Tensor, p: float, offset: int) -> Tensor | None:
+        """As `Masks` says: the operator itself, in place, which autograd would have to follow."""
+        if self.balanced or (input.requires_grad and torch.is_grad_enabled()):
+            return None
+        place = _from(offset, input.shape[1])
+        output = input.expand(len(members), -1).clone(memory_format=torch.contiguous_format)
+        for member, row in zip(members, output, strict=True):
+            ops.dropout(row, self.key.fold_in(member), p, place, inplace=True)
+        return output
+
     def _draw(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
         """The contract's masks under each member's key."""
-        ones = torch.ones(count, device=device)
-        place = ops.Place(window_shape=(offset + count,), window_offset=(offset,)) if offset else ops.Place()
+        ones, place = torch.ones(count, device=device), _from(offset, count)
         return torch.stack([ops.dropout(ones, self.key.fold_in(member), p, place).ne(0) for member in members])
+
+
+def _from(offset: int, count: int) -> ops.Place:
+    """Where units from that number on lie."""
+    return ops.Place(window_shape=(offset + count,), window_offset=(offset,)) if offset else ops.Place()
 
 
 @dataclass(frozen=True)

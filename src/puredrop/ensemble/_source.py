@@ -191,12 +191,19 @@ class _Members(ops.Decider):
             use: what is decided.
             dim: where samples lie, without the members' dimension; None if decisions are no sample's.
         """
-        keep = self.moment.keep(use, input.device)  # (members, rows or 1, own, *others)
+        moment = self.moment
+        if dim == 0 and moment.first is not None and use.units * moment.rows == input[0].numel():
+            # Decisions in the order of elements, one for each.
+            masks, flat = moment.masks(use.path, use.call), input.flatten(1)
+            done = masks.dropped(moment.members, flat, use.p, use.units * moment.first)
+            if done is not None:
+                return done.view(-1, *input.shape[1:])
+        keep = moment.keep(use, input.device)  # (members, rows or 1, own, *others)
         if dim is None:
             keep = keep[:, 0, 0]
         else:
             if keep.shape[1] == 1 and use.sizes[0] > 1:
-                keep = keep.expand(-1, self.moment.rows, *[-1] * (keep.dim() - 2))
+                keep = keep.expand(-1, moment.rows, *[-1] * (keep.dim() - 2))
             keep = keep.flatten(1, 2).movedim(1, 1 + dim)
         return applied(input, keep, use.p)
 

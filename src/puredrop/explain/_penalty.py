@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from puredrop.ensemble._outputs import main_output
 from puredrop.ensemble._source import Act, Use
 from puredrop.explain._figure import Figure
 from puredrop.explain._loss import Loss, check, is_squared, root
-from puredrop.explain._probe import Parts, Probe, alone, factors, plain, prepared, signs, units_of
+from puredrop.explain._probe import Parts, Probe, alone, factors, noises, plain, prepared, units_of
 from puredrop.rng import Key
 
 __all__ = ["Penalty", "SitePenalty", "penalty"]
@@ -60,10 +61,10 @@ class Penalty:
         loss: without dropout, one pass in eval mode.
         measured: mean loss under masks less `loss`: the truth.
         standard_error: of it, over masks; 0 where all masks were run.
-        gauss_newton_error: of the approximation, over probes; 0 where none were needed.
+        gauss_newton_error: of the approximation, over probes; 0 where each output had one of its own.
         is_exact: whether the approximation is the truth itself: squared loss of outputs that are linear in the masks.
         sites: the parts.
-        members: how many masks a row; probes: how many products with the transposed Jacobian.
+        members: how many masks a row; probes: how many products with the transposed Jacobian of a batch.
         rows: of the data.
         left: path of what drops and was off -> why.
     """
@@ -150,7 +151,8 @@ def penalty(
     The truth is the mean loss under masks less the loss of one pass with every unit active; the model is in eval mode
     but for dropout. By the approximation dropout is a penalty ½ρ Σ_j (JᵀHJ)_jj h_j² over its units, ρ = p/(1-p), J the
     Jacobian of the outputs in the units' factors, H the curvature of the loss. No Jacobian is formed: with a noise ε of
-    ±1 and H = SSᵀ, ½ρ Σ(h∘JᵀSε)² has that mean. Costs a forward and `probes` backward passes to the first site, and
+    ±1 and H = SSᵀ, ½ρ Σ(h∘JᵀSε)² has that mean; where a row has no more than `probes` outputs, an ε for each of them
+    gives the sum without error and sooner. Costs a forward and at most `probes` backward passes to the first site, and
     `members` forward passes from there on; with `each`, the latter once more for each site. Memory is that of the
     activations of `batch_size` rows.
 
@@ -160,7 +162,7 @@ def penalty(
         y: what belongs to them, (rows, ...).
         loss: (outputs, y) -> mean over rows, such as `torch.nn.functional.cross_entropy`.
         members: masks of each row, for the truth; up to 12 units all are run.
-        probes: for the approximation.
+        probes: for the approximation, at most.
         each: measure each site alone, too.
         seed: of masks and probes.
         sample_dim: dimension of the rows in what the model is given.
@@ -189,13 +191,13 @@ def penalty(
         base = _base(probe, drive, parts, loss)
         truth, error = _under_masks(probe, drive, parts, loss, members)
         is_exact = is_squared(loss) and probe.is_per_row and _is_linear(probe, drive)
-        units, spread = _gauss_newton(probe, drive, parts, loss, None if is_exact else probes)
+        units, spread, products = _gauss_newton(probe, drive, parts, loss, sys.maxsize if is_exact else probes)
         sites = [SitePenalty(use.place, use.p, part) for use, part in zip(probe.uses, units, strict=True)]
         for i, site in enumerate(sites if each else []):
             value, noise = _under_masks(probe, drive, parts, loss, members, alone(site.path))
             sites[i] = replace(site, measured=value - base, standard_error=noise)
     number = 2**probe.units if probe.can_list else members
-    return Penalty(base, truth - base, error, spread, is_exact, tuple(sites), number, probes, probe.rows, probe.left)
+    return Penalty(base, truth - base, error, spread, is_exact, tuple(sites), number, products, probe.rows, probe.left)
 
 
 def _base(probe: Probe, drive: Drive, parts: Parts, loss: Loss) -> float:
@@ -228,33 +230,32 @@ def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
     return lambda output: loss(main_output(output), y)
 
 
-def _gauss_newton(
-    probe: Probe, drive: Drive, parts: Parts, loss: Loss, probes: int | None
-) -> tuple[list[Tensor], float]:
-    """Each unit's part by use, float64, and the standard error of the whole.
+def _gauss_newton(probe: Probe, drive: Drive, parts: Parts, loss: Loss, most: int) -> tuple[list[Tensor], float, int]:
+    """Each unit's part by use, float64, the standard error of the whole, and the number of products.
 
     Args:
         probe, drive: the open model.
         parts, loss: what it is judged by.
-        probes: how many noises; None for one of each output, with which the sum has no error.
+        most: how many products; where rows have no more outputs, one for each of those, and then there is no error.
     """
     generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("probes")))
-    units = [torch.zeros(use.units, dtype=torch.float64) for use in probe.uses]
-    estimates = torch.zeros(probes or 1, dtype=torch.float64)
+    units, variance = [torch.zeros(use.units, dtype=torch.float64) for use in probe.uses], 0.0
     for batch, y in parts:
         leaves: list[tuple[Tensor, int | None]] = []
         with torch.enable_grad():
             outputs = probe.forward(drive, batch, _leaving(leaves))
         multiply, share = root(loss, outputs, y), batch.rows / probe.rows
-        noises = _basis(outputs) if probes is None else (signs(outputs, generator) for _ in range(probes))
-        for number, noise in enumerate(noises):
+        each, number, is_drawn = noises(outputs, most, generator, can_sum=probe.is_per_row)
+        estimates = torch.zeros(number, dtype=torch.float64)
+        for at, noise in enumerate(each):
             slopes = torch.autograd.grad(outputs, [leaf for leaf, _ in leaves], multiply(noise), retain_graph=True)
             for use, total, slope, (_, dim) in zip(probe.uses, units, slopes, leaves, strict=True):
                 squares = units_of(slope, batch.rows, dim).square().sum(0).double().cpu()
                 part = share * 0.5 * use.p / (1 - use.p) * squares
-                total += part / (probes or 1)
-                estimates[number if probes else 0] += part.sum()
-    return units, float(estimates.std()) / math.sqrt(probes) if probes else 0.0
+                total += part / number if is_drawn else part
+                estimates[at] += part.sum()
+        variance += float(estimates.var()) / number if is_drawn else 0.0
+    return units, math.sqrt(variance), number
 
 
 def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Act:
@@ -268,13 +269,6 @@ def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Act:
         return input * leaf
 
     return act
-
-
-def _basis(outputs: Tensor) -> list[Tensor]:
-    """One noise for each output of a row."""
-    size = outputs[0].numel()
-    rows = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *outputs.shape[1:])
-    return [one.expand_as(outputs) for one in rows]
 
 
 def _is_linear(probe: Probe, drive: Drive) -> bool:

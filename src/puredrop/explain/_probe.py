@@ -21,7 +21,7 @@ from puredrop.ensemble._outputs import main_output
 from puredrop.ensemble._source import Act, Use
 from puredrop.reproducible import unwrapped
 
-__all__ = ["Parts", "Probe", "alone", "factors", "plain", "prepared", "signs", "units_of"]
+__all__ = ["Parts", "Probe", "alone", "factors", "noises", "plain", "prepared", "signs", "units_of"]
 
 _MEMORY = 256 * 2**20
 _ENUMERATED = 12
@@ -214,3 +214,27 @@ def units_of(values: Tensor, rows: int, dim: int | None) -> Tensor:
 def signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """-1 or 1 with equal chances, drawn on the CPU so that the device does not matter."""
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
+
+
+def noises(
+    outputs: Tensor, most: int, generator: torch.Generator, *, can_sum: bool = True
+) -> tuple[Iterator[Tensor], int, bool]:
+    """The ε of products JᵀSε whose squares make up diag(JᵀSSᵀJ).
+
+    With an ε for each output of a row, they add up to it: no error, and seldom more of them than an estimate takes.
+    Else ε are drawn, and the expected square is the diagonal.
+
+    Args:
+        outputs: (rows, ...).
+        most: how many ε may be taken.
+        generator: of those that are drawn.
+        can_sum: whether no row's outputs depend on another's factors, so that all rows can be asked at once.
+
+    Returns:
+        The ε, their number, and whether they were drawn.
+    """
+    size = outputs[0].numel()
+    if size > most or not can_sum:
+        return (signs(outputs, generator) for _ in range(most)), most, True
+    basis = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *outputs.shape[1:])
+    return (one.expand_as(outputs) for one in basis), size, False

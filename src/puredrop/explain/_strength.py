@@ -17,7 +17,7 @@ from puredrop.ensemble._inputs import Batch, checked_number
 from puredrop.ensemble._source import Use
 from puredrop.explain._figure import Figure
 from puredrop.explain._loss import Loss, check, root
-from puredrop.explain._probe import Probe, prepared, signs
+from puredrop.explain._probe import Probe, noises, prepared
 from puredrop.rng import Key
 
 __all__ = ["L2Strength", "l2_strength"]
@@ -29,7 +29,7 @@ class L2Strength:
 
     Args:
         layers: path -> float64 like the layer's weight, λ in the unit of the loss over that of the weight squared.
-        errors: path -> their standard errors over probes.
+        errors: path -> their standard errors over probes; 0 where each output had one of its own.
         shares: path -> Σ ½ λ w² over the layer's part of the Gauss-Newton penalty, which also has terms in pairs of
             weights of one unit: 1 where the diagonal says it all.
         probes: for the estimate.
@@ -104,11 +104,12 @@ def l2_strength(
             check(loss, outputs.detach(), targets)
             multiply = root(loss, outputs, targets)
             drawn = {one.path: _Sums(one, batch.rows / probe.rows) for one in readers}
-            for _ in range(probes):
-                noise = multiply(signs(outputs, generator))
-                slopes = torch.autograd.grad(outputs, [one.output for one in readers], noise, retain_graph=True)
+            each, number, is_drawn = noises(outputs, probes, generator)
+            for noise in each:
+                ends = [one.output for one in readers]
+                slopes = torch.autograd.grad(outputs, ends, multiply(noise), retain_graph=True)
                 for one, slope in zip(readers, slopes, strict=True):
-                    drawn[one.path].add(slope, probes)
+                    drawn[one.path].add(slope, number, is_drawn)
             found = {path: sums.joined(found.get(path)) for path, sums in drawn.items()}
     read = {one.place for one in readers}
     left = {use.place: "no torch.nn.Linear reads it" for use in probe.uses if use.place not in read}
@@ -116,7 +117,7 @@ def l2_strength(
         {path: one.strength for path, one in found.items()},
         {path: one.variance.sqrt() for path, one in found.items()},
         {path: one.diagonal / one.whole if one.whole else math.nan for path, one in found.items()},
-        probes,
+        number,
         {**probe.left, **left},
     )
 
@@ -134,7 +135,7 @@ class _Reader:
 
 
 class _Sums:
-    """Strengths of one layer, from some rows: the mean over probes, the variance of that, and both penalties."""
+    """Strengths of one layer, from some rows: by all probes, the variance of that, and both penalties."""
 
     def __init__(self, reader: _Reader, share: float) -> None:
         self._squares = reader.input.flatten(0, -2).double().square()
@@ -148,15 +149,19 @@ class _Sums:
         """The penalty of the strengths."""
         return 0.5 * float((self.strength * self._weight.square()).sum())
 
-    def add(self, slope: Tensor, probes: int) -> None:
-        """One of so many probes."""
+    def add(self, slope: Tensor, number: int, is_drawn: bool) -> None:
+        """One of so many probes: drawn ones have a mean, others a sum, which has no error."""
         slope = slope.flatten(0, -2).double()
-        drawn = self._scale * slope.square().T @ self._squares
+        found = self._scale * slope.square().T @ self._squares
+        whole = 0.5 * self._scale * float(((slope @ self._weight).square() * self._squares).sum())
+        if not is_drawn:
+            self.strength, self.whole = self.strength + found, self.whole + whole
+            return
         self._count += 1
-        away = drawn - self.strength  # Welford's sums
+        away = found - self.strength  # Welford's sums
         self.strength = self.strength + away / self._count
-        self.variance = self.variance + away * (drawn - self.strength) / (probes * (probes - 1))
-        self.whole += 0.5 * self._scale * float(((slope @ self._weight).square() * self._squares).sum()) / probes
+        self.variance = self.variance + away * (found - self.strength) / (number * (number - 1))
+        self.whole += whole / number
 
     def joined(self, other: _Sums | None) -> _Sums:
         """With those of other rows."""
