@@ -1,7 +1,10 @@
 # Two commands set everything up on a fresh machine, each alone: `make compare` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Bytecode is written as modules are first read, even where the environment forbids it: pip would compile all of each
+# package, which takes longer than the rest of the install, and tests that start processes would compile torch in each.
+export PYTHONDONTWRITEBYTECODE :=
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: compare test bench clean
 

@@ -21,19 +21,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puredrop import explain
-from puredrop.compare.data import Data, load
+from puredrop.compare.data import Data, Split, load
 from puredrop.compare.network import Network
 from puredrop.compare.training import Arm, train
 
 Rows = list[tuple[str, str, list[float]]]
 
 
-def nets(data: Data, hidden: tuple[int, ...], rates: tuple[float, ...], seeds: int, epochs: int) -> list[nn.Sequential]:
+DECAYS = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
+"""Of the nets with weight decay, among which the one is chosen that is right as often as the net with dropout."""
+
+
+def nets(
+    data: Data, hidden: tuple[int, ...], rates: tuple[float, ...], seeds: int, epochs: int, weight_decay: float = 0.0
+) -> list[nn.Sequential]:
     """Trained ones, a module for each seed."""
     sizes = (data.train.x.shape[1], *hidden, data.task.outputs)
     network = Network(sizes, rates)
     arm = Arm.start(network, range(seeds), data.train.x, dropout=any(rates), groups=None)
-    train(arm, network, data, range(seeds), epochs)
+    train(arm, network, data, range(seeds), epochs, weight_decay=weight_decay)
     found = []
     for seed in range(seeds):
         layers: list[nn.Module] = []
@@ -58,13 +64,19 @@ def penalties(data: Data, seeds: int, epochs: int) -> Rows:
 
 
 def coadaptation(data: Data, seeds: int, epochs: int) -> Rows:
-    """Of nets without dropout and with p = .5."""
+    """Of nets without dropout, with p = .5, and with the weight decay that makes them right as often as that."""
     rows: Rows = []
-    published = {"none": (".53", ".51", ".29", ".36"), "dropout": (".845", ".29", ".39", ".34")}
-    for arm, rates in (("none", (0.0, 0.0)), ("dropout", (0.5, 0.5))):
+    plain, dropped = (nets(data, (64, 64), (p, p), seeds, epochs) for p in (0.0, 0.5))
+    decay, decayed = matched(data, dropped, seeds, epochs)
+    arms = [
+        ("none", plain, (".53", ".51", ".29", ".36")),
+        ("dropout", dropped, (".845", ".29", ".39", ".34")),
+        (f"weight decay {decay:g}", decayed, ("", "", "", "")),
+    ]
+    for arm, group, published in arms:
         found = [
             explain.coadaptation(net, data.test.x, data.test.y, shares=(0.75,), tops=(0.05,), noises=(1.0,))
-            for net in nets(data, (64, 64), rates, seeds, epochs)
+            for net in group
         ]
         values = [
             ("right with 75 % of units removed", [one.curves["random"].score[0] for one in found]),
@@ -72,14 +84,33 @@ def coadaptation(data: Data, seeds: int, epochs: int) -> Rows:
             ("activations that are 0", [one.sparsity for one in found]),
             ("mean absolute correlation", [one.correlation for one in found]),
         ]
-        rows += [
-            (f"{name}, 64-64, {arm}", said, value) for (name, value), said in zip(values, published[arm], strict=True)
-        ]
+        rows.append((f"right, 64-64, {arm}", "", [right(net, data.test) for net in group]))
+        rows += [(f"{name}, 64-64, {arm}", said, value) for (name, value), said in zip(values, published, strict=True)]
         rows += [
             (f"right with {what}, 64-64, {arm} (not trained on)", "", [one.curves[kind].score[0] for one in found])
             for what, kind in (("5 % largest activations removed", "largest"), ("noise of their size added", "noise"))
         ]
     return rows
+
+
+def matched(data: Data, dropped: list[nn.Sequential], seeds: int, epochs: int) -> tuple[float, list[nn.Sequential]]:
+    """The weight decay, and its nets, which on validation rows are right as often as those with dropout, or nearest."""
+
+    def score(group: list[nn.Sequential]) -> float:
+        return statistics.fmean(right(net, data.validation) for net in group)
+
+    aim = score(dropped)
+    arms = {decay: nets(data, (64, 64), (0.0, 0.0), seeds, epochs, decay) for decay in DECAYS}
+    for decay, group in arms.items():
+        print(f"weight decay {decay:g}: {score(group):.4f} right on validation rows; dropout {aim:.4f}")
+    best = min(arms, key=lambda decay: abs(score(arms[decay]) - aim))
+    return best, arms[best]
+
+
+@torch.no_grad()
+def right(net: nn.Sequential, rows: Split) -> float:
+    """Share of rows whose class is right."""
+    return float((net(rows.x).argmax(1) == rows.y).double().mean())
 
 
 def ablation(data: Data, seeds: int, epochs: int) -> Rows:

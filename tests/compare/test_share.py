@@ -49,7 +49,7 @@ def alone(tmp_path_factory):
     return numbers(out)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 4])
 def test_processes_share_the_seeds(alone, size, tmp_path):
     done = run(size, tmp_path / "run", *ARMS)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from puredrop.compare import training
 from puredrop.compare.data import load
 from puredrop.compare.network import Network
 from puredrop.compare.training import Arm, train
@@ -37,6 +38,19 @@ def test_it_learns_and_both_arms_start_alike(digits):
     assert arms[0].training_loss[0] != arms[1].training_loss[0]
     starts = [Arm.start(NETWORK, range(2), torch.zeros(0), dropout=dropout) for dropout in (False, True)]
     assert all(torch.equal(starts[0].current[name], starts[1].current[name]) for name in starts[0].current)
+
+
+def test_weight_decay_is_that_of_the_weights_and_not_of_the_gradient(digits, monkeypatch):
+    """After one step of all rows the arms differ by the decay of what they started from."""
+    monkeypatch.setattr(training, "BATCH", 10_000)
+    ends = {}
+    for decay in (0.0, 10.0):
+        arm = Arm.start(NETWORK, range(2), digits.train.x, dropout=True)
+        start = {name: value.clone() for name, value in arm.current.items()}
+        train(arm, NETWORK, digits, range(2), 1, weight_decay=decay)
+        ends[decay] = arm.best
+    for name, value in ends[10.0].items():
+        torch.testing.assert_close(value, ends[0.0][name] - training.LEARNING_RATE * 10 * start[name])
 
 
 @pytest.mark.parametrize("stop", [1, 2])

@@ -148,6 +148,7 @@ def train(
     epochs: int,
     on_epoch: Callable[[Arm], None] = lambda arm: None,
     share: Share | None = None,
+    weight_decay: float = 0.0,
 ) -> None:
     """Train an arm to its end, from wherever it stands.
 
@@ -161,9 +162,10 @@ def train(
         epochs: at most so many.
         on_epoch: called after each epoch.
         share: of this process, where several train one arm; all have all of it after each epoch.
+        weight_decay: of the optimizer, decoupled (AdamW).
     """
     if not arm.finished(epochs):
-        _train(arm, network, data, seeds, epochs, on_epoch, share or Share())
+        _train(arm, network, data, seeds, epochs, on_epoch, share or Share(), weight_decay)
     arm.current, arm.moments = {}, {}  # only the best epoch counts from here on
 
 
@@ -175,11 +177,14 @@ def _train(
     epochs: int,
     on_epoch: Callable[[Arm], None],
     share: Share,
+    weight_decay: float,
 ) -> None:
     own = share.of(len(seeds))
     part = arm if share.size == 1 else arm.part(own)
     trained = network.trainable(part.current)
-    optimizer = torch.optim.Adam([value.requires_grad_() for value in trained.values()], fused=True)
+    optimizer = torch.optim.AdamW(
+        [value.requires_grad_() for value in trained.values()], weight_decay=weight_decay, fused=True
+    )
     _restore_moments(optimizer, part, list(trained))
     while not arm.finished(epochs):
         for group in optimizer.param_groups:
