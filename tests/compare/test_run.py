@@ -227,9 +227,8 @@ def written_at(path):
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_path, seed):
-    out, chance, kills = tmp_path / "run", random.Random(seed), 0
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(tmp_path):
+    out, chance, kills = tmp_path / "run", random.Random(1), 0
     options = ["--epochs", "60"]
     assert compare(tmp_path / "whole", *options) == 0
     eager = [sys.executable, "-c", EAGER, *command(out, *options, "--resume")[3:]]
@@ -244,7 +243,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_p
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
-        if process.returncode == 0 or kills == 4:
+        if process.returncode == 0 or kills == 3:
             break
     assert kills >= 2
     assert subprocess.run(eager, capture_output=True, check=False).returncode == 0

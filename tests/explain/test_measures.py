@@ -265,12 +265,12 @@ def test_a_model_of_rate_0_is_damaged_in_the_same_orders(data):
 def test_outputs_that_are_sums_over_units_do_not_interact():
     net = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 1)).double()
     x, y = torch.randn(50, 4).double(), torch.randn(50, 1).double()
-    found = explain.coadaptation(net, x, y, task="regression", members=2048)
+    found = explain.coadaptation(net, x, y, task="regression", members=1024)
     assert abs(found.interaction) < 5 * found.interaction_error < 0.3
     deep = nn.Sequential(*net[:3], nn.Linear(12, 12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 1)).double()
     with torch.no_grad():
         deep[3].weight.mul_(4)
-    found = explain.coadaptation(deep, x, y, task="regression", members=2048)
+    found = explain.coadaptation(deep, x, y, task="regression", members=1024)
     assert found.interaction > 5 * found.interaction_error
 
 
