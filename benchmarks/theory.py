@@ -27,7 +27,6 @@ from puredrop.compare.training import Arm, train
 
 Rows = list[tuple[str, str, list[float]]]
 
-
 DECAYS = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
 """Of the nets with weight decay, among which the one is chosen that is right as often as the net with dropout."""
 
@@ -83,8 +82,8 @@ def coadaptation(data: Data, seeds: int, epochs: int) -> Rows:
     ]
     for arm, group, published in arms:
         last = [explain.coadaptation(net, data.test.x, data.test.y, shares=(0.75,), at=[LAST]) for net in group]
-        both = [
-            explain.coadaptation(net, data.test.x, data.test.y, shares=(0.75,), tops=(0.05,), noises=(1.0,))
+        both = [  # of these the interaction share, which is what members are for, is not shown
+            explain.coadaptation(net, data.test.x, data.test.y, shares=(0.75,), tops=(0.05,), noises=(1.0,), members=16)
             for net in group
         ]
         values = [

@@ -42,15 +42,13 @@ def test_a_unit_behind_the_first_site_keeps_its_mean_and_not_that_behind_a_relu(
 
 def test_chance_is_no_bias():
     """Units that never bend have none: of 40 masks chance alone makes more than twice what is left, at 3.5 deviations."""
-    model, x = (
-        nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Dropout(0.5), nn.Linear(400, 400)).double(),
-        torch.ones(2, 6),
-    )
+    model = nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Dropout(0.5), nn.Linear(400, 400)).double()
     nn.init.constant_(model[3].bias, 100)
-    probe = prepared(model, x.double())
+    x = torch.ones(2, 6, dtype=torch.float64)
+    probe = prepared(model, x)
     with probe.opened() as drive:
         found = unit_over_masks(probe, drive, 40)
-    h = model[:2](x.double()).detach()[0]
+    h = model[:2](x).detach()[0]
     chance = (model[3].weight.detach().square() @ h.square()).mean().div(40).sqrt()
     assert found.values.min() > 0
     assert found.rms_bias < chance / 2

@@ -49,7 +49,7 @@ def test_the_penalty_is_the_enumeration_and_gauss_newton_that_of_the_jacobian(da
 
 
 def test_drawn_products_agree_with_one_for_each_output(data):
-    """Thirty outputs and 29 products: 5 standard errors of the mean, or of each unit's by two seeds."""
+    """Thirty outputs and 29 products: within 5 standard errors, in one batch or in six."""
     net, x, y = relu_net(outputs=30), data[0], torch.randint(30, (40,))
     truth = explain.penalty(net, x, y, F.cross_entropy, members=2)
     found = explain.penalty(net, x, y, F.cross_entropy, members=2, probes=29)

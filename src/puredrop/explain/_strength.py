@@ -32,7 +32,7 @@ class L2Strength:
         errors: path -> their standard errors over probes; 0 where each output had one of its own.
         shares: path -> Σ ½ λ w² over the layer's part of the Gauss-Newton penalty, which also has terms in pairs of
             weights of one unit: 1 where the diagonal says it all.
-        probes: for the estimate.
+        probes: how many products with the transposed Jacobian of a batch.
         left: path of what drops, and has no strength here -> why.
     """
 
@@ -104,9 +104,9 @@ def l2_strength(
             check(loss, outputs.detach(), targets)
             multiply = root(loss, outputs, targets)
             drawn = {one.path: _Sums(one, batch.rows / probe.rows) for one in readers}
+            ends = [one.output for one in readers]
             each, number, is_drawn = noises(outputs, probes, generator)
             for noise in each:
-                ends = [one.output for one in readers]
                 slopes = torch.autograd.grad(outputs, ends, multiply(noise), retain_graph=True)
                 for one, slope in zip(readers, slopes, strict=True):
                     drawn[one.path].add(slope, number, is_drawn)
