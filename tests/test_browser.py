@@ -94,6 +94,23 @@ def test_every_figure_is_drawn_with_titles_on_both_axes(opened):
         assert title["y"] + title["height"] <= box["y"] + box["height"] + 1, "the title is cut off"
 
 
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_labels_of_the_drawing_stand_clear_of_each_other(opened, width):
+    page, _ = opened(width)
+    boxes = page.eval_on_selector_all(
+        ".network text",
+        "all => all.map(one => one.getBoundingClientRect()).map(b => [b.left, b.right, b.top, b.bottom])",
+    )
+    assert len(boxes) == 8
+    slack = 0.2 * min(bottom - top for _, _, top, bottom in boxes)  # a line's box is taller than its letters
+    for i, (left, right, top, bottom) in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            is_beside = other[0] >= right or other[1] <= left
+            assert is_beside or other[2] >= bottom - slack or other[3] <= top + slack, i
+    button = page.get_by_role("button", name="Draw another sub-network").bounding_box()
+    assert max(box[3] for box in boxes) <= button["y"]
+
+
 def test_the_button_draws_another_sub_network(opened):
     page, noted = opened()
     status = page.locator("#network-says")
