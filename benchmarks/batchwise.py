@@ -25,7 +25,7 @@ from dropout_cost import medians
 from torch import nn
 
 import puredrop
-from puredrop.batchwise import _functions
+from puredrop.compact import functions as _functions
 
 
 @dataclass(frozen=True)

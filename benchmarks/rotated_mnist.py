@@ -34,7 +34,7 @@ import puredrop
 from puredrop.compare.data import load
 from puredrop.compare.rejection import reject
 from puredrop.ensemble import fit_temperature
-from puredrop.explain._intervals import Difference, paired_difference
+from puredrop.report.intervals import Difference, paired_difference
 
 ANGLES = (0, 15, 30, 45, 60, 75, 90)
 MEMBERS = 100

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from puredrop.explain._account import Subject, account
-from puredrop.explain._page import rendered
+from puredrop.explanation.analysis import Subject, account
+from puredrop.report.page import rendered
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None and not os.environ.get("CI"):

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from puredrop import functional, nn, schedules
 from puredrop._backend import backend
-from puredrop.batchwise import batchwise
-from puredrop.check import check
-from puredrop.convert import convert, revert
+from puredrop.conversion import convert, revert
 from puredrop.ensemble import DropoutEnsemble, Prediction
 from puredrop.functional import keep_mask
+from puredrop.inspection import Site, sites
+from puredrop.linting import check
 from puredrop.ops import Window
-from puredrop.reproducible import reproducible
+from puredrop.pinning import reproducible
 from puredrop.rng import Key
-from puredrop.sites import Site, sites
+from puredrop.thinning import batchwise
 
 if TYPE_CHECKING:
-    from puredrop import explain
+    from puredrop import explanation as explain
 
 __version__ = version("puredrop")
 
@@ -46,5 +46,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`puredrop.explain`, loaded when it is first asked for: it takes 45 ms, a fifth of what the rest takes."""
     if name == "explain":
-        return import_module("puredrop.explain")
+        return import_module("puredrop.explanation")
     raise AttributeError(f"module 'puredrop' has no attribute {name!r}")

@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from puredrop import ops
 from puredrop.nn import DropPath, LayerDrop
-from puredrop.nn._keyed import Keyed
+from puredrop.nn.keyed import Keyed
 
 __all__ = ["RateScheduler", "Schedule", "constant", "cosine", "curriculum", "early", "late", "linear", "over_depth"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
-from puredrop.check import CODES, check
-from puredrop.nn._keyed import HasKey
+from puredrop.linting import CODES, check
+from puredrop.nn.keyed import HasKey
 from puredrop.rng import Key
 
 __all__ = ["LayerConformance", "assert_dropout_ok"]

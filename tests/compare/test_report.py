@@ -12,8 +12,8 @@ from rich.console import Console
 
 from puredrop.compare import report, terminal
 from puredrop.compare.wording import findings, quantities, verdict
-from puredrop.explain import _page
-from puredrop.explain._section import Section
+from puredrop.report import page as _page
+from puredrop.report.section import Section
 
 
 def difference(estimate, low, high, detectable=0.02):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import puredrop
-from puredrop.ensemble._masks import BLOCK, Drawn, Listed, ranks
-from puredrop.ensemble._source import applied
+from puredrop.members.masks import BLOCK, Drawn, Listed, ranks
+from puredrop.members.sites import applied
 from puredrop.rng import BALANCED, philox
 
 CPU = torch.device("cpu")

@@ -8,11 +8,11 @@ from torch import nn
 
 import puredrop
 from dropping import MODELS, ROWS, model_of
-from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._engine import Engine, Members
-from puredrop.ensemble._inputs import Batch
-from puredrop.ensemble._look import look
-from puredrop.ensemble._outputs import main_output
+from puredrop.members.engine import Engine, Members
+from puredrop.members.inputs import Batch
+from puredrop.members.instrumented import Drive
+from puredrop.members.outputs import main_output
+from puredrop.members.survey import look
 
 
 def engines(model, x, members=None):

@@ -11,7 +11,7 @@ from torch import nn
 import puredrop
 from dropping import model_of
 from puredrop.ensemble import _predict
-from puredrop.ensemble._sequence import Sequence, expected_samples
+from puredrop.ensemble._confidence_sequence import Sequence, expected_samples
 from puredrop.ensemble._statistics import Running
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.nn import Module
 
-from puredrop.reproducible import Run, reproducible
+from puredrop.pinning import Run, reproducible
 
 __all__ = ["Pinning"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from puredrop.cli._options import add_data, add_explanation, add_inputs, add_prediction, add_training
 
 if TYPE_CHECKING:
-    from puredrop.check import Report
+    from puredrop.linting import Report
 
 __all__ = ["main"]
 
@@ -167,7 +167,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _sites(arguments: argparse.Namespace) -> int:
-    from puredrop.sites import load, sites
+    from puredrop.inspection import load, sites
 
     try:
         model, inputs, named = load(arguments.model, arguments.input)
@@ -179,7 +179,7 @@ def _sites(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from puredrop.check._formats import FORMATS
+    from puredrop.linting.formats import FORMATS
 
     models = [target for target in arguments.targets if ":" in target and not Path(target).exists()]
     if models and len(arguments.targets) > 1:
@@ -233,8 +233,8 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _of_model(spec: str, arguments: argparse.Namespace) -> Report:
-    from puredrop.check import check
-    from puredrop.sites import load
+    from puredrop.inspection import load
+    from puredrop.linting import check
 
     if arguments.fix:
         raise ValueError("--fix is for files; a model is not changed")
@@ -243,7 +243,7 @@ def _of_model(spec: str, arguments: argparse.Namespace) -> Report:
 
 
 def _of_files(arguments: argparse.Namespace) -> Report:
-    from puredrop.check._source import check_paths
+    from puredrop.linting.source import check_paths
 
     if arguments.input:
         raise ValueError("--input is for a model; files are not run")

@@ -18,10 +18,10 @@ from puredrop.compare.data import load
 from puredrop.compare.files import write
 from puredrop.compare.run import data_of, environment, network_of
 from puredrop.compare.subject import options_of, subject, weights_of
-from puredrop.explain._account import Account, Subject, account
-from puredrop.explain._page import rendered
-from puredrop.sites._load import made
-from puredrop.sites._weights import load_weights
+from puredrop.explanation.analysis import Account, Subject, account
+from puredrop.inspection.load import made
+from puredrop.inspection.weights import load_weights
+from puredrop.report.page import rendered
 
 __all__ = ["Request", "execute", "prepare"]
 

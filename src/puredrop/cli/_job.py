@@ -20,8 +20,8 @@ from torch.nn import Module
 from puredrop.cli._rows import read_rows
 from puredrop.compare.files import digest, write
 from puredrop.ensemble import DropoutEnsemble
-from puredrop.sites._load import made
-from puredrop.sites._weights import load_weights
+from puredrop.inspection.load import made
+from puredrop.inspection.weights import load_weights
 
 __all__ = ["Job", "Request", "execute", "prepare"]
 

@@ -6,8 +6,8 @@ import statistics
 from typing import Any
 
 from puredrop.compare.wording import ARM_NAMES, quantities
-from puredrop.explain._figure import Figure
-from puredrop.explain._section import Section
+from puredrop.report.figures import Figure
+from puredrop.report.section import Section
 
 __all__ = ["cost", "loss_axis", "trained"]
 

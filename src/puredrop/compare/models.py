@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from puredrop.batchwise import batchwise
 from puredrop.compare.data import Data
 from puredrop.compare.network import Parameters
-from puredrop.convert import convert
+from puredrop.conversion import convert
+from puredrop.inspection import sites
+from puredrop.inspection.load import find
 from puredrop.rng import Key
-from puredrop.sites import sites
-from puredrop.sites._load import find
+from puredrop.thinning import batchwise
 
 __all__ = ["UserModel", "load_model"]
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from puredrop import functional
-from puredrop.batchwise import Call, Kept, Split, linear, take
+from puredrop.compact.functions import Call, linear, take
+from puredrop.compact.kept import Kept
 from puredrop.functional import keep_mask
 from puredrop.ops import Window
 from puredrop.rng import Key
+from puredrop.thinning import Split
 
 __all__ = ["Model", "Network", "Parameters"]
 

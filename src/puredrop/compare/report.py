@@ -11,9 +11,9 @@ from puredrop.compare.measure import MEMBERS
 from puredrop.compare.sweep import section
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
 from puredrop.compare.wording import ARM_NAMES, Quantity, enough, findings, quantities, verdict
-from puredrop.explain._figure import Figure
-from puredrop.explain._page import rendered
-from puredrop.explain._section import Section
+from puredrop.report.figures import Figure
+from puredrop.report.page import rendered
+from puredrop.report.section import Section
 
 __all__ = ["render"]
 

@@ -8,7 +8,7 @@ from puredrop.compare.measure import MEMBERS, Measured, Members
 from puredrop.compare.rejection import SHARES, reject
 from puredrop.compare.tasks import Judged, Table, Task
 from puredrop.compare.training import Arm
-from puredrop.explain._intervals import paired_difference
+from puredrop.report.intervals import paired_difference
 
 __all__ = ["ENOUGH", "SCHEMA", "arm_record", "differences", "samples"]
 

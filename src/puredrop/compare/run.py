@@ -27,7 +27,7 @@ from puredrop.compare.share import Share, joined
 from puredrop.compare.subject import subject
 from puredrop.compare.sweep import Sweep, swept
 from puredrop.compare.training import Arm, train
-from puredrop.explain._account import Account, account
+from puredrop.explanation.analysis import Account, account
 
 __all__ = ["Run", "data_of", "environment", "network_of", "prepare"]
 

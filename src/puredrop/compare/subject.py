@@ -16,7 +16,7 @@ from puredrop.compare.data import Data
 from puredrop.compare.network import Model, Network, Parameters
 from puredrop.compare.options import Options
 from puredrop.compare.training import BATCH
-from puredrop.explain._account import Subject
+from puredrop.explanation.analysis import Subject
 
 __all__ = ["options_of", "subject", "weights_of"]
 

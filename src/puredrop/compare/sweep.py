@@ -13,9 +13,9 @@ from torch.nn import Module
 from puredrop import functional
 from puredrop.compare.data import Data
 from puredrop.compare.network import Network, Parameters
-from puredrop.explain._figure import Figure
-from puredrop.explain._intervals import paired_difference
-from puredrop.explain._section import Section
+from puredrop.report.figures import Figure
+from puredrop.report.intervals import paired_difference
+from puredrop.report.section import Section
 from puredrop.rng import Key
 
 __all__ = ["Sweep", "section", "swept"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.results import ENOUGH
-from puredrop.explain._section import Finding
+from puredrop.report.section import Finding
 
 __all__ = ["ARM_NAMES", "Quantity", "enough", "findings", "quantities", "verdict"]
 

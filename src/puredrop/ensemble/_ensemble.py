@@ -13,21 +13,21 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.ensemble._calibration import By, acquire
-from puredrop.ensemble._compact import Step
-from puredrop.ensemble._drive import Drive
-from puredrop.ensemble._engine import Engine, Members
-from puredrop.ensemble._exact import exact, listed
-from puredrop.ensemble._inputs import Inputs
-from puredrop.ensemble._look import Look, look
-from puredrop.ensemble._member import Frozen, member, number_of
+from puredrop.ensemble._export import Frozen, member, number_of
 from puredrop.ensemble._moments import Covariance, Moments, carrier
-from puredrop.ensemble._outputs import Task, main_output, probabilities, reader
 from puredrop.ensemble._predict import Noise, Options, Predictor
 from puredrop.ensemble._prediction import Prediction
-from puredrop.ensemble._source import Use
-from puredrop.reproducible import unwrapped
+from puredrop.inspection.state import restored
+from puredrop.members.engine import Engine, Members
+from puredrop.members.exact import exact, listed
+from puredrop.members.inputs import Inputs
+from puredrop.members.instrumented import Drive
+from puredrop.members.outputs import Task, main_output, probabilities, reader
+from puredrop.members.sites import Use
+from puredrop.members.survey import Look, look
+from puredrop.members.thinned import Step
+from puredrop.pinning import unwrapped
 from puredrop.rng import Key
-from puredrop.sites._state import restored
 
 __all__ = ["DropoutEnsemble", "PowerOfTwo"]
 

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.nn import Module
 
 from puredrop import nn as ours
-from puredrop.batchwise import first_line
-from puredrop.nn._keyed import HasKey
+from puredrop.nn.keyed import HasKey
+from puredrop.thinning import first_line
 
 __all__ = ["Covariance", "Moments", "carrier"]
 

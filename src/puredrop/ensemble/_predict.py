@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from puredrop.ensemble._engine import Engine
-from puredrop.ensemble._inputs import Batch, Inputs, checked_number
-from puredrop.ensemble._look import Look
-from puredrop.ensemble._masks import BLOCK
+from puredrop.ensemble._confidence_sequence import Sequence as Confidence
+from puredrop.ensemble._confidence_sequence import expected_samples
 from puredrop.ensemble._prediction import Prediction
-from puredrop.ensemble._sequence import Sequence as Confidence
-from puredrop.ensemble._sequence import expected_samples
 from puredrop.ensemble._statistics import Running
+from puredrop.members.engine import Engine
+from puredrop.members.inputs import Batch, Inputs, checked_number
+from puredrop.members.masks import BLOCK
+from puredrop.members.survey import Look
 
 __all__ = ["Noise", "Options", "Predictor"]
 

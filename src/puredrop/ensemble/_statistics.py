@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from puredrop.ensemble._masks import BLOCK
+from puredrop.members.masks import BLOCK
 
 __all__ = ["Running"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from puredrop import functional
-from puredrop.nn._keyed import Keyed
+from puredrop.nn.keyed import Keyed
 
 __all__ = ["AlphaDropout", "FeatureAlphaDropout"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from puredrop import ops
-from puredrop.functional._intercept import Interception
-from puredrop.nn._keyed import HasKey
+from puredrop.functional.interception import Interception
+from puredrop.nn.keyed import HasKey
 from puredrop.rng import Key
 
 __all__ = ["MultiheadAttention"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from puredrop import functional
-from puredrop.nn._keyed import Keyed
+from puredrop.nn.keyed import Keyed
 from puredrop.rng import Key
 
 __all__ = ["DropBlock2d"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from puredrop import functional
-from puredrop.nn._keyed import Keyed
+from puredrop.nn.keyed import Keyed
 
 __all__ = ["Dropout1d", "Dropout2d", "Dropout3d"]
 

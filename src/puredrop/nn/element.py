@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from puredrop import functional
-from puredrop.nn._keyed import Keyed
+from puredrop.nn.keyed import Keyed
 from puredrop.rng import Key
 
 __all__ = ["Dropout"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from puredrop import functional, ops
 from puredrop.functional.element import kept
-from puredrop.nn._keyed import Keyed
+from puredrop.nn.keyed import Keyed
 from puredrop.rng import Key
 
 __all__ = ["LockedDropout", "PatchDropout", "WordDropout"]

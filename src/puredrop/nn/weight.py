@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from puredrop import functional
-from puredrop.nn._keyed import Keyed
+from puredrop.nn.keyed import Keyed
 from puredrop.rng import Key
 
 __all__ = ["DropConnect", "EmbeddingDropout", "WeightDrop", "drop_connect"]

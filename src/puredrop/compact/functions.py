@@ -1,0 +1,181 @@
+"""Compacted layers as functions: panels gathered, plain matrix products and convolutions, gradients scattered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from puredrop.compact.buffers import Memory
+from puredrop.compact.kept import Kept
+from puredrop.compact.panels import gather, scatter, shape_of
+
+__all__ = ["Call", "conv", "linear", "put", "take"]
+
+
+_convolution: Any = torch.ops.aten.convolution.default
+_convolution_backward: Any = torch.ops.aten.convolution_backward.default
+
+
+class Call(NamedTuple):
+    """One use of a layer, whose input and output are (groups, rows, units, ...).
+
+    Args:
+        columns: the units that the input has; None for all of them.
+        rows: the units that the output is to have; None for all of them.
+        scale: what the input must be multiplied by; the panels are, which are smaller.
+        rooms: where the panels, their gradient and the weight's gradient are written; fresh memory if None.
+        rule: stride, padding and dilation of a convolution.
+    """
+
+    columns: Kept | None
+    rows: Kept | None
+    scale: float
+    rooms: tuple[Memory, Memory, Memory] | None = None
+    rule: tuple[Any, ...] = ()
+
+    def room(self, which: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory to be written."""
+        if self.rooms is None:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        return self.rooms[which].tensor(shape, like)
+
+    def panels(self, weight: Tensor, groups: int) -> Tensor:
+        """Of the weight: (groups, units of the output, units of the input, ...)."""
+        for name, kept, size in (("input", self.columns, weight.shape[1]), ("output", self.rows, weight.shape[0])):
+            if kept is not None and kept.size != size:  # or the library would read what lies beyond the weight
+                raise RuntimeError(f"shapes do not fit: a layer whose {name} has {size} units is used with {kept.size}")
+        rows = self.rows or weight.shape[0]
+        room = self.room(0, shape_of(weight, groups, rows, self.columns), weight)
+        return gather(weight.contiguous(), rows, self.columns, self.scale, room)
+
+    def weight_gradient(self, panels: Tensor, weight: Tensor) -> Tensor:
+        """From that of the panels, which were scaled."""
+        rows = self.rows or weight.shape[0]
+        return scatter(panels.to(weight.dtype), rows, self.columns, self.scale, self.room(2, weight.shape, weight))
+
+    def biases(self, bias: Tensor, groups: int) -> Tensor:
+        """(groups, 1, units of the output)."""
+        if self.rows is None:
+            return bias.expand(groups, 1, -1)
+        room = torch.empty(groups, self.rows.width, 1, dtype=bias.dtype, device=bias.device)
+        return gather(bias.contiguous().unsqueeze(1), self.rows, None, 1.0, room).transpose(1, 2)
+
+    def bias_gradient(self, sums: Tensor, bias: Tensor) -> Tensor:
+        """From (groups, units of the output)."""
+        if self.rows is None:
+            return sums.sum(0).to(bias.dtype)
+        room = torch.empty(len(bias), 1, dtype=bias.dtype, device=bias.device)
+        return scatter(sums.to(bias.dtype).unsqueeze(2), self.rows, None, 1.0, room).squeeze(1)
+
+
+class _Linear(torch.autograd.Function):
+    """`y = x W^T + b`, of W the rows and columns that each group keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        panels = call.panels(weight, len(x)).to(x.dtype)
+        ctx.call = call
+        ctx.save_for_backward(x, weight, bias, panels)
+        if bias is None:
+            return torch.bmm(x, panels.transpose(1, 2))
+        return torch.baddbmm(call.biases(bias, len(x)).to(x.dtype), x, panels.transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, panels = ctx.saved_tensors
+        call: Call = ctx.call
+        gradient = gradient.contiguous()
+        of_input = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_input = torch.bmm(gradient, panels)
+        if ctx.needs_input_grad[1]:
+            room = call.room(1, panels.shape, panels)
+            of_weight = call.weight_gradient(torch.bmm(gradient.transpose(1, 2), x, out=room), weight)
+        if ctx.needs_input_grad[2]:
+            of_bias = call.bias_gradient(gradient.sum(1), bias)
+        return of_input, of_weight, of_bias, None
+
+
+class _Conv(torch.autograd.Function):
+    """A convolution with the output and input channels that each group keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        panels = call.panels(weight, len(x)).to(x.dtype)
+        ctx.call = call
+        ctx.save_for_backward(x, weight, bias, panels)
+        biases = [None] * len(x) if bias is None else call.biases(bias, len(x)).to(x.dtype).flatten(1)
+        none = [0] * len(call.rule[0])
+        maps = [
+            _convolution(one, panel, b, *call.rule, False, none, 1)
+            for one, panel, b in zip(x, panels, biases, strict=True)
+        ]
+        return _stacked(maps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, panels = ctx.saved_tensors
+        call: Call = ctx.call
+        needs = [*ctx.needs_input_grad[:2], False]
+        none = [0] * len(call.rule[0])
+        found = [
+            _convolution_backward(dy, one, panel, None, *call.rule, False, none, 1, needs)
+            for dy, one, panel in zip(gradient, x, panels, strict=True)
+        ]
+        of_input = of_weight = of_bias = None
+        if needs[0]:
+            of_input = _stacked([dx for dx, _, _ in found])
+        if needs[1]:
+            of_weight = call.weight_gradient(_stacked([dw.contiguous() for _, dw, _ in found]), weight)
+        if ctx.needs_input_grad[2]:
+            of_bias = call.bias_gradient(gradient.sum((1, *range(3, gradient.dim()))), bias)
+        return of_input, of_weight, of_bias, None
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """One group's needs no copy."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+
+
+class _Take(torch.autograd.Function):
+    """Of a dense tensor (groups, rows, units, ...), the units that each group keeps, scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, dense: Tensor, kept: Kept, scale: float) -> Tensor:
+        ctx.kept, ctx.scale = kept, scale
+        groups, rows = dense.shape[:2]
+        flat = dense.contiguous().flatten(0, 1)
+        room = torch.empty(shape_of(flat, groups, rows, kept), dtype=dense.dtype, device=dense.device)
+        return gather(flat, rows, kept, scale, room, step=rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return put(gradient, ctx.kept, ctx.scale), None, None
+
+
+class _Put(torch.autograd.Function):
+    """The other way round: packed values in their places, scaled, 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, kept: Kept, scale: float) -> Tensor:
+        ctx.kept, ctx.scale = kept, scale
+        groups, rows, _, *inner = values.shape
+        dense = torch.empty(groups * rows, kept.size, *inner, dtype=values.dtype, device=values.device)
+        scatter(values.contiguous(), rows, kept, scale, dense, step=rows)
+        return dense.view(groups, rows, kept.size, *inner)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return take(gradient, ctx.kept, ctx.scale), None, None
+
+
+linear: Callable[..., Tensor] = _Linear.apply
+conv: Callable[..., Tensor] = _Conv.apply
+take: Callable[..., Tensor] = _Take.apply
+put: Callable[..., Tensor] = _Put.apply

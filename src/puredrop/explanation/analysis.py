@@ -1,0 +1,338 @@
+"""Everything that the page says of one network: all questions measured, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop.explanation import _sections as sections
+from puredrop.explanation.averages import Averages, averages
+from puredrop.explanation.coadaptation import Coadaptation, coadaptation
+from puredrop.explanation.drawing import drawing
+from puredrop.explanation.gradient_noise import GradientNoise, gradient_noise
+from puredrop.explanation.l2_strength import l2_strength
+from puredrop.explanation.member_visits import member_visits
+from puredrop.explanation.penalty import Penalty, penalty
+from puredrop.explanation.ridge import Descent, Ridge, ridge
+from puredrop.explanation.unit_over_masks import unit_over_masks
+from puredrop.explanation.variance_shift import variance_shift
+from puredrop.explanation.weight_scaling_gap import weight_scaling_gap
+from puredrop.members.instrumented import Drive
+from puredrop.members.prepared import Probe, plain, prepared
+from puredrop.members.sites import Use
+from puredrop.report.section import Finding, Section, unable
+
+__all__ = ["Account", "Subject", "account"]
+
+_RIDGE_UNITS, _RIDGE_STEPS = 64, 8000
+_LARGEST_BATCH = 128
+_MOST_SITES = 12
+"""That are measured alone, too: of a deep encoder each would take as long as all of them together."""
+_NEAR = 0.1
+"""By how much the approximated penalty may miss the truth, as a share of it, to be called the same."""
+_DAMAGE = {
+    "random": ("units removed at random", 0.75),
+    "largest": ("the largest activations removed", 0.05),
+    "noise": ("noise of the activations' size", 1.0),
+}
+"""Kind -> what the closing paragraph calls it, and the size at which it compares."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and its data.
+
+    Args:
+        name: for headings.
+        model: trained; its rates above 0.
+        x, y: rows that it was not trained on, if there are any.
+        task: what it predicts: classes of cross entropy, or numbers of a squared error.
+        train_x, train_y: rows that it was trained on, for what dropout adds to their loss; the same rows if None.
+        twin: the same network trained without dropout, with layers that drop at the same places.
+        draws: masks to count, as many as a training draws: epochs times rows.
+        masks: a function to those of its own training, as `member_visits` takes them; None to draw some.
+        members: how many masks, members and orders are run; more is more exact.
+        seed: of all of them.
+    """
+
+    name: str
+    model: Module
+    x: Any
+    y: Tensor
+    task: Literal["classification", "regression"]
+    train_x: Any = None
+    train_y: Tensor | None = None
+    twin: Module | None = None
+    draws: int = 60_000
+    masks: Callable[[], Iterable[Mapping[str, Tensor]]] | None = None
+    members: int = 64
+    seed: int = 0
+
+    @property
+    def trained(self) -> tuple[Any, Tensor]:
+        """Rows that it was trained on."""
+        return (self.x, self.y) if self.train_y is None else (self.train_x, self.train_y)
+
+    def fewer(self, rows: int) -> Subject:
+        """The same with so many of its rows at random, where there are more."""
+        generator = torch.Generator().manual_seed(self.seed)
+        x, y = _some(self.x, self.y, rows, generator)
+        if self.train_y is None:
+            return replace(self, x=x, y=y)
+        train_x, train_y = _some(self.train_x, self.train_y, rows, generator)
+        return replace(self, x=x, y=y, train_x=train_x, train_y=train_y)
+
+
+def _some(x: Any, y: Tensor, rows: int, generator: torch.Generator) -> tuple[Any, Tensor]:
+    if len(y) <= rows:
+        return x, y
+    which = torch.randperm(len(y), generator=generator)[:rows].sort().values.to(y.device)
+    return ({name: one[which] for name, one in x.items()} if isinstance(x, dict) else x[which]), y[which]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What was found.
+
+    Args:
+        verdict: in one sentence.
+        findings: what held of the three sentences that explain dropout everywhere, and what did not.
+        sections: of the page.
+        left: path of what drops and is not part of it -> why.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    sections: tuple[Section, ...]
+    left: dict[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "verdict": self.verdict, "findings": [asdict(one) for one in self.findings], "left": self.left,
+            "sections": [section.record() for section in self.sections],
+        }  # fmt: skip
+
+
+def account(
+    subject: Subject, on_stage: Callable[[str], None] = lambda question: None, but: Collection[str] = ()
+) -> Account:
+    """Ask a network everything.
+
+    Args:
+        subject: it and its data.
+        on_stage: called with each question before it is measured.
+        but: ids of questions that are not asked.
+
+    Raises:
+        TypeError, ValueError: for fewer than two rows, classes that the model does not have, or no dropout reached.
+    """
+    probe = prepared(subject.model, subject.x, seed=subject.seed)
+    asked = _Asked(subject, probe)
+    told: list[Section] = []
+    for id, ask in asked.questions():
+        if id in but:
+            continue
+        question = sections.QUESTIONS[id]
+        on_stage(question)
+        try:
+            section = ask()
+        except (ValueError, NotImplementedError) as error:
+            section = unable(id, question, error)
+        if section is not None:
+            told.append(section)
+    return Account(asked.verdict(), tuple(asked.findings()), tuple(told), probe.left)
+
+
+class _Asked:
+    """The questions of one subject, and what their answers have in common."""
+
+    def __init__(self, subject: Subject, probe: Probe) -> None:
+        self.subject, self.probe = subject, probe
+        self.loss = F.cross_entropy if subject.task == "classification" else F.mse_loss
+        self.each = len(probe.uses) <= _MOST_SITES
+        self.with_rows: dict[str, Any] = {"members": subject.members, "seed": subject.seed}
+        with probe.opened() as drive:
+            self.means = averages(probe, drive, probe.parts(self._fitting(drive)), subject.task, subject.members)
+        self.penalty: Penalty | None = None
+        self.damage: tuple[Coadaptation, Coadaptation | None] | None = None
+        self.shaken: GradientNoise | None = None
+        self.gap: float | None = None
+
+    def _fitting(self, drive: Drive) -> Tensor:
+        """What belongs to the rows, in the shape of the outputs of a regression."""
+        return _like(self.subject.y, self.probe.forward(drive, self.probe.batches[0], plain), self.subject.task)
+
+    def questions(self) -> Iterator[tuple[str, Callable[[], Section | None]]]:
+        """In the order of the page."""
+        yield "network", self.network
+        yield "division", self.division
+        yield "reliance", self.reliance
+        yield "one-pass", self.one_pass
+        yield "l2", self.l2
+        yield "noise", self.noise
+        yield "doubt", lambda: sections.doubt(self.means)
+        if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in self.probe.root.modules()):
+            yield "batchnorm", self.batchnorm
+        yield "why", lambda: sections.why(self.penalty, self.damage[0] if self.damage else None, self.shaken)
+
+    def network(self) -> Section:
+        """A drawing, and the masks drawn."""
+        s = self.subject
+        own = None if s.masks is None else s.masks()
+        found = member_visits(s.model, s.x, task=s.task, draws=s.draws, masks=own, members=32, seed=s.seed)
+        with self.probe.opened() as drive:
+            outputs = self.probe.forward(drive, self.probe.batches[0], plain)[0].numel()
+        return sections.network(found, drawing(self.probe, outputs), own is not None)
+
+    def division(self) -> Section:
+        """One unit over masks."""
+        with self.probe.opened() as drive:
+            return sections.division(unit_over_masks(self.probe, drive))
+
+    def reliance(self) -> Section:
+        """Damage, with and without dropout."""
+        s = self.subject
+        orders = max(2, s.members // 4)
+        options: dict[str, Any] = {"task": s.task, "orders": orders, "members": 4 * s.members, "seed": s.seed}
+        found = coadaptation(s.model, s.x, s.y, **options)
+        twin = None if s.twin is None else coadaptation(s.twin, s.x, s.y, **options)
+        self.damage = (found, twin)
+        return sections.reliance(found, twin)
+
+    def one_pass(self) -> Section:
+        """Against the means for which it stands."""
+        s = self.subject
+        members = 8 * max(1, s.members // 2)
+        found = weight_scaling_gap(s.model, s.x, task=s.task, members=members, each=self.each, seed=s.seed)
+        self.gap = found.to_arithmetic.value
+        return sections.one_pass(found, self.means)
+
+    def l2(self) -> Section:
+        """The price in the loss, by both."""
+        x, y = self.subject.trained
+        y = self._targets(y)
+        self.penalty = penalty(self.subject.model, x, y, self.loss, each=self.each, **self.with_rows)
+        try:
+            shares = l2_strength(self.subject.model, x, y, self.loss, seed=self.subject.seed).shares
+        except ValueError:  # nothing that follows a site has weights that are looked at
+            shares = {}
+        return sections.l2(self.penalty, self._landing(), shares)
+
+    def _targets(self, y: Tensor) -> Tensor:
+        with self.probe.opened() as drive:
+            return _like(y, self.probe.forward(drive, self.probe.batches[0], plain), self.subject.task)
+
+    def _landing(self) -> tuple[Ridge, Descent] | None:
+        """Of a linear model of some of the units before the last site; None where they are no features of rows."""
+        last, seen = self.probe.uses[-1], []
+
+        def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+            if use.place == last.place and dim == 0 and input.dim() == 2:
+                seen.append(input.detach().double().cpu())
+            return input
+
+        with self.probe.opened() as drive:
+            for batch in self.probe.batches:
+                self.probe.forward(drive, batch, act)
+        if not seen or self.subject.y.dim() > 1:
+            return None
+        h = torch.cat(seen)
+        size = h.square().mean(0).sqrt()
+        which = size.topk(min(_RIDGE_UNITS, int((size > 0).sum()), len(h) // 4)).indices
+        if not len(which):
+            return None
+        y = self.subject.y.cpu()
+        targets = F.one_hot(y).double() if self.subject.task == "classification" else y.double()
+        try:
+            solved = ridge(h[:, which] / size[which], targets, last.p)
+        except ValueError:  # units that others say already
+            return None
+        return solved, solved.descend(_RIDGE_STEPS, seed=self.subject.seed)
+
+    def noise(self) -> Section:
+        """Of the gradient."""
+        x, y = self.subject.trained
+        batch = min(_LARGEST_BATCH, len(y) // 2)
+        y = self._targets(y)
+        self.shaken = gradient_noise(self.subject.model, x, y, self.loss, batch=batch, seed=self.subject.seed)
+        return sections.noise(self.shaken)
+
+    def batchnorm(self) -> Section | None:
+        """Its variances."""
+        x, _ = self.subject.trained
+        return sections.batchnorm(variance_shift(self.subject.model, x, seed=self.subject.seed))
+
+    def verdict(self) -> str:
+        """The network in one sentence."""
+        adds = "Dropout could not be priced in the loss of this network"
+        if self.penalty is not None:
+            found = self.penalty
+            adds = f"Dropout adds {found.measured:.3g} to a training loss of {found.loss:.3g} of this network"
+        means = self.means
+        number, unit = means.numbers[-1], means.name
+        if means.found:
+            verb = "lowers" if means.difference[0] < 0 else "raises"
+            return (
+                f"{adds}, and averaging {number} of its sub-networks {verb} the {unit} of one pass from "
+                f"{means.one_pass:.4f} to {means.score[-1]:.4f}."
+            )
+        return f"{adds}, and averaging {number} of its sub-networks makes no difference to the {unit} we could find."
+
+    def findings(self) -> Iterator[Finding]:
+        """What held of the three sentences, and what did not."""
+        if self.damage is not None:
+            yield from _of_reliance(*self.damage)
+        if self.gap is not None:
+            yield _of_means(self.means, self.gap)
+        if self.penalty is not None:
+            ratio, error = self.penalty.ratio, self.penalty.ratio_error
+            is_near = self.penalty.is_exact or abs(ratio - 1) < _NEAR
+            says = f"the L2-like form says {ratio:.2f} ± {1.96 * error:.2f} of what dropout adds to the loss"
+            yield Finding("l2", is_near, f"“it acts like L2”: {says}")
+
+
+def _like(y: Tensor, outputs: Tensor, task: str) -> Tensor:
+    if task == "regression" and y.numel() == len(y) * outputs[0].numel():
+        return y.reshape(len(y), *outputs.shape[1:]).to(outputs.dtype)
+    return y
+
+
+def _of_reliance(found: Coadaptation, twin: Coadaptation | None) -> Iterator[Finding]:
+    name = "“units cannot rely on each other”"
+    if twin is None:
+        yield Finding("reliance", False, f"{name}: not to be told without a network that was trained without dropout")
+        return
+    sign = 1 if found.task == "classification" else -1
+    words: dict[bool, list[str]] = {True: [], False: []}
+    for kind, (what, size) in _DAMAGE.items():
+        curve = found.curves[kind]
+        difference = curve.minus(twin.curves[kind])[curve.sizes.index(size)]
+        words[difference.found and sign * difference.estimate > 0].append(what)
+    for is_better, kinds in words.items():
+        if kinds:
+            verb = "better" if is_better else "not shown to be better"
+            yield Finding("reliance", is_better, f"{name}: {verb} than its twin without dropout under {_and(kinds)}")
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _of_means(means: Averages, gap: float) -> Finding:
+    name, away = "“one pass averages 2^n networks”", f"it is {gap:.4f} (rms) from their mean"
+    if not means.found:
+        number = means.numbers[-1]
+        return Finding(
+            "one-pass", True, f"{name}: {away}, and no worse or better than that of {number}, as far as seen"
+        )
+    verb = "worse" if means.difference[0] < 0 else "better"
+    return Finding(
+        "one-pass", False, f"{name}: {away}, and {verb} than it by {abs(means.difference[0]):.4f} ({means.name})"
+    )

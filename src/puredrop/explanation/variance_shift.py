@@ -1,0 +1,251 @@
+"""Variance shift: BatchNorm learned a variance under dropout that its input does not have at test time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from puredrop.members.inputs import checked_number
+from puredrop.members.instrumented import Drive
+from puredrop.members.prepared import Probe, factors, plain, prepared, signs
+from puredrop.members.sites import Use
+from puredrop.report.figures import Figure
+from puredrop.report.intervals import jackknife_error
+from puredrop.rng import Key
+
+__all__ = ["Shift", "VarianceShift", "variance_shift"]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Of one BatchNorm; every tensor float64 (channels,).
+
+    Args:
+        path: of the module.
+        measured: variance of its input at test time over that in training, with dropout on.
+        standard_error: of it, over masks.
+        predicted: by dropout's noise to first order: exact where what lies between is linear.
+        predicted_error: its standard error over probes.
+
+    NaN stands for channels whose input does not vary.
+    """
+
+    path: str
+    measured: Tensor
+    standard_error: Tensor
+    predicted: Tensor
+    predicted_error: Tensor
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: test over training variance {_mean(self.measured, self.standard_error)}, predicted "
+            f"{_mean(self.predicted, self.predicted_error)} (mean over {int((~self.measured.isnan()).sum())} channels "
+            f"that vary; lowest measured {float(self.measured.nan_to_num(math.inf).min()):.3f})"
+        )
+
+
+@dataclass(frozen=True)
+class VarianceShift:
+    """All BatchNorms of a model that dropout reaches.
+
+    Args:
+        layers: in the order of the forward.
+        unreached: paths of those whose input no dropout changes.
+        members: masks of each row.
+        rows: of the data.
+        left: path of what drops and was off -> why.
+    """
+
+    layers: tuple[Shift, ...]
+    unreached: tuple[str, ...]
+    members: int
+    rows: int
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [str(layer) for layer in self.layers]
+        if not lines:
+            where = f"; dropout reaches none of {', '.join(self.unreached)}" if self.unreached else " in this model"
+            lines = [f"no variance shift: no BatchNorm behind dropout{where}"]
+        return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """Predicted against measured, a dot for each channel."""
+        traces: list[dict[str, Any]] = []
+        ends = [1.0, 1.0]
+        for layer, color in zip(self.layers, ("@dropout", "@none", "@members", "@batchwise") * 99, strict=False):
+            varies = ~layer.measured.isnan()
+            x, y = layer.predicted[varies].tolist(), layer.measured[varies].tolist()
+            ends = [min([ends[0], *x, *y]), max([ends[1], *x, *y])]
+            traces.append(
+                {"x": x, "y": y, "mode": "markers", "name": layer.path, "marker": {"color": color},
+                 "hovertemplate": "%{x:.3f}: %{y:.3f}<extra>" + layer.path + "</extra>"}
+            )  # fmt: skip
+        traces.append(
+            {"x": ends, "y": ends, "mode": "lines", "name": "equal", "line": {"color": "@line", "dash": "dash"}}
+        )
+        axes = {
+            "xaxis": {"title": {"text": "predicted test / training variance"}},
+            "yaxis": {"title": {"text": "measured test / training variance"}},
+        }
+        return Figure(str(self), traces, axes)
+
+
+def _mean(values: Tensor, errors: Tensor) -> str:
+    # Channels share masks and probes: the mean's error is not smaller than it would be if they were one.
+    return f"{float(values.nanmean()):.3f} ± {float(errors.nanmean()):.2g}"
+
+
+def variance_shift(
+    model: Module, x: Any, *, members: int = 32, probes: int = 32, seed: int = 0, batch_size: int = 1024
+) -> VarianceShift:
+    """Measure, for each BatchNorm behind dropout, how its input's variance at test time differs from that in training.
+
+    BatchNorm's running variance was taken with dropout on. By the law of total variance that is the variance at test
+    time plus ρ Σ_j E (h_j ∂z/∂h_j)², to first order in the noise: exact right behind dropout, and behind linear layers.
+    The sum is estimated without any Jacobian, by the derivative along random signs of all units.
+
+    Args:
+        model: trained, any module with BatchNorm.
+        x: rows, enough of them to take a variance over.
+        members: masks of each row.
+        probes: forward passes for the prediction.
+        seed: of masks and probes.
+        batch_size: rows at once.
+
+    Returns:
+        Measured and predicted, per channel; it prints. A model without BatchNorm has no layers there.
+
+    Raises:
+        TypeError, ValueError: for fewer than two rows, or a model of which no dropout is reached.
+
+    Reference: Li et al.: Understanding the disharmony between dropout and batch normalization by variance shift (CVPR
+        2019).
+
+    >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(4))
+    >>> found = variance_shift(net, torch.randn(1000, 4), members=64)
+    >>> bool(((found.layers[0].measured - found.layers[0].predicted).abs() < 0.05).all())
+    True
+    """
+    checked_number("members", members, 2)
+    checked_number("probes", probes, 2)
+    probe = prepared(model, x, seed=seed, batch_size=batch_size)
+    norms = {path: one for path, one in probe.root.named_modules() if isinstance(one, _BatchNorm)}
+    if not norms:
+        return VarianceShift((), (), members, probe.rows, probe.left)
+    with probe.opened() as drive, _Watched(drive, norms) as watched:
+        tested = _Sums(watched, probe, drive, None)
+        trained = [_Sums(watched, probe, drive, number) for number in range(members)]
+        noises = [_noise(watched, probe, drive, number) for number in range(probes)]
+    layers, unreached = [], []
+    for path in watched.order:
+        test = tested.variance(path)
+        noise = torch.stack([one[path] for one in noises])
+        if not bool((noise > 0).any()):
+            unreached.append(path)
+            continue
+        train, train_error = _over_masks([one.moments[path] for one in trained])
+        predicted = test + noise.mean(0)
+        layers.append(
+            Shift(
+                path, test / train, test / train.square() * train_error,
+                test / predicted, test / predicted.square() * noise.std(0) / math.sqrt(probes),
+            )
+        )  # fmt: skip
+    return VarianceShift(tuple(layers), tuple(unreached), members, probe.rows, probe.left)
+
+
+class _Watched:
+    """What each BatchNorm is given, while it is open."""
+
+    def __init__(self, drive: Drive, norms: dict[str, _BatchNorm]) -> None:
+        self._norms = norms
+        self.order: list[str] = []
+        self.inputs: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> _Watched:
+        for path, module in self._norms.items():
+            self._hooks.append(module.register_forward_pre_hook(self._seen(path)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _seen(self, path: str) -> Any:
+        def hook(module: Module, inputs: tuple[Tensor, ...]) -> None:
+            if path not in self.order:
+                self.order.append(path)
+            self.inputs[path] = inputs[0]
+
+        return hook
+
+
+class _Sums:
+    """Mean and mean square of each channel of each BatchNorm's input over all rows, of one pass or a member's."""
+
+    def __init__(self, watched: _Watched, probe: Probe, drive: Drive, member: int | None) -> None:
+        totals: dict[str, Tensor] = {}
+        first = 0
+        for batch in probe.batches:
+            probe.forward(drive, batch, plain if member is None else None, member=member or 0, first=first)
+            first += batch.rows
+            for path, input in watched.inputs.items():
+                h = _by_channel(input)
+                sums = torch.stack([torch.full_like(h[0], len(h)), h.sum(0), h.square().sum(0)])
+                totals[path] = totals.get(path, torch.zeros_like(sums)) + sums
+        self.moments = {path: sums[1:] / sums[0] for path, sums in totals.items()}
+
+    def variance(self, path: str) -> Tensor:
+        """Over rows, of each channel."""
+        return _variance(self.moments[path])
+
+
+def _variance(moments: Tensor) -> Tensor:
+    return moments[1] - moments[0].square()
+
+
+def _by_channel(input: Tensor) -> Tensor:
+    return input.detach().transpose(0, 1).flatten(1).T.double().cpu()
+
+
+def _over_masks(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The variance over rows and masks together, and its error: the jackknife's over members."""
+    stacked = torch.stack(moments)
+    number = len(stacked)
+
+    without = torch.stack([_variance((stacked.sum(0) - one) / (number - 1)) for one in stacked])
+    return _variance(stacked.mean(0)), jackknife_error(without)
+
+
+def _noise(watched: _Watched, probe: Probe, drive: Drive, number: int) -> dict[str, Tensor]:
+    """The mean over rows of one estimate of ρ Σ_j (h_j ∂z/∂h_j)², of each channel of each BatchNorm's input."""
+    generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("signs").fold_in(number)))
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        if not 0 < use.p < 1:
+            return input
+        ones = factors(use, input, dim)
+        noise = math.sqrt(use.p / (1 - use.p)) * signs(ones, generator)
+        output: Tensor = input * forward_ad.make_dual(ones, noise)
+        return output
+
+    for batch in probe.batches:
+        with forward_ad.dual_level():
+            probe.forward(drive, batch, act)
+            for path, input in watched.inputs.items():
+                tangent = forward_ad.unpack_dual(input).tangent
+                h = _by_channel(torch.zeros_like(input) if tangent is None else tangent)
+                totals[path] = totals.get(path, torch.zeros(())) + h.square().sum(0)
+                counts[path] = counts.get(path, 0) + len(h)
+    return {path: one / counts[path] for path, one in totals.items()}

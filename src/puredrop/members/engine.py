@@ -1,0 +1,122 @@
+"""Members' outputs on a batch: many members in one forward, or, which is the reference, one forward for each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puredrop.members.inputs import Batch
+from puredrop.members.instrumented import Drive
+from puredrop.members.masks import Drawn, Masks
+from puredrop.members.sites import Act, Moment, Use
+from puredrop.members.thinned import CACHE, Compact, Step
+from puredrop.rng import Key
+
+__all__ = ["Engine", "Members"]
+
+
+@dataclass(frozen=True)
+class Members:
+    """Which functions the members are.
+
+    Args:
+        seed: of all their masks.
+        is_shared: whether a member has one mask for all rows, or one for each.
+        balanced: whether members of a block are balanced against each other.
+        given: path, call -> masks that are given in place of drawn ones.
+    """
+
+    seed: int
+    is_shared: bool = True
+    balanced: bool = True
+    given: Callable[[str, int], Masks] | None = None
+
+    def base(self, path: str) -> Key:
+        """The key of a site's members: the contract's, "ensemble" in place of the step."""
+        return Key(self.seed).fold_in("").fold_in(path).fold_in("ensemble")
+
+    def masks(self, path: str, call: int) -> Masks:
+        """Of a use."""
+        return self.given(path, call) if self.given else Drawn(self.base(path).fold_in(call), self.balanced)
+
+
+class Engine:
+    """What runs members of a model.
+
+    Args:
+        drive: the model.
+        members: which functions they are.
+        read: from what the model returns to the tensor that is averaged.
+        runs: of layers that are computed together.
+        is_batched: whether many members run in one forward.
+        cache: numbers of a layer's input that members of a run have at once.
+        act: what sites do in the place of dropping, as of `Moment`.
+    """
+
+    def __init__(
+        self,
+        drive: Drive,
+        members: Members,
+        read: Callable[[Any], Tensor],
+        runs: list[list[Step]],
+        is_batched: bool,
+        cache: int = CACHE,
+        act: Act | None = None,
+    ) -> None:
+        self.drive = drive
+        self.members = members
+        self.read = read
+        self.is_batched = is_batched
+        self.act = act
+        self.uses: list[Use] = []
+        """Of the last forward."""
+        self._compact = Compact(runs if is_batched else [], drive.now, cache)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Take the model over."""
+        with ExitStack() as stack:
+            stack.enter_context(self.drive.opened())
+            self._compact.install(stack, self.drive.model, self.drive.override)
+            yield
+
+    def outputs(self, batch: Batch, numbers: Sequence[int], first: int = 0) -> Tensor:
+        """What some members give.
+
+        Args:
+            batch: the rows.
+            numbers: of the members.
+            first: how many rows came before.
+
+        Returns:
+            (members, ...).
+        """
+        run = self._together if self.is_batched else self._one_by_one
+        return run(batch, numbers, None if self.members.is_shared else first)
+
+    def _one_by_one(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
+        return torch.stack([self._forward(batch, [one], torch.tensor(one), first) for one in numbers])
+
+    def _together(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
+        def forward(member: Tensor) -> Tensor:
+            return self._forward(batch, numbers, member, first)
+
+        with warnings.catch_warnings():
+            # What has no rule for many members at once is run for one after the other, which is what is wanted.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            outputs: Tensor = torch.func.vmap(forward, randomness="error")(torch.tensor(numbers))
+        return outputs
+
+    def _forward(self, batch: Batch, numbers: Sequence[int], member: Tensor, first: int | None) -> Tensor:
+        moment = Moment(self.members.masks, self.members.base, numbers, member, batch.rows, first, act=self.act)
+        self._compact.begin()
+        with self.drive.running(moment) as model:
+            output = self.read(model(*batch.args, **batch.kwargs))
+        self.uses = moment.uses
+        return output

@@ -1,0 +1,208 @@
+"""What a model is given: tensors, arrays, tables, mappings, or a loader of them, as batches of rows."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop.inspection import spread
+
+__all__ = ["Batch", "Inputs", "checked_number", "tensors_in"]
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of data, as a model is called with them.
+
+    Args:
+        args, kwargs: of the call.
+        rows: how many.
+        dim: where they lie in each tensor.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: int
+    dim: int
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With each tensor that holds rows changed; other things stay."""
+
+        def walk(one: Any) -> Any:
+            if isinstance(one, Tensor):
+                return change(one) if one.dim() > self.dim and one.shape[self.dim] == self.rows else one
+            if isinstance(one, (tuple, list)):
+                return type(one)(map(walk, one))
+            return {name: walk(value) for name, value in one.items()} if isinstance(one, dict) else one
+
+        args, kwargs = walk(self.args), walk(self.kwargs)
+        rows = next((t.shape[self.dim] for t in tensors_in((args, kwargs)) if t.dim() > self.dim), self.rows)
+        return Batch(args, kwargs, rows, self.dim)
+
+    def chosen(self, which: Tensor) -> Batch:
+        """Some of the rows."""
+        return self.mapped(lambda one: one.index_select(self.dim, which.to(one.device)))
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The rows, so many at a time."""
+        if size >= self.rows:
+            yield self
+            return
+        for start in range(0, self.rows, size):
+            yield self._part(start, min(size, self.rows - start))
+
+    def _part(self, start: int, size: int) -> Batch:
+        return self.mapped(lambda one: one.narrow(self.dim, start, size))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that there are."""
+        return list(tensors_in((self.args, self.kwargs)))
+
+
+def tensors_in(of: Any) -> Iterator[Tensor]:
+    """All tensors in a tensor, or in mappings, tuples and lists of them."""
+    if isinstance(of, Tensor):
+        yield of
+    elif isinstance(of, Mapping):
+        yield from (tensor for value in of.values() for tensor in tensors_in(value))
+    elif isinstance(of, (tuple, list)):
+        yield from (tensor for value in of for tensor in tensors_in(value))
+
+
+class Inputs:
+    """Reads what a user gives.
+
+    Args:
+        model: that will be called.
+        dim: where rows lie.
+    """
+
+    def __init__(self, model: Module, dim: int) -> None:
+        self._model = model
+        self._signature = inspect.signature(model.forward)
+        first = next(iter(model.parameters()), None)
+        self._device = first.device if first is not None else None
+        self._dtype = first.dtype if first is not None and first.is_floating_point() else torch.float32
+        self._dim = dim
+
+    def batches(self, x: Any, size: int, first: int = 0) -> Iterator[Batch]:
+        """The rows in their order, at most so many at a time; a loader's batches as they come.
+
+        Args:
+            x: the data.
+            size: rows at most.
+            first: number of the first row, for errors.
+
+        Raises:
+            TypeError: for what is no data.
+            ValueError: for data without rows, or with NaN in them, which are named.
+        """
+        at = first
+        for one in self._given(x):
+            batch = self._batch(one, is_loaded=self.is_loader(x))
+            _refuse_nan(batch, at)
+            at += batch.rows
+            yield from batch.parts(size)
+        if at == first:
+            raise ValueError("x has no rows; expected one at least")
+
+    def is_loader(self, x: Any) -> bool:
+        """Whether it gives batches, and is not one."""
+        is_data = isinstance(x, (Tensor, np.ndarray, Mapping, tuple, list)) or hasattr(x, "to_numpy")
+        return isinstance(x, Iterable) and not is_data
+
+    def _given(self, x: Any) -> Iterable[Any]:
+        if not self.is_loader(x):
+            return [x]
+        if isinstance(getattr(x, "sampler", None), torch.utils.data.RandomSampler):
+            warnings.warn("the loader shuffles: predictions come in its order, not the data's", stacklevel=2)
+        found: Iterable[Any] = x
+        return found
+
+    def _batch(self, x: Any, is_loaded: bool) -> Batch:
+        args, kwargs = self._call(x, is_loaded)
+        args, kwargs = self._moved(args), self._moved(kwargs)
+        sizes = [one.shape[self._dim] for one in tensors_in((args, kwargs)) if one.dim() > self._dim]
+        if not sizes:
+            raise ValueError(f"x holds no tensor with rows in dimension {self._dim}; expected (rows, ...)")
+        return Batch(args, kwargs, sizes[0], self._dim)
+
+    def _call(self, x: Any, is_loaded: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments; of a loader's batches what the model does not take, such as labels, is left out."""
+        if isinstance(x, Mapping):
+            takes_all = any(p.kind is p.VAR_KEYWORD for p in self._signature.parameters.values())
+            known = {name: x[name] for name in x if takes_all or name in self._signature.parameters}
+            args, named = spread(self._model, (known,), {})
+            return (args, named) if named else ((dict(x),), {})
+        if isinstance(x, (tuple, list)):
+            args = tuple(x)
+            while is_loaded and len(args) > 1 and not self._binds(args, {}):
+                args = args[:-1]
+            return args, {}
+        return (x,), {}
+
+    def _binds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
+
+    def _moved(self, one: Any) -> Any:
+        """Arrays and tables as tensors, on the model's device, numbers of theirs in the model's dtype."""
+        if isinstance(one, Mapping):
+            return {name: self._moved(value) for name, value in one.items()}
+        if isinstance(one, (tuple, list)):
+            return type(one)(map(self._moved, one)) if type(one) in (tuple, list) else one
+        if hasattr(one, "to_numpy"):
+            one = one.to_numpy()
+        if isinstance(one, np.ndarray):
+            if one.dtype.kind not in "fiub":
+                raise TypeError(
+                    f"x holds values of dtype {one.dtype}; expected numbers (encode text and objects first)"
+                )
+            one = torch.tensor(one)
+            one = one.to(self._dtype) if one.is_floating_point() else one
+        if not isinstance(one, Tensor):
+            if one is None or isinstance(one, (bool, int, float, str)):
+                return one
+            raise TypeError(
+                f"x holds {type(one).__name__}; expected tensors, arrays, a DataFrame, a tuple or mapping of them, or "
+                "a DataLoader"
+            )
+        return one.to(self._device) if self._device is not None else one
+
+
+def _refuse_nan(batch: Batch, first: int) -> None:
+    for one in batch.tensors:
+        if not one.is_floating_point() or one.dim() <= batch.dim or one.shape[batch.dim] != batch.rows:
+            continue
+        bad = one.isnan().movedim(batch.dim, 0).reshape(batch.rows, -1).any(1) if batch.rows else one.new_zeros(0)
+        if bad.any():
+            rows = [first + int(row) for row in bad.nonzero().flatten()]
+            shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
+            raise ValueError(f"x has NaN in {len(rows)} rows: {shown}; expected numbers (impute or drop these rows)")
+
+
+def checked_number(name: str, value: Any, least: int = 1) -> int:
+    """An integer argument.
+
+    Raises:
+        TypeError, ValueError: if it is none, or below the least.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; expected an integer, {least} or more")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected {least} or more")
+    return value

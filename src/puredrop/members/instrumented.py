@@ -1,0 +1,251 @@
+"""A model while members of its ensemble are run: in eval mode but for what drops, which asks for the members' masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop import ops
+from puredrop.conversion import Swapped, as_ours
+from puredrop.functional.interception import Call, Interception
+from puredrop.inspection.state import restored
+from puredrop.inspection.watch import holds_dropout, positions
+from puredrop.members.sites import Moment, Site
+from puredrop.nn.keyed import HasKey
+from puredrop.pinning import pinned
+
+__all__ = ["FORCED", "Drive", "Plan"]
+
+# Functions whose third argument says whether they drop -> its name.
+FORCED: dict[Callable[..., Any], str] = dict.fromkeys(
+    (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), "training"
+)
+for _name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+    FORCED |= {getattr(torch, _name): "train", getattr(torch, f"{_name}_"): "train"}
+# Functions that would take a batch's statistics where the module around them is in training mode -> the argument.
+_STATISTICS = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}
+
+
+@dataclass
+class Plan:
+    """How a model's sites are reached.
+
+    Args:
+        owners: paths of modules that drop by functions, in training mode only: they alone are put into it.
+        forced: paths of modules whose functions that drop are called in eval mode, too, and told there not to.
+        left: path of what drops and is no part of any member -> why.
+    """
+
+    owners: set[str] = field(default_factory=set)
+    forced: set[str] = field(default_factory=set)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Frame:
+    """A module being run: how many calls of each kind it has made."""
+
+    path: str
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class _Unkeyed(ops.Source):
+    """For our functions that are called without a key."""
+
+    def __init__(self, site: Callable[[str], Site]) -> None:
+        self._site = site
+
+    def at(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
+        """Of the call that is being made."""
+        return self._site(kind).at(kind, input, place)
+
+
+class _Mode(Interception):
+    """Calls of functions that drop, and of those that must not see that a module is in training mode."""
+
+    def __init__(self, serve: Callable[[Call], Any], is_forced: Callable[[], bool]) -> None:
+        super().__init__(serve)
+        self._is_forced = is_forced
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Torch's hook."""
+        named = kwargs or {}
+        if func in _STATISTICS and (args[1] if len(args) > 1 else named.get("running_mean")) is not None:
+            args, named = _with(args, named, 5, _STATISTICS[func], False)
+        elif func in FORCED and self._is_forced():
+            args, named = _with(args, named, 2, FORCED[func], True)
+        elif func is F.linear and torch._C._are_functorch_transforms_active() and _has_bias(args):
+            return _Linear.apply(*args)
+        return super().__torch_function__(func, types, args, named)
+
+
+def _has_bias(args: tuple[Any, ...]) -> bool:
+    return len(args) == 3 and args[2] is not None
+
+
+class _Linear(torch.autograd.Function):
+    """`F.linear` of many members' rows as one matrix; vmap's own adds the bias in a pass by itself."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: predictions have no gradient."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, int]:
+        if in_dims[1:] != (None, None):  # weights that a decision has reached
+            each: Tensor = torch.func.vmap(F.linear, in_dims)(input, weight, bias)
+            return each, 0
+        return F.linear(input.movedim(in_dims[0] or 0, 0), weight, bias), 0
+
+
+def _with(
+    args: tuple[Any, ...], named: dict[str, Any], position: int, name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with another value for one of them."""
+    if len(args) > position:
+        return (*args[:position], value, *args[position + 1 :]), named
+    return args, {**named, name: value}
+
+
+class Drive:
+    """A model that can run members; while it is open the model is not the user's.
+
+    Args:
+        root: the model, unwrapped.
+        plan: how its sites are reached.
+        sample_dim: where samples lie in what it is given.
+    """
+
+    def __init__(self, root: Module, plan: Plan, sample_dim: int) -> None:
+        self.root = root
+        self.model = root
+        self.plan = plan
+        self.sample_dim = sample_dim
+        self.drawing: set[str] = set()
+        """Paths of modules that drew random numbers of their own."""
+        self._moment: Moment | None = None
+        self._frames = [_Frame("")]
+
+    @contextmanager
+    def running(self, moment: Moment) -> Iterator[Module]:
+        """The model, whose forward is that of some members."""
+        self._moment = moment
+        self._frames = [_Frame("")]
+        try:
+            yield self.model
+        finally:
+            self._moment = None
+
+    def now(self) -> Moment:
+        """The forward that is open."""
+        assert self._moment is not None
+        return self._moment
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Take the model over; it is as it was afterwards, whatever happens."""
+        with ExitStack() as stack:
+            stack.enter_context(restored(self.root))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.callback(setattr, self, "model", self.root)
+            self.root.eval()
+            self._unpin(stack)
+            self._take(stack)
+            outer, ops.opened.source = ops.opened.source, _Unkeyed(self._functional)
+            stack.callback(setattr, ops.opened, "source", outer)
+            stack.enter_context(_Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced))
+            yield
+
+    def _unpin(self, stack: ExitStack) -> None:
+        """A pinned model has keys of its own."""
+        forward = pinned(self.root)
+        if forward is not None:
+            stack.callback(setattr, forward, "is_released", forward.is_released)
+            forward.is_released = True
+
+    def _take(self, stack: ExitStack) -> None:
+        """Put our layers in the place of others, and give each its site."""
+        ours: dict[Module, Module] = {}
+        for path, module in list(self.root.named_modules()):
+            if isinstance(module, Swapped):
+                # As the layer that it is a subclass of: ours for a dropout layer, torch's for one with weights.
+                plain: Any = next(kind for kind in type(module).__mro__ if not issubclass(kind, Swapped))
+                self.override(stack, self.root.get_submodule(path), plain.forward)
+            if path in self.plan.left:
+                continue
+            layer = module if isinstance(module, (HasKey, Swapped)) else as_ours(module)
+            if isinstance(layer, HasKey):
+                self._give(stack, layer, path)
+                ours[module] = layer
+            elif holds_dropout(module) or path in self.plan.owners:
+                module.training = True
+                self._watch(stack, path, module)
+            elif path in self.plan.forced:
+                self._watch(stack, path, module)
+        self._exchange(stack, ours)
+
+    @staticmethod
+    def override(stack: ExitStack, module: Module, forward: Callable[..., Any]) -> None:
+        """Have a module do something else."""
+        stack.callback(module.__dict__.pop, "forward", None)
+        module.__dict__["forward"] = MethodType(forward, module)
+
+    def _give(self, stack: ExitStack, layer: HasKey, path: str) -> None:
+        attributes, before = layer.__dict__, {name: layer.__dict__.get(name) for name in ("key", "training")}
+        stack.callback(attributes.update, before)
+        attributes.update(key=Site(self.now, path, layer.samples_in(self.sample_dim)), training=True)
+
+    def _exchange(self, stack: ExitStack, ours: dict[Module, Module]) -> None:
+        self.model = ours.get(self.root, self.root)
+        for parent in list(self.root.modules()):
+            for name, child in parent._modules.items():
+                layer = ours.get(child, child) if child is not None else child
+                if layer is not child:
+                    stack.callback(parent._modules.__setitem__, name, child)
+                    parent._modules[name] = layer
+
+    def _watch(self, stack: ExitStack, path: str, module: Module) -> None:
+        """Know when a module is being run, and whether it draws random numbers of its own."""
+        before: list[Any] = []
+
+        def enter(*_: Any) -> None:
+            self._frames.append(_Frame(path))
+            before.append(positions())
+
+        def leave(*_: Any) -> None:
+            self._frames.pop()
+            if before.pop() != positions():
+                self.drawing.add(path)
+
+        stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+
+    def _functional(self, kind: str) -> Site:
+        """The site of a function that is being called."""
+        frame = self._frames[-1]
+        order = frame.counts.get(kind, 0)
+        frame.counts[kind] = order + 1
+        return Site(self.now, f"{frame.path}:{kind}{order}", self.sample_dim)
+
+    def _serve(self, call: Call) -> Any:
+        """A function of torch's that drops, by ours."""
+        return call.ours(self._functional(call.kind) if call.training and call.p else None)

@@ -1,0 +1,254 @@
+"""Where members' masks come from in a forward: each site's own source, and what drops in the place of the operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puredrop import ops
+from puredrop.members.masks import Masks
+from puredrop.rng import Key, fold_in
+
+__all__ = ["Act", "Moment", "OfMembers", "Site", "Use", "applied"]
+
+_ENDLESS = 2**31
+"""Rows that a stream of them is taken to have, so that what is drawn for one does not depend on how many follow."""
+
+
+@dataclass
+class Use:
+    """One use of a site in a forward, as it was seen.
+
+    Args:
+        path: of the site.
+        call: how many uses of it came before in the forward.
+        p: its rate; NaN where more is drawn than decisions.
+        sizes: of the decisions: what belongs to one sample first (heads may lie there), then the other dimensions, 1
+            where one decision is shared.
+        is_per_row: whether samples have decisions at all, which they share or not; weights have them for all samples.
+    """
+
+    path: str
+    call: int
+    p: float
+    sizes: tuple[int, ...]
+    is_per_row: bool = True
+
+    @property
+    def place(self) -> str:
+        """The path, and the number of the use where there is more than one."""
+        return f"{self.path}/{self.call}" if self.call else self.path
+
+    @property
+    def units(self) -> int:
+        """Decisions of one sample."""
+        return torch.Size(self.sizes).numel()
+
+
+Act = Callable[[Use, Tensor, int | None], Tensor | None]
+
+
+@dataclass
+class Moment:
+    """A forward of some members that is open.
+
+    Args:
+        masks: path, call -> the masks of a use.
+        base: path -> the key of a site's members.
+        members: their numbers; one for a plain forward.
+        member: the number, a tensor; under vmap it stands for all of them.
+        rows: samples of the forward.
+        first: how many samples come before them; None where all samples share a member's masks.
+        uses: what was used so far.
+        act: what a use does in the place of dropping, if not None: (use, input, where samples lie in it, None if in no
+            dimension) -> output, None where it drops as ever.
+    """
+
+    masks: Callable[[str, int], Masks]
+    base: Callable[[str], Key]
+    members: Sequence[int]
+    member: Tensor
+    rows: int
+    first: int | None
+    uses: list[Use] = field(default_factory=list)
+    act: Act | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, path: str) -> int:
+        """The number of the use of a site that begins."""
+        call = self.counts.get(path, 0)
+        self.counts[path] = call + 1
+        return call
+
+    def samples_in(self, input: Tensor, dim: int | None, place: ops.Place) -> int | None:
+        """Where samples lie in what a site drops from; None where decisions are no sample's.
+
+        Such as those on embeddings of positions, which have another size there, or one for the whole batch.
+        """
+        if dim is None or dim in place.shared_dims or not dim < input.dim() or not self.rows:
+            return None
+        return dim if input.shape[dim] % self.rows == 0 else None
+
+    def keep(self, use: Use, device: torch.device) -> Tensor:
+        """What is kept, bool (members, rows or 1, *sizes): of all rows, or of one where rows share."""
+        rows, first = (1, 0) if self.first is None or not use.is_per_row else (self.rows, self.first)
+        flat = self.masks(use.path, use.call).keep(self.members, use.p, use.units * rows, use.units * first, device)
+        return flat.view(len(self.members), -1, *use.sizes)
+
+
+class Site(ops.Pinned):
+    """In the place of a layer's key: the members' masks.
+
+    Args:
+        now: the moment that is open.
+        path: of the site; a part of one, such as a boundary between recurrent layers, has a number behind it.
+        dim: where samples lie in what it drops from; None, or `ops.PACKED`, if in no dimension.
+    """
+
+    def __init__(self, now: Callable[[], Moment], path: str, dim: int | None) -> None:
+        self._now = now
+        self._path = path
+        self._dim = None if dim == ops.PACKED else dim
+
+    def at(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
+        """Of one call: what decides for the members; a key where more is drawn than decisions on a whole tensor."""
+        moment = self._now()
+        call = moment.begin(self._path)
+        if kind == "dropout" and place.window_shape is None and place.sample_ids is None:
+            return _Members(moment, self._path, call, self._dim), place
+        moment.uses.append(Use(self._path, call, math.nan, ()))
+        key = fold_in(moment.base(self._path).fold_in(call).tensor(input.device), moment.member.to(input.device))
+        dim = moment.samples_in(input, self._dim, place)
+        if place.window_shape is None and place.sample_ids is None and dim is not None:
+            place = _placed(input, place, dim, moment)
+        return key, place
+
+    def fold_in(self, data: int | str) -> Site:
+        """As `Key.fold_in`."""
+        return Site(self._now, f"{self._path}/{data}", self._dim)
+
+    def along(self, dim: int) -> Site:
+        """As a call says where its samples lie."""
+        return Site(self._now, self._path, dim)
+
+
+def _placed(input: Tensor, place: ops.Place, dim: int, moment: Moment) -> ops.Place:
+    """Where rows that share their noise, or follow others, lie in what is drawn from one key."""
+    if moment.first is None:
+        return ops.Place(tuple(sorted({*place.shared_dims, dim})))
+    sizes, offset = list(input.shape), [0] * input.dim()
+    offset[dim] = moment.first * (sizes[dim] // moment.rows)
+    sizes[dim] = _ENDLESS
+    return ops.Place(place.shared_dims, tuple(sizes), tuple(offset))
+
+
+@dataclass(frozen=True)
+class _Members(ops.Decider):
+    """What members keep of one call's input.
+
+    Args:
+        moment: the forward.
+        path, call: the use.
+        dim: where samples lie in the input, None if in no dimension.
+    """
+
+    moment: Moment
+    path: str
+    call: int
+    dim: int | None
+
+    def drop(self, input: Tensor, p: float | Tensor, place: ops.Place, inplace: bool) -> Tensor:
+        """What the members keep, scaled."""
+        use, dim = self._use(input, float(p), place)
+        self.moment.uses.append(use)
+        done = self.moment.act(use, input, dim) if self.moment.act else None
+        if done is not None:
+            return done
+        if torch._C._are_functorch_transforms_active():
+            # In place it would need all members' memory, which an input that no decision has reached does not have.
+            output: Tensor = _Drop.apply(input, self.moment.member, self, use, dim)
+            return output
+        output = self.each(input.unsqueeze(0), use, dim).squeeze(0)
+        return input.copy_(output) if inplace else output
+
+    def _use(self, input: Tensor, p: float, place: ops.Place) -> tuple[Use, int | None]:
+        """What is decided, and where the samples lie in the input, None if it belongs to none."""
+        dim = self.moment.samples_in(input, self.dim, place)
+        sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
+        own = 1 if dim is None else sizes.pop(dim) // self.moment.rows
+        return Use(self.path, self.call, p, (own, *sizes), dim is not None), dim
+
+    def each(self, input: Tensor, use: Use, dim: int | None) -> Tensor:
+        """Every member's input, dropped.
+
+        Args:
+            input: (members or 1, ...).
+            use: what is decided.
+            dim: where samples lie, without the members' dimension; None if decisions are no sample's.
+        """
+        moment = self.moment
+        if dim == 0 and moment.first is not None and use.units * moment.rows == input[0].numel():
+            # Decisions in the order of elements, one for each.
+            masks, flat = moment.masks(use.path, use.call), input.flatten(1)
+            done = masks.dropped(moment.members, flat, use.p, use.units * moment.first)
+            if done is not None:
+                return done.view(-1, *input.shape[1:])
+        keep = moment.keep(use, input.device)  # (members, rows or 1, own, *others)
+        if dim is None:
+            keep = keep[:, 0, 0]
+        else:
+            if keep.shape[1] == 1 and use.sizes[0] > 1:
+                keep = keep.expand(-1, moment.rows, *[-1] * (keep.dim() - 2))
+            keep = keep.flatten(1, 2).movedim(1, 1 + dim)
+        return applied(input, keep, use.p)
+
+
+def applied(input: Tensor, keep: Tensor, p: float) -> Tensor:
+    """What is kept, scaled by 1/(1-p), and 0 elsewhere, whatever stands there.
+
+    As the contract has it: float16 and bfloat16 are multiplied as float32 and rounded once.
+    """
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    zero = torch.zeros((), dtype=input.dtype, device=input.device)
+    if input.dtype in (torch.float16, torch.bfloat16):
+        return torch.where(keep, (input.float() * scale).to(input.dtype), zero)
+    if input.numel() < keep.numel():  # what members have in common is scaled once
+        return torch.where(keep, input * scale, zero)
+    return torch.where(keep, input, zero).mul_(scale)
+
+
+class OfMembers(torch.autograd.Function):
+    """Abstract: a function of all members at once, under vmap alone; predictions have no gradient."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(*_: Any) -> Tensor:
+        """Never called: what is no member's runs as ever."""
+        raise NotImplementedError
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
+
+
+class _Drop(OfMembers):
+    """All members' masks applied at once, to what the members have in common or to what each of them has."""
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        input: Tensor,
+        member: Tensor,
+        members: _Members,
+        use: Use,
+        dim: int | None,
+    ) -> tuple[Tensor, int]:
+        input = input.unsqueeze(0) if in_dims[0] is None else input.movedim(in_dims[0], 0)
+        return members.each(input, use, dim), 0

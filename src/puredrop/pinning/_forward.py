@@ -1,0 +1,343 @@
+"""The forward of a pinned model that is open: the module being run in it, and the functions it calls."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop.functional.interception import Call, Interception
+from puredrop.inspection.watch import positions
+from puredrop.ops import Place, opened
+from puredrop.pinning._batches import Batches, Tally
+from puredrop.pinning._hooks import Hooks
+from puredrop.pinning._moment import Moment
+from puredrop.pinning._ranks import holds_parts
+from puredrop.pinning._recompute import in_backward, watch_checkpoints
+from puredrop.pinning._samples import Samples, count_of
+from puredrop.pinning._sites import Keys, Site
+from puredrop.rng import Key
+
+__all__ = ["Forward"]
+
+
+# Torch 2.6 has no word for it; there make_fx, which it exports by, tells, and Dynamo stops at the hooks by itself.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+class Frame:
+    """A module being run.
+
+    Args:
+        path: its path.
+        site: the site that it is, if it is one; what drops in it is no site of its own then.
+        counts: calls of each kind so far.
+    """
+
+    def __init__(self, path: str, site: Site | None, counts: dict[str, int]) -> None:
+        self.path = path
+        self.site = site
+        self.counts = counts
+
+    def copy(self) -> Frame:
+        """As it is now."""
+        return Frame(self.path, self.site, dict(self.counts))
+
+
+class State(NamedTuple):
+    """What a recomputation starts from."""
+
+    step: int
+    tally: Tally
+    names: tuple[Tensor | None, bool]
+    samples: Samples
+    depth: int
+    uses: dict[Site, int]
+    frames: list[Frame]
+    outer: Any
+
+
+class Forward(Moment):
+    """The forwards of one pinned model, and where keys come from for functions that are called in them.
+
+    Args:
+        root: the model.
+        keys: of its sites.
+        batches: of its samples.
+        hooks: on modules that may call functions.
+        droppers: its modules that are sites.
+        sample_dim: the dimension of the samples in its inputs.
+        watches: whether it calls torch's functions that drop; None where the first forward has to show.
+    """
+
+    def __init__(
+        self,
+        root: Module,
+        keys: Keys,
+        batches: Batches,
+        hooks: Hooks,
+        droppers: list[Module],
+        sample_dim: int,
+        watches: bool | None,
+    ) -> None:
+        self.is_copy = False
+        self.root = root
+        self.keys = keys
+        self.batches = batches
+        self.hooks = hooks
+        self.droppers = droppers
+        self.sample_dim = sample_dim
+        self._is_prepared = False
+        self._frames: list[Frame] = []
+        self._modes: list[Interception | None] = []
+        self._watches = watches
+        self._needs_hooks = True
+        self._called = False  # a function, in the first forward
+        self._served = False  # a function of torch's
+        self._position: tuple[bytes, ...] | None = None
+        self._root_site = keys.site("", (), sample_dim) if root in droppers else None
+        self._error: BaseException | None = None  # that was being handled when the forward was opened
+        watch_checkpoints(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
+        """A copied model is pinned as its original is, on its own; a part that is copied alone is not."""
+        new = Forward.__new__(Forward)
+        memo[id(self)] = new
+        new.is_released = self.is_released or id(self.root) not in memo
+        if new.is_released:
+            return new
+        batches = self.batches
+        for shared in (batches.mesh, batches.group, batches.ranks):
+            memo[id(shared)] = shared  # processes are not copied
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        new.is_copy = True
+        watch_checkpoints(new)
+        return new
+
+    def _prepare(self, is_spread: bool) -> None:
+        """What can be known only when the model is run: how it lies on processes, and whose samples come first."""
+        if not self._is_prepared:
+            self.is_parallel = holds_parts(self.root)
+            self._is_prepared = True
+        if not is_spread:
+            self.batches.find_ranks(self.root)
+
+    def before(self, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Hook on the model. Compilers follow it, so that a model in eval mode is one program, and exported."""
+        if self.is_released or (self.depth == 0 and not self.hooks.are_on and not self._drops()):
+            return
+        is_recorded = _is_exporting() or torch._C._get_tracing_state() is not None
+        fx = sys.modules.get("torch.fx.experimental.proxy_tensor")
+        if fx is not None and not torch.compiler.is_compiling():
+            is_recorded = is_recorded or fx.get_proxy_mode() is not None  # by make_fx, or an export that uses it
+        if is_recorded:
+            self.refuse_tracer()
+        self.open_by_hook(args, kwargs)
+
+    def after(self, *_: Any) -> None:
+        """Hook on the model, run whatever happened."""
+        if self.depth:
+            self.close_by_hook()
+
+    def refuse_tracer(self) -> None:
+        """A program that is recorded once and run for ever has no step."""
+        if self._drops():
+            raise RuntimeError(
+                "a pinned model cannot be exported in training mode: the program would hold this step's keys for ever; "
+                "call model.eval() first, or run.release()"
+            )
+
+    def open_by_hook(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Open a forward; within an open one, learn how many samples it has."""
+        if self.depth == 0:
+            if self._drops():
+                self.open(*count_of(self.sample_dim, args, kwargs))
+            else:
+                self.hooks.take_off(self)
+            return
+        self.depth += 1
+        self._frames.append(Frame("", self._root_site, {}))
+        if self.samples.count is None:
+            self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
+
+    def close_by_hook(self) -> None:
+        """Close what was opened."""
+        if self.depth > 1:
+            self.depth -= 1
+            self._frames.pop()
+        else:
+            self.close()
+
+    def _drops(self) -> bool:
+        """Whether anything is in training mode."""
+        return self.root.training or any(module.training for module in self.droppers)
+
+    def open(self, count: int | None, is_spread: bool = False) -> None:
+        """Begin a forward: no site has been used in it.
+
+        Args:
+            count: its samples on this process, None where that is not known.
+            is_spread: whether the inputs hold those of all processes.
+
+        Raises:
+            RuntimeError: if one is open, or this is a recomputation that cannot be told.
+        """
+        if self.depth:
+            raise RuntimeError(
+                "a forward of the pinned model is opened by hand while another is open; close that first"
+            )
+        if in_backward() != -1 and not self.is_replayed:
+            raise RuntimeError(
+                "the pinned model is run in backward, but not by torch.utils.checkpoint, so that it is not known which "
+                "forward it repeats; use torch.utils.checkpoint"
+            )
+        self._prepare(is_spread)
+        self.samples = self.batches.begin(count, is_spread)
+        for site in self.keys:
+            site.uses = 0
+        if self._needs_hooks and not self.hooks.are_on:
+            self.hooks.put_on(self)
+        self.has_dropped = False
+        self._error = sys.exc_info()[1]
+        self._frames = [Frame("", self._root_site, {})]
+        self.outer, opened.source = opened.source, self
+        self.depth = 1
+        mode = Interception(self._serve) if self._watches is not False else None
+        self._modes.append(mode)
+        if mode is not None:
+            mode.__enter__()
+        if self._watches is not True:
+            self._position = positions()
+
+    def close(self, failed: bool = False) -> None:
+        """End it; one that failed counts for nothing."""
+        mode = self._modes.pop()
+        if mode is not None:
+            mode.__exit__(None, None, None)
+        opened.source = self.outer
+        self.depth, self.outer = 0, None
+        failed = failed or sys.exc_info()[1] is not self._error
+        self._error = None
+        if failed:
+            return
+        if self.has_dropped:
+            self.batches.end(self.samples)
+        if not self.is_replayed:
+            self._look_back()
+
+    def _look_back(self) -> None:
+        """What this forward showed of functions that drop: after the first, they are looked for only if there are."""
+        self.keys.check_names()
+        if self._watches is True:
+            return
+        has_drawn = positions() != self._position
+        if self._watches is None:
+            # For compiled code another mode would be another program, and the one it has costs it nothing.
+            self._watches = self._served or has_drawn or self.is_compiled
+            self._needs_hooks = self._watches or self._called
+            if not self._needs_hooks:
+                self.hooks.take_off(self)
+        elif has_drawn:
+            raise RuntimeError(
+                "this forward drew random numbers, which the first one did not; if that was dropout by a function of "
+                "torch's, its mask was not pinned. Say that there is such: reproducible(..., functional=True)"
+            )
+
+    def enter(self, path: str, is_site: bool) -> None:
+        """A module is being run."""
+        if self.depth:
+            self._frames.append(Frame(path, self.keys.site(path, (), self.sample_dim) if is_site else None, {}))
+
+    def leave(self) -> None:
+        """It has been."""
+        if self.depth:
+            self._frames.pop()
+
+    def _serve(self, call: Call) -> Any:
+        """A function of torch's that drops, by ours."""
+        if call.kind == "attention" and call.training and not call.p:
+            return call.ours(None)  # attention without dropout is no site
+        if call.training:
+            self._served = True
+        return call.ours(self._site_of(call.kind))
+
+    def _site_of(self, kind: str) -> Site:
+        """The site of a function that is being called."""
+        frame = self._frames[-1]
+        if frame.site is not None:
+            return frame.site
+        if not self.hooks.are_on:
+            raise RuntimeError(
+                f"{kind} was called as a function, which no forward before did, so that the module around it is not "
+                "known; say that there is such: reproducible(..., functional=True)"
+            )
+        order = frame.counts.get(kind, 0)
+        frame.counts[kind] = order + 1
+        return self.keys.site(f"{frame.path}:{kind}{order}", (), self.sample_dim)
+
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+        """Of one of our functions that was called without a key."""
+        self._called = True
+        return self._site_of(kind).at(kind, input, place)
+
+    def snapshot(self) -> State:
+        """The state that a region of the forward begins with."""
+        frames = [frame.copy() for frame in self._frames]
+        uses = {site: site.uses for site in self.keys if site.uses}
+        names = self.batches.ids, self.batches.is_stale
+        return State(self.keys.step, self.batches.tally, names, self.samples, self.depth, uses, frames, self.outer)
+
+    @contextmanager
+    def replayed(self, state: State) -> Iterator[None]:
+        """Run a region again from the state that it began with."""
+        if self.is_released:
+            with self._refusing(state):
+                yield
+            return
+        now, was_replayed, has_dropped = self.snapshot(), self.is_replayed, self.has_dropped
+        self.restore(state)
+        self.is_replayed = True
+        mode = Interception(self._serve) if state.depth and self._watches is not False else None
+        try:
+            if mode is not None:
+                mode.__enter__()
+            yield
+        finally:
+            if mode is not None:
+                mode.__exit__(None, None, None)
+            self.restore(now)
+            self.is_replayed, self.has_dropped = was_replayed, has_dropped
+
+    @contextmanager
+    def _refusing(self, state: State) -> Iterator[None]:
+        """Where the model was released since: refuse a region of its forward, or one that runs it."""
+
+        def refuse(*_: Any) -> None:
+            raise RuntimeError(
+                "a checkpointed region is run again after its model was released; release it after the backward"
+            )
+
+        if state.depth:
+            refuse()
+        hook = self.root.register_forward_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def restore(self, state: State) -> None:
+        """Go back to a state."""
+        if state.step != self.keys.step:
+            self.keys.go_to(state.step)
+        self.batches.tally = state.tally
+        self.batches.ids, self.batches.is_stale = state.names
+        self.samples, self.depth, self.outer = state.samples, state.depth, state.outer
+        for site in self.keys:
+            site.uses = state.uses.get(site, 0)
+        self._frames = [frame.copy() for frame in state.frames]

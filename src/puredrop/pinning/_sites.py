@@ -1,0 +1,311 @@
+"""Sites of a pinned model: their keys, and how often each was used in the forward that is open."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import weakref
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puredrop.ops import Pinned, Place, is_spread, opened
+from puredrop.pinning._moment import Moment
+from puredrop.pinning._ranks import check_whole
+from puredrop.pinning._recompute import in_backward
+from puredrop.pinning._samples import Layout, Samples, Windows, placed
+from puredrop.rng import Key, as_number, fold_in, folded
+
+__all__ = ["Keys", "Shared", "Site"]
+
+
+class Site(Pinned):
+    """Where one site's keys come from.
+
+    Args:
+        keys: of the model; their forward is the one that is open.
+        layout: its path, and where samples lie in it.
+        tail: numbers folded into its keys last, for the masks of one use: weights, boundaries between layers.
+    """
+
+    pair: Tensor
+    """The step's key and that of call 0, a row of the table, for where a key must be a tensor."""
+    table: Tensor | None = None
+
+    def __init__(self, keys: Keys, layout: Layout, tail: tuple[int, ...] = ()) -> None:
+        self.keys = keys
+        self.layout = layout
+        self.tail = tail
+        self.uses = 0
+        self._base = int(keys.base.fold_in(layout.path))
+        self._whole: set[tuple[int, ...]] = set()  # calls and shapes that were found to be no parts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site | None:
+        """That of the copied model; a layer that is copied alone belongs to none."""
+        if id(self.keys.forward.root) not in memo:
+            return None
+        new = memo[id(self)] = Site.__new__(Site)
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new
+
+    @property
+    def samples(self) -> Samples:
+        """Of the forward that is open."""
+        return self.keys.forward.samples
+
+    def begin_step(self, step: int) -> tuple[int, int]:
+        """Forget the keys of another step.
+
+        Returns:
+            The step's key and that of call 0, as numbers.
+        """
+        self._step_key = folded(self._base, step)
+        first = self._number(0)
+        self._of_calls = [Key(first)]
+        return self._step_key, first
+
+    def _number(self, call: int) -> int:
+        number = folded(self._step_key, call)
+        for data in self.tail:
+            number = folded(number, data)
+        return number
+
+    def key(self, call: int) -> Key:
+        """Of this step and a call, the tail folded in."""
+        keys = self._of_calls
+        while len(keys) <= call:
+            keys.append(Key(self._number(len(keys))))
+        return keys[call]
+
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+        """The key of this use in the open forward, and the place among the step's samples."""
+        forward, layout = self.keys.forward, self.layout
+        is_traced = torch.compiler.is_compiling()
+        if not is_traced and in_backward() != -1 and not forward.is_replayed:
+            raise RuntimeError(
+                f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so that it is not known "
+                "which use it repeats; use torch.utils.checkpoint"
+            )
+        call = self._use(forward)
+        if forward.is_parallel:
+            self._check_whole(input, call, is_traced)
+        if layout.window is not None or not forward.samples.are_whole:
+            place = placed(input, place, forward.samples, layout)
+        if is_traced:
+            forward.is_compiled = True
+        if is_traced or not input.is_cpu:
+            return self._tensor(call, input.device), place
+        return self.key(call), place
+
+    def _use(self, forward: Moment) -> int:
+        """The number of this use in the open forward."""
+        if forward.depth == 0:
+            if self.layout.sample_dim is None:
+                return 0  # a weight, looked at between forwards
+            raise RuntimeError(
+                f"site {self.layout.path!r} was used outside of a forward of the pinned model, so that its call number "
+                "and samples are unknown; call the model itself, pin the part that you call, or open the forward by "
+                "hand: `with run.forward():`"
+            )
+        call = self.uses
+        self.uses = call + 1
+        forward.has_dropped = True
+        return call
+
+    def _tensor(self, call: int, device: torch.device) -> Tensor:
+        if self.pair.device != device:
+            self.keys.move(device)
+        if call == 0:
+            return self.pair[1]
+        key = fold_in(self.pair[0], call)
+        for data in self.tail:
+            key = fold_in(key, data)
+        return key
+
+    def _check_whole(self, input: Tensor, call: int, is_traced: bool) -> None:
+        path = self.layout.path
+        if is_spread(input) or path in self.keys.windows:
+            return
+        if is_traced:
+            if not self._whole:
+                raise RuntimeError(
+                    f"site {path!r} drops from a plain tensor in a model in parallel parts, compiled: whether it is a "
+                    "part cannot be seen here; run one forward uncompiled first, or give windows"
+                )
+        elif (call, *input.shape) not in self._whole:
+            check_whole(input, path)
+            self._whole.add((call, *input.shape))
+
+    def fold_in(self, data: int | str) -> Pinned:
+        """The site of one mask among those of a use."""
+        return self.keys.site(self.layout.path, (*self.tail, as_number(data)), self.layout.sample_dim)
+
+    def along(self, dim: int) -> Pinned:
+        """The same, its samples elsewhere, unless the user has said where."""
+        return self.keys.site(self.layout.path, self.tail, dim)
+
+    def __repr__(self) -> str:
+        return f"pinned({self.layout.path!r})"
+
+
+class Shared(Pinned):
+    """A layer that belongs to several pinned models: its keys are those of the one that is being run.
+
+    Args:
+        sites: one for each model.
+    """
+
+    def __init__(self, sites: tuple[Site, ...]) -> None:
+        self.sites = sites
+
+    @staticmethod
+    def of(sites: Sequence[Site]) -> Pinned | None:
+        """What stands in the place of a layer's key that belongs to so many models."""
+        return Shared(tuple(sites)) if len(sites) > 1 else sites[0] if sites else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pinned | None:
+        return Shared.of([one for site in self.sites if (one := copy.deepcopy(site, memo)) is not None])
+
+    def _now(self) -> Site:
+        source: Any = opened.source
+        while source is not None:
+            for site in self.sites:
+                if site.keys.forward is source:
+                    return site
+            source = source.outer
+        return self.sites[0]
+
+    @property
+    def samples(self) -> Samples:
+        """Of the forward that is open."""
+        return self._now().samples
+
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+        """As the site's."""
+        return self._now().at(kind, input, place)
+
+    def fold_in(self, data: int | str) -> Pinned:
+        """As the site's."""
+        return self._now().fold_in(data)
+
+    def along(self, dim: int) -> Pinned:
+        """As the site's."""
+        return self._now().along(dim)
+
+    def __repr__(self) -> str:
+        return " or ".join(map(repr, self.sites))
+
+
+_numbers = itertools.count()
+_all: weakref.WeakValueDictionary[str, Keys] = weakref.WeakValueDictionary()
+
+
+def _make(number: str, name: str, path: str, tail: tuple[int, ...], dim: int | None) -> int:
+    """Have a site made while a compiler traces, which cannot hash a path: it runs this, for its result."""
+    keys = _all[number]
+    if name not in keys.sites:
+        keys.make(name, path, tail, dim)
+    return 0
+
+
+class _Attributes:
+    """Sites again, as attributes: a compiler looks these up one by one, and a dict but once."""
+
+
+class Keys:
+    """Sites, made when they are first asked for.
+
+    Args:
+        base: what every key is folded from.
+        sample_dims, windows: what the user said of sites, by path.
+    """
+
+    forward: Moment
+
+    def __init__(self, base: Key, sample_dims: Mapping[str, int | None], windows: Windows) -> None:
+        self.base = base
+        self.sample_dims = dict(sample_dims)
+        self.windows = dict(windows)
+        self.step = 0
+        self.sites: dict[str, Site] = {}
+        self._by_name = _Attributes()
+        self._table = _table(16, torch.device("cpu"))
+        self._are_checked = not (self.sample_dims or self.windows)
+        self._register()
+
+    def _register(self) -> None:
+        self.number = f"model {next(_numbers)}"
+        _all[self.number] = self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has a number of its own."""
+        vars(self).update(state)
+        self._register()
+
+    def check_names(self) -> None:
+        """After a forward, when all sites are known: refuse names that are none of theirs, once.
+
+        Raises:
+            ValueError: for a name in sample_dims or windows that no site has.
+        """
+        if self._are_checked:
+            return
+        paths = {site.layout.path for site in self}
+        for name, given in (("sample_dims", self.sample_dims), ("windows", self.windows)):
+            for path in given:
+                if path not in paths:
+                    raise ValueError(f"{name} names {path!r}, which is no site; the sites are {sorted(paths)}")
+        self._are_checked = True
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites.values())
+
+    def site(self, path: str, tail: tuple[int, ...], dim: int | None) -> Site:
+        """The site of a path, of one mask of a use, whose samples lie in a dimension, unless the user said where."""
+        name = f"{path} {tail} {dim}".replace(".", "\n")  # a compiler refuses attributes with dots
+        if torch.compiler.is_compiling():
+            _make(self.number, name, path, tail, dim)
+        elif name not in self.sites:
+            self.make(name, path, tail, dim)
+        found: Site = getattr(self._by_name, name)
+        return found
+
+    def make(self, name: str, path: str, tail: tuple[int, ...], dim: int | None) -> None:
+        """A new one."""
+        layout = Layout(path, self.sample_dims.get(path, dim), self.windows.get(path))
+        site = Site(self, layout, tail)
+        self.sites[name] = site
+        setattr(self._by_name, name, site)
+        if len(self.sites) > len(self._table):
+            self._table = _table(2 * len(self._table), self._table.device)
+            self.go_to(self.step)
+        else:
+            self._write([site], len(self.sites) - 1)
+
+    def go_to(self, step: int) -> None:
+        """Be at a step."""
+        self.step = step
+        self._write(list(self), 0)
+
+    def move(self, device: torch.device) -> None:
+        """Have the keys that are tensors on a device."""
+        self._table = _table(len(self._table), device)
+        self._write(list(self), 0)
+
+    def _write(self, sites: list[Site], row: int) -> None:
+        """Write into the one table, in place: what was captured or compiled reads the new step there."""
+        rows = self._table[row : row + len(sites)]
+        step = self.step
+        numbers = array("Q", [number for site in sites for number in site.begin_step(step)])
+        rows.copy_(torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2) if numbers else rows)
+        if sites and sites[0].table is not self._table:
+            for site, pair in zip(sites, rows, strict=True):
+                site.table, site.pair = self._table, pair
+
+
+def _table(rows: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(rows, 2, dtype=torch.int64, device=device)
