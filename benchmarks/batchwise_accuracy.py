@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import puredrop
-from puredrop.compare.data import Split, load
+from puredrop.compare.data import DataSplit, load
 from puredrop.compare.files import write
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -77,9 +77,9 @@ TASKS = {
 class Rows:
     """Training, validation and test rows."""
 
-    train: Split
-    validation: Split
-    test: Split
+    train: DataSplit
+    validation: DataSplit
+    test: DataSplit
 
 
 def rows_of(name: str, folder: Path) -> Rows:
@@ -93,7 +93,7 @@ def rows_of(name: str, folder: Path) -> Rows:
     cuts = [0, len(x) * 3 // 5, len(x) * 4 // 5, len(x)]
     mean, deviation = x[: cuts[1]].mean(0), x[: cuts[1]].std(0)
     x, y = (x - mean) / deviation, y - y.min()
-    parts = [Split(torch.tensor(x[a:b]).float(), torch.tensor(y[a:b])) for a, b in itertools.pairwise(cuts)]
+    parts = [DataSplit(torch.tensor(x[a:b]).float(), torch.tensor(y[a:b])) for a, b in itertools.pairwise(cuts)]
     return Rows(*parts)
 
 
@@ -157,7 +157,7 @@ class Training:
             self.step(train.x[chosen], train.y[chosen])
         return time.perf_counter() - started
 
-    def losses(self, split: Split) -> tuple[Floats, Floats]:
+    def losses(self, split: DataSplit) -> tuple[Floats, Floats]:
         """NLL and error of each row."""
         self.model.eval()
         with torch.no_grad():

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puredrop import explain
-from puredrop.compare.data import Data, Split, load
+from puredrop.compare.data import Data, DataSplit, load
 from puredrop.compare.network import Network
 from puredrop.compare.training import Arm, train
 
@@ -119,7 +119,7 @@ def matched(data: Data, dropped: list[nn.Sequential], seeds: int, epochs: int) -
 
 
 @torch.no_grad()
-def right(net: nn.Sequential, rows: Split) -> float:
+def right(net: nn.Sequential, rows: DataSplit) -> float:
     """Share of rows whose class is right."""
     return float((net(rows.x).argmax(1) == rows.y).double().mean())
 

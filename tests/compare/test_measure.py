@@ -4,7 +4,7 @@ import torch
 
 from puredrop import Key
 from puredrop.compare import measure as m
-from puredrop.compare.data import Data, Split, load
+from puredrop.compare.data import Data, DataSplit, load
 from puredrop.compare.network import Network
 from puredrop.compare.tasks import Regression
 
@@ -77,7 +77,7 @@ def test_fewer_members_of_a_regression_have_the_width_that_fits_them(monkeypatch
     monkeypatch.setattr(m, "MEMBERS", 4)
     network, draw = Network((8, 16, 1), (0.5,)), torch.Generator().manual_seed(0)
     train, validation, test = (
-        Split(torch.randn(40, 8, generator=draw), torch.randn(40, generator=draw)) for _ in range(3)
+        DataSplit(torch.randn(40, 8, generator=draw), torch.randn(40, generator=draw)) for _ in range(3)
     )
     data = Data("rows", Regression(0.0, 1.0), train, validation, test)
     weights = {name: 3 * value for name, value in network.initial(range(2)).items()}

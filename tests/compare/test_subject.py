@@ -6,7 +6,7 @@ from torch import nn
 
 from puredrop import explain
 from puredrop.compare import training
-from puredrop.compare.data import Data, Split
+from puredrop.compare.data import Data, DataSplit
 from puredrop.compare.network import Network
 from puredrop.compare.subject import subject
 from puredrop.compare.tasks import Classification
@@ -18,7 +18,7 @@ def data(monkeypatch):
     monkeypatch.setattr(training, "BATCH", 16)
     monkeypatch.setattr("puredrop.compare.subject.BATCH", 16)
     x = torch.randn(40, 5)
-    rows = Split(x, torch.randint(3, (40,)))
+    rows = DataSplit(x, torch.randint(3, (40,)))
     return Data("made up", Classification(3), rows, rows, rows)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from puredrop.cli import main
 from puredrop.compare import sweep as sweeping
-from puredrop.compare.data import Data, Split
+from puredrop.compare.data import Data, DataSplit
 from puredrop.compare.network import Network
 from puredrop.compare.sweep import Sweep, section, swept
 from puredrop.compare.tasks import Classification
@@ -23,7 +23,7 @@ NETWORK = Network((5, 16, 12, 3), (0.5, 0.5))
 def data():
     x = torch.randn(150, 5)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
-    parts = [Split(x[start : start + 50], y[start : start + 50]) for start in (0, 50, 100)]
+    parts = [DataSplit(x[start : start + 50], y[start : start + 50]) for start in (0, 50, 100)]
     return Data("made up", Classification(3), *parts)
 
 
@@ -88,7 +88,7 @@ def losses(monkeypatch, per_rate):
             return table
 
     monkeypatch.setattr(Sweep, "outputs", lambda self, best, x: x)
-    rows = Split(torch.zeros(table.shape[1], 5), torch.zeros(table.shape[1]).long())
+    rows = DataSplit(torch.zeros(table.shape[1], 5), torch.zeros(table.shape[1]).long())
     return swept(sweep, {"0.bias": torch.zeros(len(table), 1)}, Data("d", Task(), rows, rows, rows), 1.0)
 
 

@@ -10,7 +10,7 @@ import puredrop
 from dropping import MODELS, ROWS, model_of
 from puredrop.members.engine import Engine, Members
 from puredrop.members.inputs import Batch
-from puredrop.members.instrumented import Drive
+from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
 from puredrop.members.survey import look
 
@@ -20,7 +20,7 @@ def engines(model, x, members=None):
     members = members or Members(0)
     batch = Batch((x,), {}, len(x), 0)
     seen = look(model, batch, members, main_output)
-    drive = Drive(model, seen.plan, 0)
+    drive = InstrumentedModel(model, seen.plan, 0)
     one, many = (Engine(drive, members, main_output, seen.runs, is_batched) for is_batched in (False, True))
     return batch, one, many, seen
 

@@ -13,7 +13,7 @@ from puredrop.explanation.analysis import Subject, account
 from puredrop.explanation.averages import averages
 from puredrop.explanation.drawing import drawing, power_of_two
 from puredrop.explanation.unit_over_masks import unit_over_masks
-from puredrop.members.prepared import prepared
+from puredrop.members.prepared import prepare
 from puredrop.report.page import rendered
 from puredrop.report.section import Section
 
@@ -27,7 +27,7 @@ def net():
 def test_a_unit_behind_the_first_site_keeps_its_mean_and_not_that_behind_a_relu():
     """4000 masks, five standard errors; the variance is the theory's, within a tenth (its own error is 2 %)."""
     model, x = net(), torch.randn(20, 6)
-    probe = prepared(model, x)
+    probe = prepare(model, x)
     with probe.opened() as drive:
         found = unit_over_masks(probe, drive)
     h = model[1](model[0](x[:1])).detach().double()[0]
@@ -45,7 +45,7 @@ def test_chance_is_no_bias():
     model = nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Dropout(0.5), nn.Linear(400, 400)).double()
     nn.init.constant_(model[3].bias, 100)
     x = torch.ones(2, 6, dtype=torch.float64)
-    probe = prepared(model, x)
+    probe = prepare(model, x)
     with probe.opened() as drive:
         found = unit_over_masks(probe, drive, 40)
     h = model[:2](x).detach()[0]
@@ -55,7 +55,7 @@ def test_chance_is_no_bias():
 
 
 def test_what_has_no_weights_behind_dropout_has_no_such_unit():
-    probe = prepared(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), torch.randn(20, 6))
+    probe = prepare(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), torch.randn(20, 6))
     with probe.opened() as drive, pytest.raises(ValueError, match="no module with a weight matrix follows"):
         unit_over_masks(probe, drive)
 
@@ -64,7 +64,7 @@ def test_what_has_no_weights_behind_dropout_has_no_such_unit():
 def test_averages_are_those_of_members_run_one_by_one(task):
     model, x = net(), torch.randn(30, 6)
     y = torch.randint(3, (30,)) if task == "classification" else torch.randn(30, 3)
-    probe = prepared(model, x, batch_size=20)
+    probe = prepare(model, x, batch_size=20)
     with probe.opened() as drive:
         found = averages(probe, drive, probe.parts(y), task, 8)
         each = torch.cat([probe.members(drive, b, range(8), is_shared=True) for b in probe.batches], 1).double()
@@ -90,12 +90,12 @@ def test_averages_are_those_of_members_run_one_by_one(task):
 
 def test_the_drawing_holds_masks_of_the_members_that_the_library_runs():
     model, x = net(), torch.randn(20, 6)
-    plan = drawing(prepared(model, x), 3)
+    plan = drawing(prepare(model, x), 3)
     assert [(one["name"], one["units"], one["shown"]) for one in plan["columns"]] == [
         ("inputs", 6, 6), ("2, p=0.5", 24, 9), ("5, p=0.2", 16, 9), ("outputs", 3, 3),
     ]  # fmt: skip
     assert len(plan["members"]) == 24
-    probe, seen = prepared(model, x), []
+    probe, seen = prepare(model, x), []
 
     def look(module, inputs, output):
         seen.append(inputs[0][0])

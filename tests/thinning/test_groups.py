@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puredrop.thinning.groups import MOST, ROWS, Groups, Split
+from puredrop.thinning.groups import MOST, ROWS, Groups, GroupSplit
 
 
 @given(samples=st.integers(1, 200), groups=st.integers(1, 200))
 def test_nearly_equal_groups_that_cover_the_batch(samples, groups):
     groups = min(samples, groups)
-    split = Split(samples, groups)
+    split = GroupSplit(samples, groups)
     sizes = np.bincount(split.group_of, minlength=groups)
     assert sizes.sum() == samples
     assert sizes.max() - sizes.min() <= 1
@@ -22,7 +22,7 @@ def test_nearly_equal_groups_that_cover_the_batch(samples, groups):
 
 @given(samples=st.integers(1, 40), groups=st.integers(1, 40))
 def test_spread_and_joined(samples, groups):
-    split = Split(samples, min(samples, groups))
+    split = GroupSplit(samples, min(samples, groups))
     x = torch.randn(samples, 3, requires_grad=True)
     parts = split.spread(x)
     assert parts.shape == (split.groups, split.size, 3)

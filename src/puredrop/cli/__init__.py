@@ -142,13 +142,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from puredrop.compare import terminal
-    from puredrop.compare.options import Options
+    from puredrop.compare.options import CompareOptions
     from puredrop.compare.run import prepare
     from puredrop.compare.share import is_first
 
-    options = {field.name: getattr(arguments, field.name) for field in fields(Options)}
+    options = {field.name: getattr(arguments, field.name) for field in fields(CompareOptions)}
     try:
-        run = prepare(Options(**options))
+        run = prepare(CompareOptions(**options))
     except (ValueError, OSError) as error:
         return _fail("compare", _line(error, (ValueError, OSError))) if is_first() else 2
     if run.share.rank:

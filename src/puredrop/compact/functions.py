@@ -13,14 +13,14 @@ from puredrop.compact.buffers import Memory
 from puredrop.compact.kept import Kept
 from puredrop.compact.panels import gather, scatter, shape_of
 
-__all__ = ["Call", "conv", "linear", "put", "take"]
+__all__ = ["LayerCall", "conv", "linear", "put", "take"]
 
 
 _convolution: Any = torch.ops.aten.convolution.default
 _convolution_backward: Any = torch.ops.aten.convolution_backward.default
 
 
-class Call(NamedTuple):
+class LayerCall(NamedTuple):
     """One use of a layer, whose input and output are (groups, rows, units, ...).
 
     Args:
@@ -76,7 +76,7 @@ class _Linear(torch.autograd.Function):
     """`y = x W^T + b`, of W the rows and columns that each group keeps."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: LayerCall) -> Tensor:
         panels = call.panels(weight, len(x)).to(x.dtype)
         ctx.call = call
         ctx.save_for_backward(x, weight, bias, panels)
@@ -88,7 +88,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, panels = ctx.saved_tensors
-        call: Call = ctx.call
+        call: LayerCall = ctx.call
         gradient = gradient.contiguous()
         of_input = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
@@ -105,7 +105,7 @@ class _Conv(torch.autograd.Function):
     """A convolution with the output and input channels that each group keeps."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: LayerCall) -> Tensor:
         panels = call.panels(weight, len(x)).to(x.dtype)
         ctx.call = call
         ctx.save_for_backward(x, weight, bias, panels)
@@ -121,7 +121,7 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, panels = ctx.saved_tensors
-        call: Call = ctx.call
+        call: LayerCall = ctx.call
         needs = [*ctx.needs_input_grad[:2], False]
         none = [0] * len(call.rule[0])
         found = [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from puredrop.compare.tasks import Classification, Task
 
-__all__ = ["MNIST_URL", "SUFFIXES", "VALIDATION_SHARE", "Data", "Split", "load"]
+__all__ = ["MNIST_URL", "SUFFIXES", "VALIDATION_SHARE", "Data", "DataSplit", "load"]
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -38,7 +38,7 @@ _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
-class Split:
+class DataSplit:
     """Rows of one part of the data.
 
     Args:
@@ -63,17 +63,17 @@ class Data:
 
     name: str
     task: Task
-    train: Split
-    validation: Split
-    test: Split
+    train: DataSplit
+    validation: DataSplit
+    test: DataSplit
     notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Data:
         """The same data on a device, floating-point values in a dtype."""
 
-        def move(split: Split) -> Split:
+        def move(split: DataSplit) -> DataSplit:
             y = split.y.to(device, dtype) if split.y.is_floating_point() else split.y.to(device)
-            return Split(split.x.to(device, dtype), y)
+            return DataSplit(split.x.to(device, dtype), y)
 
         train, validation, test = map(move, (self.train, self.validation, self.test))
         return replace(self, train=train, validation=validation, test=test)
@@ -119,8 +119,8 @@ def load(name: str, data_dir: Path | None = None, rows: int | None = None, *, ur
     return Data(name, Classification(classes), train, validation, _split(test_x, test_y))
 
 
-def _split(x: NDArray[np.float32], y: NDArray[np.int64]) -> Split:
-    return Split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), torch.from_numpy(np.ascontiguousarray(y)))
+def _split(x: NDArray[np.float32], y: NDArray[np.int64]) -> DataSplit:
+    return DataSplit(torch.from_numpy(np.ascontiguousarray(x, np.float32)), torch.from_numpy(np.ascontiguousarray(y)))
 
 
 def _choose(

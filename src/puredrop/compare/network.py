@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from puredrop import functional
-from puredrop.compact.functions import Call, linear, take
+from puredrop.compact.functions import LayerCall, linear, take
 from puredrop.compact.kept import Kept
 from puredrop.functional import keep_mask
 from puredrop.ops import Window
 from puredrop.rng import Key
-from puredrop.thinning import Split
+from puredrop.thinning import GroupSplit
 
 __all__ = ["Model", "Network", "Parameters"]
 
@@ -182,7 +182,7 @@ class Network:
     def _thinned(self, parameters: Parameters, x: Tensor, key: Key, first: int, groups: int) -> Tensor:
         """`outputs` on what each group of rows keeps: every group of every copy is one group of compacted layers."""
         seeds, rows, _ = x.shape
-        split = Split(rows, min(groups, rows))  # a group is one row at least
+        split = GroupSplit(rows, min(groups, rows))  # a group is one row at least
         starts = torch.tensor(split.starts, device=x.device)
 
         def mask(rate: float, units: int, site: str) -> Tensor:
@@ -205,7 +205,7 @@ class Network:
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
             rate = self.rates[i] if i < len(self.rates) else 0.0
             keep = mask(rate, weight.shape[1], f"{3 * i + 2}")
-            h = linear(h, weight.flatten(0, 1), bias.flatten(), Call(columns, own(keep), scale))
+            h = linear(h, weight.flatten(0, 1), bias.flatten(), LayerCall(columns, own(keep), scale))
             if i < len(self.rates):
                 h, columns, scale = F.relu(h), Kept.of(keep), 1 / (1 - rate)
         parts = h[..., : self.sizes[-1]].unflatten(0, (seeds, split.groups)).permute(1, 2, 0, 3)

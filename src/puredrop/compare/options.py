@@ -8,7 +8,7 @@ from pathlib import Path
 from puredrop.compare.data import SUFFIXES
 from puredrop.compare.training import BATCH
 
-__all__ = ["ARMS", "Options"]
+__all__ = ["ARMS", "CompareOptions"]
 
 ARMS = ("none", "dropout", "batchwise", "networks")
 """What can be trained, in this order; the first two always are."""
@@ -19,7 +19,7 @@ _MOST_RATES = 20
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """What the user asked for; the fields are the command's options.
 
     Args:

@@ -22,14 +22,14 @@ from puredrop.compare.board import Board
 from puredrop.compare.data import Data, load
 from puredrop.compare.measure import NETWORKS, Measured, ensemble, measure
 from puredrop.compare.network import Model, Network, Parameters
-from puredrop.compare.options import Options
+from puredrop.compare.options import CompareOptions
 from puredrop.compare.share import Share, joined
 from puredrop.compare.subject import subject
 from puredrop.compare.sweep import Sweep, swept
 from puredrop.compare.training import Arm, train
 from puredrop.explanation.analysis import Account, account
 
-__all__ = ["Run", "data_of", "environment", "network_of", "prepare"]
+__all__ = ["Comparison", "data_of", "environment", "network_of", "prepare"]
 
 _EPOCHS = {"digits": 60, "mnist": 20}
 _EPOCHS_OF_A_TABLE = 40
@@ -39,7 +39,7 @@ _ROWS = 1024  # that explain looks at
 
 
 @dataclass
-class Run:
+class Comparison:
     """A run that has passed every check and written nothing yet.
 
     Args:
@@ -211,7 +211,7 @@ class Run:
         self.checkpoint.unlink()  # last: until here a kill leaves a run that resumes
 
 
-def prepare(options: Options) -> Run:
+def prepare(options: CompareOptions) -> Comparison:
     """Check everything that can be wrong before the first byte is written.
 
     Args:
@@ -249,7 +249,7 @@ def prepare(options: Options) -> Run:
         "sweep": list(options.sweep),
         "torch": torch.__version__,
     }
-    run = Run(options.out or Path("runs") / data.name, data, network, identity, share=joined())
+    run = Comparison(options.out or Path("runs") / data.name, data, network, identity, share=joined())
     if options.seeds < run.share.size:
         raise ValueError(f"--seeds is {options.seeds}, fewer than the {run.share.size} processes that train them")
     _check_folder(run.folder)
@@ -276,7 +276,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def data_of(options: Options) -> Data:
+def data_of(options: CompareOptions) -> Data:
     """The rows that options name."""
     if not options.is_table:
         return load(options.data, options.data_dir, options.rows)
@@ -287,7 +287,7 @@ def data_of(options: Options) -> Data:
     return load_table(Path(options.data), table)
 
 
-def network_of(options: Options, data: Data) -> tuple[Data, Model, str | None]:
+def network_of(options: CompareOptions, data: Data) -> tuple[Data, Model, str | None]:
     """The data with notes on the model, the model, and a hash of it where it is the user's."""
     if options.model is None:
         sizes = (data.train.x.shape[1], *options.hidden, data.task.outputs)
@@ -306,7 +306,7 @@ def _check_folder(folder: Path) -> None:
         raise PermissionError(f"--out is {str(folder)!r}, but {parent} is not writable")
 
 
-def _load(run: Run) -> None:
+def _load(run: Comparison) -> None:
     tensors, state = files.load_checkpoint(run.checkpoint)
     for name, value in run.identity.items():
         if state["identity"].get(name) != value:
@@ -321,7 +321,7 @@ def _load(run: Run) -> None:
         run.arms[name] = Arm.restore(own, arm, run.data.train.x.device)
 
 
-def _finished(run: Run) -> dict[str, Any] | None:
+def _finished(run: Comparison) -> dict[str, Any] | None:
     path = run.folder / "results.json"
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from puredrop.compare.data import Data
 from puredrop.compare.network import Model, Network, Parameters
-from puredrop.compare.options import Options
+from puredrop.compare.options import CompareOptions
 from puredrop.compare.training import BATCH
 from puredrop.explanation.analysis import Subject
 
@@ -65,7 +65,7 @@ def _masks(network: Network, epochs: int, rows: int, seeds: int, copy: int) -> I
             yield from network.masks([epoch * steps + steps - 1], seeds, copy, rows % BATCH)
 
 
-def options_of(identity: dict[str, Any], data_dir: Path | None) -> Options:
+def options_of(identity: dict[str, Any], data_dir: Path | None) -> CompareOptions:
     """What a finished run was asked for, as far as its data and its network go."""
     wanted = ["data", "target", "group", "time", "split_seed", "model", "rows"]
     if identity["target"] is not None:
@@ -74,7 +74,7 @@ def options_of(identity: dict[str, Any], data_dir: Path | None) -> Options:
         wanted += ["hidden", "rates", "input_rate"]
     given: dict[str, Any] = {name: identity[name] for name in wanted}
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return replace(Options(data_dir=data_dir), **{**given, **lists})
+    return replace(CompareOptions(data_dir=data_dir), **{**given, **lists})
 
 
 def weights_of(folder: Path) -> tuple[dict[str, Any], dict[str, Parameters]]:

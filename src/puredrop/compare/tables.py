@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from puredrop.compare.data import VALIDATION_SHARE, Data, Split
+from puredrop.compare.data import VALIDATION_SHARE, Data, DataSplit
 from puredrop.compare.tasks import Classification, Regression, Task
 
 __all__ = ["TableOptions", "load_table"]
@@ -78,7 +78,7 @@ def load_table(path: Path, options: TableOptions) -> Data:
         raise ValueError(f"{path} has no column beside {', '.join(named)}; expected at least one feature")
     x, columns = _features(features, parts[0])
     notes += columns
-    train, validation, test = (Split(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in parts)
+    train, validation, test = (DataSplit(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in parts)
     return Data(path.stem, task, train, validation, test, tuple(notes))
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from puredrop.compare.measure import MEMBERS
-from puredrop.compare.run import Run
+from puredrop.compare.run import Comparison
 from puredrop.compare.training import Arm
 from puredrop.compare.wording import ARM_NAMES, quantities
 
@@ -28,7 +28,7 @@ _ROWS = {
 }
 
 
-def execute(run: Run, console: Console) -> dict[str, Any]:
+def execute(run: Comparison, console: Console) -> dict[str, Any]:
     """Execute a run under a progress display; quiet when the console is no terminal.
 
     Args:
@@ -48,7 +48,7 @@ def _say_measuring(console: Console) -> None:
 
 
 @contextmanager
-def _progress(run: Run, console: Console) -> Iterator[Any]:
+def _progress(run: Comparison, console: Console) -> Iterator[Any]:
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(bar_width=28),
@@ -78,7 +78,7 @@ def _progress(run: Run, console: Console) -> Iterator[Any]:
         yield on_epoch
 
 
-def _done(run: Run, name: str) -> int:
+def _done(run: Comparison, name: str) -> int:
     return run.arms[name].epoch if name in run.arms else 0
 
 

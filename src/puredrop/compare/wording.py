@@ -8,7 +8,7 @@ from typing import Any
 
 from puredrop.compare.measure import MEMBERS
 from puredrop.compare.results import ENOUGH
-from puredrop.report.section import Finding
+from puredrop.report.section import Claim
 
 __all__ = ["ARM_NAMES", "Quantity", "enough", "findings", "quantities", "verdict"]
 
@@ -143,16 +143,16 @@ def enough(results: dict[str, Any]) -> str:
     return f"From {least} members on the NLL is within {ENOUGH} nats of that of {MEMBERS}."
 
 
-def findings(results: dict[str, Any]) -> list[Finding]:
+def findings(results: dict[str, Any]) -> list[Claim]:
     """What held of the sentences that explain dropout, and what did not: of one network, and of members over seeds.
 
     Args:
         results: as in results.json.
     """
-    found = [Finding(**one) for one in results["account"]["findings"]]
+    found = [Claim(**one) for one in results["account"]["findings"]]
     q, d = quantities(results)["mc_nll"], results["differences"]["mc_nll"]
     says = f"the mean of {MEMBERS} sub-networks changes the test NLL by {q.interval(results)}"
-    means = Finding("one-pass", not d["found"], f"“one pass averages 2^n networks”: {says}; {q.claim(results)}")
+    means = Claim("one-pass", not d["found"], f"“one pass averages 2^n networks”: {says}; {q.claim(results)}")
     at = next((i for i, one in enumerate(found) if one.id == "l2"), len(found))
     return [*found[:at], means, *found[at:]]
 

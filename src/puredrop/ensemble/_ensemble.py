@@ -15,16 +15,16 @@ from torch.nn import Module
 from puredrop.ensemble._calibration import By, acquire
 from puredrop.ensemble._export import Frozen, member, number_of
 from puredrop.ensemble._moments import Covariance, Moments, carrier
-from puredrop.ensemble._predict import Noise, Options, Predictor
+from puredrop.ensemble._predict import Noise, PredictOptions, Predictor
 from puredrop.ensemble._prediction import Prediction
 from puredrop.inspection.state import restored
 from puredrop.members.engine import Engine, Members
 from puredrop.members.exact import exact, listed
 from puredrop.members.inputs import Inputs
-from puredrop.members.instrumented import Drive
+from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import Task, main_output, probabilities, reader
-from puredrop.members.sites import Use
-from puredrop.members.survey import Look, look
+from puredrop.members.sites import SiteUse
+from puredrop.members.survey import Survey, look
 from puredrop.members.thinned import Step
 from puredrop.pinning import unwrapped
 from puredrop.rng import Key
@@ -106,7 +106,7 @@ class DropoutEnsemble:
         self._sample_dim = sample_dim
         is_shared = masks == "shared"
         self._members = Members(seed, is_shared, is_shared if balanced is None else balanced)
-        self._look: Look | None = None
+        self._look: Survey | None = None
 
     def __repr__(self) -> str:
         number = f", {self.num_members!r} members" if self._look else ""
@@ -196,7 +196,7 @@ class DropoutEnsemble:
 
         Reference: Gal and Ghahramani: Dropout as a Bayesian approximation (ICML 2016).
         """
-        options = Options(
+        options = PredictOptions(
             num_samples,
             noise,
             until,
@@ -366,14 +366,14 @@ class DropoutEnsemble:
         each = [member(base, i, self._members, *parts, shared=True) for i in range(members)]
         return Frozen(each, self.task, self.class_dim).eval()
 
-    def _parts(self, x: Any) -> tuple[tuple[Use, ...], list[list[Step]]]:
+    def _parts(self, x: Any) -> tuple[tuple[SiteUse, ...], list[list[Step]]]:
         """What members are made from."""
         if not self._members.is_shared:
             raise ValueError("masks is 'independent', where a member has one mask for each row; expected 'shared'")
         seen = self._looked(x)
         return seen.uses, seen.runs
 
-    def _looked(self, x: Any) -> Look:
+    def _looked(self, x: Any) -> Survey:
         if self._look is None:
             if x is None:
                 raise RuntimeError("the ensemble has seen no rows yet, which show where it drops; pass x, some rows")
@@ -381,7 +381,7 @@ class DropoutEnsemble:
         assert self._look is not None
         return self._look
 
-    def _predictor(self, x: Any, options: Options) -> Predictor:
+    def _predictor(self, x: Any, options: PredictOptions) -> Predictor:
         seen = self._looked(x)
         members = replace(self._members, balanced=False) if options.stops else self._members
         engine = self._engine(self._read(options.noise if callable(options.noise) else None), members)
@@ -389,7 +389,7 @@ class DropoutEnsemble:
 
     def _engine(self, read: Callable[[Any], Tensor], members: Members) -> Engine:
         assert self._look is not None
-        drive = Drive(self.model, self._look.plan, self._sample_dim)
+        drive = InstrumentedModel(self.model, self._look.plan, self._sample_dim)
         return Engine(drive, members, read, self._look.runs, not self._look.slow)
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:

@@ -16,7 +16,7 @@ from puredrop import nn
 from puredrop.conversion import Swapped, as_ours
 from puredrop.members.engine import Members
 from puredrop.members.outputs import Task, reader
-from puredrop.members.sites import Use
+from puredrop.members.sites import SiteUse
 from puredrop.members.thinned import Step
 
 __all__ = ["Frozen", "Masked", "Select", "member", "number_of"]
@@ -61,7 +61,7 @@ class Select(Module):
 
 
 def member(
-    model: Module, number: int, members: Members, uses: Sequence[Use], runs: Sequence[Sequence[Step]], shared: bool
+    model: Module, number: int, members: Members, uses: Sequence[SiteUse], runs: Sequence[Sequence[Step]], shared: bool
 ) -> Module:
     """A member as an ordinary module, in eval mode.
 
@@ -99,7 +99,7 @@ def member(
     return root if first is None else root.to(first.device)  # masks are drawn where the model is not
 
 
-def _kept(number: int, members: Members, use: Use) -> Tensor:
+def _kept(number: int, members: Members, use: SiteUse) -> Tensor:
     """What the member keeps, bool (own, ...)."""
     if math.isnan(use.p):
         raise ValueError(f"member: {use.path} draws more than decisions on elements, which no mask holds")
@@ -107,7 +107,7 @@ def _kept(number: int, members: Members, use: Use) -> Tensor:
     return masks.keep([number], use.p, use.units, 0, torch.device("cpu")).view(use.sizes)
 
 
-def _check(model: Module, uses: Sequence[Use]) -> None:
+def _check(model: Module, uses: Sequence[SiteUse]) -> None:
     for use in uses:
         layer = model.get_submodule(use.path) if ":" not in use.path and "/" not in use.path else None
         ours = layer if layer is None or isinstance(layer, _SITES) else as_ours(layer)

@@ -18,15 +18,15 @@ from puredrop.ensemble._statistics import Running
 from puredrop.members.engine import Engine
 from puredrop.members.inputs import Batch, Inputs, checked_number
 from puredrop.members.masks import BLOCK
-from puredrop.members.survey import Look
+from puredrop.members.survey import Survey
 
-__all__ = ["Noise", "Options", "Predictor"]
+__all__ = ["Noise", "PredictOptions", "Predictor"]
 
 Noise = float | Tensor | Callable[[Any], Tensor] | None
 
 
 @dataclass(frozen=True)
-class Options:
+class PredictOptions:
     """How many members are run, and what is kept of them; as `DropoutEnsemble.predict` says.
 
     Raises:
@@ -86,7 +86,7 @@ class Predictor:
         options: of the call.
     """
 
-    def __init__(self, engine: Engine, look: Look, class_dim: int | None, options: Options) -> None:
+    def __init__(self, engine: Engine, look: Survey, class_dim: int | None, options: PredictOptions) -> None:
         self.engine = engine
         self.look = look
         self.class_dim = class_dim

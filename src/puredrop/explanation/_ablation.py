@@ -13,8 +13,8 @@ from torch.nn import Module
 
 from puredrop.inspection.watch import holds_dropout, rate_of
 from puredrop.members.inputs import Batch
-from puredrop.members.prepared import Probe
-from puredrop.members.sites import Use
+from puredrop.members.prepared import PreparedModel
+from puredrop.members.sites import SiteUse
 
 __all__ = ["Damage", "Places", "Recorder", "gaussian", "largest", "ordered"]
 
@@ -33,7 +33,7 @@ class Places:
         ValueError: if nothing in the model is there to drop from rows, and no module is named.
     """
 
-    def __init__(self, probe: Probe, at: Sequence[str] | None) -> None:
+    def __init__(self, probe: PreparedModel, at: Sequence[str] | None) -> None:
         self._probe = probe
         self._takes_sites = at is None
         self._damage: Damage = lambda place, h: h
@@ -61,7 +61,7 @@ class Places:
 
             yield outputs
 
-    def _act(self, use: Use, input: Tensor, dim: int | None) -> Tensor:
+    def _act(self, use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         return self._damaged(use.place, input, dim) if self._takes_sites and dim is not None else input
 
     def _behind(self, path: str) -> Callable[[Module, Any, Any], Tensor]:

@@ -23,10 +23,10 @@ from puredrop.explanation.ridge import Descent, Ridge, ridge
 from puredrop.explanation.unit_over_masks import unit_over_masks
 from puredrop.explanation.variance_shift import variance_shift
 from puredrop.explanation.weight_scaling_gap import weight_scaling_gap
-from puredrop.members.instrumented import Drive
-from puredrop.members.prepared import Probe, plain, prepared
-from puredrop.members.sites import Use
-from puredrop.report.section import Finding, Section, unable
+from puredrop.members.instrumented import InstrumentedModel
+from puredrop.members.prepared import PreparedModel, plain, prepare
+from puredrop.members.sites import SiteUse
+from puredrop.report.section import Claim, Section, unable
 
 __all__ = ["Account", "Subject", "account"]
 
@@ -108,7 +108,7 @@ class Account:
     """
 
     verdict: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Claim, ...]
     sections: tuple[Section, ...]
     left: dict[str, str] = field(default_factory=dict)
 
@@ -133,7 +133,7 @@ def account(
     Raises:
         TypeError, ValueError: for fewer than two rows, classes that the model does not have, or no dropout reached.
     """
-    probe = prepared(subject.model, subject.x, seed=subject.seed)
+    probe = prepare(subject.model, subject.x, seed=subject.seed)
     asked = _Asked(subject, probe)
     told: list[Section] = []
     for id, ask in asked.questions():
@@ -153,7 +153,7 @@ def account(
 class _Asked:
     """The questions of one subject, and what their answers have in common."""
 
-    def __init__(self, subject: Subject, probe: Probe) -> None:
+    def __init__(self, subject: Subject, probe: PreparedModel) -> None:
         self.subject, self.probe = subject, probe
         self.loss = F.cross_entropy if subject.task == "classification" else F.mse_loss
         self.each = len(probe.uses) <= _MOST_SITES
@@ -165,7 +165,7 @@ class _Asked:
         self.shaken: GradientNoise | None = None
         self.gap: float | None = None
 
-    def _fitting(self, drive: Drive) -> Tensor:
+    def _fitting(self, drive: InstrumentedModel) -> Tensor:
         """What belongs to the rows, in the shape of the outputs of a regression."""
         return _like(self.subject.y, self.probe.forward(drive, self.probe.batches[0], plain), self.subject.task)
 
@@ -233,7 +233,7 @@ class _Asked:
         """Of a linear model of some of the units before the last site; None where they are no features of rows."""
         last, seen = self.probe.uses[-1], []
 
-        def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             if use.place == last.place and dim == 0 and input.dim() == 2:
                 seen.append(input.detach().double().cpu())
             return input
@@ -285,7 +285,7 @@ class _Asked:
             )
         return f"{adds}, and averaging {number} of its sub-networks makes no difference to the {unit} we could find."
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Claim]:
         """What held of the three sentences, and what did not."""
         if self.damage is not None:
             yield from _of_reliance(*self.damage)
@@ -295,7 +295,7 @@ class _Asked:
             ratio, error = self.penalty.ratio, self.penalty.ratio_error
             is_near = self.penalty.is_exact or abs(ratio - 1) < _NEAR
             says = f"the L2-like form says {ratio:.2f} ± {1.96 * error:.2f} of what dropout adds to the loss"
-            yield Finding("l2", is_near, f"“it acts like L2”: {says}")
+            yield Claim("l2", is_near, f"“it acts like L2”: {says}")
 
 
 def _like(y: Tensor, outputs: Tensor, task: str) -> Tensor:
@@ -304,10 +304,10 @@ def _like(y: Tensor, outputs: Tensor, task: str) -> Tensor:
     return y
 
 
-def _of_reliance(found: Coadaptation, twin: Coadaptation | None) -> Iterator[Finding]:
+def _of_reliance(found: Coadaptation, twin: Coadaptation | None) -> Iterator[Claim]:
     name = "“units cannot rely on each other”"
     if twin is None:
-        yield Finding("reliance", False, f"{name}: not to be told without a network that was trained without dropout")
+        yield Claim("reliance", False, f"{name}: not to be told without a network that was trained without dropout")
         return
     sign = 1 if found.task == "classification" else -1
     words: dict[bool, list[str]] = {True: [], False: []}
@@ -318,21 +318,19 @@ def _of_reliance(found: Coadaptation, twin: Coadaptation | None) -> Iterator[Fin
     for is_better, kinds in words.items():
         if kinds:
             verb = "better" if is_better else "not shown to be better"
-            yield Finding("reliance", is_better, f"{name}: {verb} than its twin without dropout under {_and(kinds)}")
+            yield Claim("reliance", is_better, f"{name}: {verb} than its twin without dropout under {_and(kinds)}")
 
 
 def _and(words: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _of_means(means: Averages, gap: float) -> Finding:
+def _of_means(means: Averages, gap: float) -> Claim:
     name, away = "“one pass averages 2^n networks”", f"it is {gap:.4f} (rms) from their mean"
     if not means.found:
         number = means.numbers[-1]
-        return Finding(
-            "one-pass", True, f"{name}: {away}, and no worse or better than that of {number}, as far as seen"
-        )
+        return Claim("one-pass", True, f"{name}: {away}, and no worse or better than that of {number}, as far as seen")
     verb = "worse" if means.difference[0] < 0 else "better"
-    return Finding(
+    return Claim(
         "one-pass", False, f"{name}: {away}, and {verb} than it by {abs(means.difference[0]):.4f} ({means.name})"
     )

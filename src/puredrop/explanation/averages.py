@@ -11,8 +11,8 @@ from torch import Tensor
 
 from puredrop.ensemble import risk_coverage
 from puredrop.explanation._loss import check_classes
-from puredrop.members.instrumented import Drive
-from puredrop.members.prepared import Parts, Probe, plain
+from puredrop.members.instrumented import InstrumentedModel
+from puredrop.members.prepared import Parts, PreparedModel, plain
 from puredrop.report.figures import Figure
 
 __all__ = ["Averages", "averages"]
@@ -106,7 +106,11 @@ class Averages:
 
 
 def averages(
-    probe: Probe, drive: Drive, parts: Parts, task: Literal["classification", "regression"], members: int = 64
+    probe: PreparedModel,
+    drive: InstrumentedModel,
+    parts: Parts,
+    task: Literal["classification", "regression"],
+    members: int = 64,
 ) -> Averages:
     """Judge one pass, and the mean of so many members and of fewer, each member one sub-network for all rows.
 

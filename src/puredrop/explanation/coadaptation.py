@@ -16,7 +16,7 @@ from puredrop.explanation._interaction import interaction_share
 from puredrop.explanation._loss import check_classes
 from puredrop.members.inputs import checked_number
 from puredrop.members.outputs import reader
-from puredrop.members.prepared import prepared
+from puredrop.members.prepared import prepare
 from puredrop.report.figures import Figure
 from puredrop.report.intervals import Difference, paired_difference
 from puredrop.rng import Key
@@ -201,7 +201,7 @@ def coadaptation(
         raise ValueError(f"probe_rate is {probe_rate}; expected a number between 0 and 1, such as 0.5")
     if task not in ("classification", "regression"):
         raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
-    probe = prepared(model, x, seed=seed, batch_size=batch_size, may_be_silent=True)
+    probe = prepare(model, x, seed=seed, batch_size=batch_size, may_be_silent=True)
     parts, recorder, read = probe.parts(y), Recorder(), reader(task, 1)
     with Places(probe, at).opened() as outputs:
         undamaged = torch.cat([outputs(batch, recorder) for batch, _ in parts])

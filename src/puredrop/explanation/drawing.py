@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from puredrop.members.engine import Members
-from puredrop.members.prepared import Probe
+from puredrop.members.prepared import PreparedModel
 
 __all__ = ["drawing", "power_of_two"]
 
 _SHOWN, _MEMBERS, _COLUMNS = 9, 24, 6
 
 
-def drawing(probe: Probe, outputs: int) -> dict[str, Any]:
+def drawing(probe: PreparedModel, outputs: int) -> dict[str, Any]:
     """Columns from inputs over sites to outputs, and members' masks of the units that are shown.
 
     Args:

@@ -13,9 +13,9 @@ from torch.nn import Module
 
 from puredrop.explanation._loss import Loss, check
 from puredrop.members.inputs import Batch, checked_number
-from puredrop.members.instrumented import Drive
-from puredrop.members.prepared import Probe, factors, plain, prepared, signs
-from puredrop.members.sites import Use
+from puredrop.members.instrumented import InstrumentedModel
+from puredrop.members.prepared import PreparedModel, factors, plain, prepare, signs
+from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 from puredrop.rng import Key
 
@@ -147,7 +147,7 @@ def gradient_noise(
         ("batch", batch, 2),
     ):
         checked_number(name, value, least)
-    probe = prepared(model, x, seed=seed, batch_size=2**31)
+    probe = prepare(model, x, seed=seed, batch_size=2**31)
     if len(probe.batches) > 1:
         raise ValueError(
             "x comes in batches of its own (a DataLoader?); expected all rows, from which batches are drawn"
@@ -190,7 +190,7 @@ def _rows(key: Key, count: int, batch: int, batches: int) -> Sequence[Tensor]:
 class _Gradients:
     """Gradients of a loss in all weights, as one vector, dropout as it is told."""
 
-    def __init__(self, probe: Probe, drive: Drive, loss: Loss, weights: Sequence[Tensor]) -> None:
+    def __init__(self, probe: PreparedModel, drive: InstrumentedModel, loss: Loss, weights: Sequence[Tensor]) -> None:
         self._probe, self._drive, self._loss, self._weights = probe, drive, loss, weights
 
     def _flat(self, value: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class _Gradients:
         leaves: list[Tensor] = []
         noises: list[Tensor] = []
 
-        def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             if not 0 < use.p < 1:
                 return input
             ones = factors(use, input, dim).requires_grad_()

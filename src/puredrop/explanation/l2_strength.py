@@ -14,9 +14,9 @@ from torch.nn import Module
 
 from puredrop.explanation._loss import Loss, check, root
 from puredrop.members.inputs import Batch, checked_number
-from puredrop.members.instrumented import Drive
-from puredrop.members.prepared import Probe, noises, prepared
-from puredrop.members.sites import Use
+from puredrop.members.instrumented import InstrumentedModel
+from puredrop.members.prepared import PreparedModel, noises, prepare
+from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 from puredrop.rng import Key
 
@@ -95,7 +95,7 @@ def l2_strength(
     True
     """
     checked_number("probes", probes, 2)
-    probe = prepared(model, x, seed=seed, batch_size=batch_size)
+    probe = prepare(model, x, seed=seed, batch_size=batch_size)
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
     found: dict[str, _Sums] = {}
     with probe.opened() as drive:
@@ -172,12 +172,12 @@ class _Sums:
         return self
 
 
-def _read(probe: Probe, drive: Drive, batch: Batch) -> tuple[Tensor, list[_Reader]]:
+def _read(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -> tuple[Tensor, list[_Reader]]:
     """Outputs, and the layers that read a site."""
-    left: dict[int, tuple[Tensor, Use]] = {}
+    left: dict[int, tuple[Tensor, SiteUse]] = {}
     readers: list[_Reader] = []
 
-    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         passed = input.view_as(input)
         if dim is not None and 0 < use.p < 1 and use.units * batch.rows == input.numel():
             left[id(passed)] = (passed, use)  # held, so that no other tensor has its number

@@ -14,8 +14,8 @@ from torch.nn import Module
 
 from puredrop.members.engine import Members
 from puredrop.members.inputs import checked_number
-from puredrop.members.prepared import Probe, prepared
-from puredrop.members.sites import Use
+from puredrop.members.prepared import PreparedModel, prepare
+from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 from puredrop.report.intervals import jackknife_error
 
@@ -146,7 +146,7 @@ def member_visits(
     checked_number("members", members, 3)
     if task not in ("classification", "regression"):
         raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
-    probe = prepared(model, x, seed=seed, batch_size=batch_size)
+    probe = prepare(model, x, seed=seed, batch_size=batch_size)
     blocks = _drawn(probe, draws) if masks is None else _replayed(probe, masks)
     draws, distinct, kept = _counted(probe, blocks)
     same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in probe.uses)
@@ -158,7 +158,7 @@ def member_visits(
     return MemberVisits(probe.units, draws, distinct, repeats, kept, rates, value, error, members, task, probe.left)
 
 
-def _drawn(probe: Probe, draws: int) -> Iterator[list[Tensor]]:
+def _drawn(probe: PreparedModel, draws: int) -> Iterator[list[Tensor]]:
     """Masks of so many rows, each with its own, by use: blocks of bool (rows, units)."""
     members = Members(probe.seed, is_shared=False, balanced=False)
     for first in range(0, draws, _AT_ONCE):
@@ -166,7 +166,7 @@ def _drawn(probe: Probe, draws: int) -> Iterator[list[Tensor]]:
         yield [_keep(members, use, first, rows) for use in probe.uses]
 
 
-def _replayed(probe: Probe, masks: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
+def _replayed(probe: PreparedModel, masks: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
     """Those of a training, checked."""
     for block in masks:
         parts = [block.get(use.place) for use in probe.uses]
@@ -178,7 +178,7 @@ def _replayed(probe: Probe, masks: Iterable[Mapping[str, Tensor]]) -> Iterator[l
         yield [part.bool().cpu() for part in parts if part is not None]
 
 
-def _counted(probe: Probe, blocks: Iterable[list[Tensor]]) -> tuple[int, int, dict[str, Tensor]]:
+def _counted(probe: PreparedModel, blocks: Iterable[list[Tensor]]) -> tuple[int, int, dict[str, Tensor]]:
     """How many masks, how many different ones, and how often each unit was kept."""
     draws, seen = 0, set[bytes]()
     kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in probe.uses}
@@ -190,7 +190,7 @@ def _counted(probe: Probe, blocks: Iterable[list[Tensor]]) -> tuple[int, int, di
     return draws, len(seen), {place: count / max(1, draws) for place, count in kept.items()}
 
 
-def _keep(members: Members, use: Use, first: int, rows: int) -> Tensor:
+def _keep(members: Members, use: SiteUse, first: int, rows: int) -> Tensor:
     masks = members.masks(use.path, use.call)
     return masks.keep([0], use.p, rows * use.units, first * use.units, torch.device("cpu")).view(rows, use.units)
 

@@ -14,10 +14,10 @@ from torch.nn import Module
 
 from puredrop.explanation._loss import Loss, check, is_squared, root
 from puredrop.members.inputs import checked_number
-from puredrop.members.instrumented import Drive
+from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
-from puredrop.members.prepared import Parts, Probe, alone, factors, noises, plain, prepared, units_of
-from puredrop.members.sites import Act, Use
+from puredrop.members.prepared import Parts, PreparedModel, alone, factors, noises, plain, prepare, units_of
+from puredrop.members.sites import Intervention, SiteUse
 from puredrop.report.figures import Figure
 from puredrop.rng import Key
 
@@ -185,7 +185,7 @@ def penalty(
     """
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
-    probe = prepared(model, x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
+    probe = prepare(model, x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
     parts = probe.parts(y)
     with probe.opened() as drive:
         base = _base(probe, drive, parts, loss)
@@ -200,7 +200,7 @@ def penalty(
     return Penalty(base, truth - base, error, spread, is_exact, tuple(sites), number, products, probe.rows, probe.left)
 
 
-def _base(probe: Probe, drive: Drive, parts: Parts, loss: Loss) -> float:
+def _base(probe: PreparedModel, drive: InstrumentedModel, parts: Parts, loss: Loss) -> float:
     """The loss of one pass, every unit active."""
     total = 0.0
     for batch, y in parts:
@@ -211,7 +211,12 @@ def _base(probe: Probe, drive: Drive, parts: Parts, loss: Loss) -> float:
 
 
 def _under_masks(
-    probe: Probe, drive: Drive, parts: Parts, loss: Loss, members: int, act: Act | None = None
+    probe: PreparedModel,
+    drive: InstrumentedModel,
+    parts: Parts,
+    loss: Loss,
+    members: int,
+    act: Intervention | None = None,
 ) -> tuple[float, float]:
     """The mean loss over masks, and its standard error."""
     totals, first = torch.zeros(1 if probe.can_list else members, dtype=torch.float64), 0
@@ -230,7 +235,9 @@ def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
     return lambda output: loss(main_output(output), y)
 
 
-def _gauss_newton(probe: Probe, drive: Drive, parts: Parts, loss: Loss, most: int) -> tuple[list[Tensor], float, int]:
+def _gauss_newton(
+    probe: PreparedModel, drive: InstrumentedModel, parts: Parts, loss: Loss, most: int
+) -> tuple[list[Tensor], float, int]:
     """Each unit's part by use, float64, the standard error of the whole, and the number of products.
 
     Args:
@@ -258,10 +265,10 @@ def _gauss_newton(probe: Probe, drive: Drive, parts: Parts, loss: Loss, most: in
     return units, math.sqrt(variance), number
 
 
-def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Act:
+def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Intervention:
     """A factor for each decision, with gradients, and where its rows lie."""
 
-    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if not 0 < use.p < 1:
             return input
         leaf = factors(use, input, dim).requires_grad_()
@@ -271,7 +278,7 @@ def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Act:
     return act
 
 
-def _is_linear(probe: Probe, drive: Drive) -> bool:
+def _is_linear(probe: PreparedModel, drive: InstrumentedModel) -> bool:
     """Whether outputs are affine in all factors together: f(1 + a) + f(1 + b) = f(1 + a + b) + f(1), on a few rows."""
     batch = probe.batches[0].chosen(torch.arange(min(8, probe.batches[0].rows)))
 
@@ -279,7 +286,7 @@ def _is_linear(probe: Probe, drive: Drive) -> bool:
         """At the ones, moved by either of two random points."""
         generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("linear")))
 
-        def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             ones = factors(use, input, dim)
             one, two = (torch.rand(ones.shape, generator=generator).to(ones) for _ in range(2))
             return input * (ones + a * one + b * two)

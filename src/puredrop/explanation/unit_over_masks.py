@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.members.inputs import Batch
-from puredrop.members.instrumented import Drive
-from puredrop.members.prepared import Probe, plain
-from puredrop.members.sites import Use
+from puredrop.members.instrumented import InstrumentedModel
+from puredrop.members.prepared import PreparedModel, plain
+from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 
 __all__ = ["UnitOverMasks", "unit_over_masks"]
@@ -87,7 +87,7 @@ class UnitOverMasks:
         return Figure(str(self), traces, {**axes, "bargap": 0.05})
 
 
-def unit_over_masks(probe: Probe, drive: Drive, masks: int = 4000) -> UnitOverMasks:
+def unit_over_masks(probe: PreparedModel, drive: InstrumentedModel, masks: int = 4000) -> UnitOverMasks:
     """Run one row under masks, and look at the units of the first module with a weight matrix behind a site.
 
     Args:
@@ -113,12 +113,12 @@ def unit_over_masks(probe: Probe, drive: Drive, masks: int = 4000) -> UnitOverMa
     return UnitOverMasks(path, unit, values[:, unit], float(one[unit]), math.sqrt(max(0.0, float(away.mean()))))
 
 
-def _behind(probe: Probe, drive: Drive, row: Batch, drops: bool, first: int) -> tuple[str, Tensor]:
+def _behind(probe: PreparedModel, drive: InstrumentedModel, row: Batch, drops: bool, first: int) -> tuple[str, Tensor]:
     """What the first module with weights behind a site gives, (rows, units) in float64, and its path."""
     found: list[tuple[str, Tensor]] = []
     has_dropped: list[bool] = []
 
-    def act(use: Use, input: Tensor, dim: int | None) -> Tensor | None:
+    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor | None:
         has_dropped.append(dim is not None)
         return None if drops else plain(use, input, dim)
 

@@ -13,9 +13,9 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from puredrop.members.inputs import checked_number
-from puredrop.members.instrumented import Drive
-from puredrop.members.prepared import Probe, factors, plain, prepared, signs
-from puredrop.members.sites import Use
+from puredrop.members.instrumented import InstrumentedModel
+from puredrop.members.prepared import PreparedModel, factors, plain, prepare, signs
+from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 from puredrop.report.intervals import jackknife_error
 from puredrop.rng import Key
@@ -136,7 +136,7 @@ def variance_shift(
     """
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
-    probe = prepared(model, x, seed=seed, batch_size=batch_size)
+    probe = prepare(model, x, seed=seed, batch_size=batch_size)
     norms = {path: one for path, one in probe.root.named_modules() if isinstance(one, _BatchNorm)}
     if not norms:
         return VarianceShift((), (), members, probe.rows, probe.left)
@@ -165,7 +165,7 @@ def variance_shift(
 class _Watched:
     """What each BatchNorm is given, while it is open."""
 
-    def __init__(self, drive: Drive, norms: dict[str, _BatchNorm]) -> None:
+    def __init__(self, drive: InstrumentedModel, norms: dict[str, _BatchNorm]) -> None:
         self._norms = norms
         self.order: list[str] = []
         self.inputs: dict[str, Tensor] = {}
@@ -192,7 +192,7 @@ class _Watched:
 class _Sums:
     """Mean and mean square of each channel of each BatchNorm's input over all rows, of one pass or a member's."""
 
-    def __init__(self, watched: _Watched, probe: Probe, drive: Drive, member: int | None) -> None:
+    def __init__(self, watched: _Watched, probe: PreparedModel, drive: InstrumentedModel, member: int | None) -> None:
         totals: dict[str, Tensor] = {}
         first = 0
         for batch in probe.batches:
@@ -226,13 +226,13 @@ def _over_masks(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
     return _variance(stacked.mean(0)), jackknife_error(without)
 
 
-def _noise(watched: _Watched, probe: Probe, drive: Drive, number: int) -> dict[str, Tensor]:
+def _noise(watched: _Watched, probe: PreparedModel, drive: InstrumentedModel, number: int) -> dict[str, Tensor]:
     """The mean over rows of one estimate of ρ Σ_j (h_j ∂z/∂h_j)², of each channel of each BatchNorm's input."""
     generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("signs").fold_in(number)))
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if not 0 < use.p < 1:
             return input
         ones = factors(use, input, dim)

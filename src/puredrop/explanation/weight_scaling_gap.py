@@ -13,10 +13,10 @@ from torch.autograd import forward_ad
 from torch.nn import Module
 
 from puredrop.members.inputs import Batch, checked_number
-from puredrop.members.instrumented import Drive
+from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output, probabilities
-from puredrop.members.prepared import Probe, alone, factors, plain, prepared, units_of
-from puredrop.members.sites import Act, Use
+from puredrop.members.prepared import PreparedModel, alone, factors, plain, prepare, units_of
+from puredrop.members.sites import Intervention, SiteUse
 from puredrop.report.figures import Figure
 from puredrop.report.intervals import jackknife_error
 
@@ -167,7 +167,7 @@ def weight_scaling_gap(
     checked_number("members", members, _GROUPS)
     if members % _GROUPS:
         raise ValueError(f"members is {members}; expected a multiple of {_GROUPS}, the groups from which errors come")
-    probe = prepared(model, x, seed=seed, batch_size=batch_size)
+    probe = prepare(model, x, seed=seed, batch_size=batch_size)
     averaged = (lambda z: probabilities(z, 1)) if task == "classification" else (lambda z: z)
     places = [use.place for use in probe.uses]
     with probe.opened() as drive:
@@ -187,12 +187,16 @@ def weight_scaling_gap(
     )  # fmt: skip
 
 
-def _plain(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
+def _plain(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -> Tensor:
     return probe.forward(drive, batch, plain).double().cpu()
 
 
 def _under_masks(
-    probe: Probe, drive: Drive, members: int, averaged: Callable[[Tensor], Tensor], act: Act | None = None
+    probe: PreparedModel,
+    drive: InstrumentedModel,
+    members: int,
+    averaged: Callable[[Tensor], Tensor],
+    act: Intervention | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean outputs and mean of what is averaged: (groups of members, rows, ...), one group where all masks are run."""
     raws, means, first = [], [], 0
@@ -247,7 +251,9 @@ def _squared(flat: Tensor) -> float:
     return float((flat.sum(0).square() - flat.square().sum(0)).mean()) / (number * (number - 1))
 
 
-def _leave_one_out(probe: Probe, drive: Drive, measured: Tensor, length: float) -> LeaveOneOut | None:
+def _leave_one_out(
+    probe: PreparedModel, drive: InstrumentedModel, measured: Tensor, length: float
+) -> LeaveOneOut | None:
     try:
         values = torch.cat([_first_order(probe, drive, batch) for batch in probe.batches])
     except NotImplementedError:  # torch's answer where it has no forward-mode derivative
@@ -257,11 +263,11 @@ def _leave_one_out(probe: Probe, drive: Drive, measured: Tensor, length: float) 
     return LeaveOneOut(values, size, product / (size * length) if size * length else math.nan)
 
 
-def _first_order(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
+def _first_order(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -> Tensor:
     """P Σ_j [f(x without j) - f(x)], each by a forward, and p Σ_j x_j ∂_j f, by one."""
     with forward_ad.dual_level():
 
-        def slope(use: Use, input: Tensor, dim: int | None) -> Tensor:
+        def slope(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             ones = factors(use, input, dim)
             output: Tensor = input * forward_ad.make_dual(ones, use.p * ones)
             return output
@@ -276,10 +282,10 @@ def _first_order(probe: Probe, drive: Drive, batch: Batch) -> Tensor:
     return total
 
 
-def _leaving_out(place: str, unit: int, rows: int) -> Act:
+def _leaving_out(place: str, unit: int, rows: int) -> Intervention:
     """One unit of one use is 0, in every row."""
 
-    def act(use: Use, input: Tensor, dim: int | None) -> Tensor:
+    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if use.place != place:
             return input
         ones = factors(use, input, dim)

@@ -22,13 +22,13 @@ from puredrop.rng import Key, check_key
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Call", "Interception", "drops", "intercept", "recognise"]
+__all__ = ["InterceptedCall", "Interception", "drops", "intercept", "recognise"]
 
 Keyed = Callable[[Key | Tensor | None], Any]
 
 
 @dataclass(frozen=True)
-class Call:
+class InterceptedCall:
     """One call of a torch function that drops.
 
     Args:
@@ -52,16 +52,16 @@ class Call:
         return self.under(ops.along(key, self.sample_dim))
 
 
-def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> Callable[..., Call]:
-    def read(input: Tensor, p: float = 0.5, training: bool = default, inplace: bool = False) -> Call:
-        return Call(kind, input, p, training, lambda key: function(input, p, training, inplace, key=key))
+def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> Callable[..., InterceptedCall]:
+    def read(input: Tensor, p: float = 0.5, training: bool = default, inplace: bool = False) -> InterceptedCall:
+        return InterceptedCall(kind, input, p, training, lambda key: function(input, p, training, inplace, key=key))
 
     return read
 
 
-def _builtin(kind: str, function: Callable[..., Tensor], inplace: bool) -> Callable[..., Call]:
-    def read(input: Tensor, p: float, train: bool) -> Call:
-        return Call(kind, input, p, train, lambda key: function(input, p, train, inplace, key=key))
+def _builtin(kind: str, function: Callable[..., Tensor], inplace: bool) -> Callable[..., InterceptedCall]:
+    def read(input: Tensor, p: float, train: bool) -> InterceptedCall:
+        return InterceptedCall(kind, input, p, train, lambda key: function(input, p, train, inplace, key=key))
 
     return read
 
@@ -70,9 +70,9 @@ def _channels(input: Tensor, p: float, training: bool, inplace: bool, *, key: Ke
     return dropout(input, p, training, inplace, key=key, shared_dims=range(2, input.dim()))
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Call:
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> InterceptedCall:
     p = rest[1] if len(rest) > 1 else named.get("dropout_p", 0.0)
-    return Call(
+    return InterceptedCall(
         "attention",
         query,
         p,
@@ -82,9 +82,9 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: A
     )
 
 
-def _multi_head(*arguments: Any, **named: Any) -> Call:
+def _multi_head(*arguments: Any, **named: Any) -> InterceptedCall:
     training = arguments[13] if len(arguments) > 13 else named.get("training", True)
-    return Call(
+    return InterceptedCall(
         "attention",
         arguments[0],
         arguments[10],
@@ -94,19 +94,21 @@ def _multi_head(*arguments: Any, **named: Any) -> Call:
     )
 
 
-def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Call]:
-    def read(*arguments: Any) -> Call:
+def _recurrent(kernel: Callable[..., Any]) -> Callable[..., InterceptedCall]:
+    def read(*arguments: Any) -> InterceptedCall:
         is_packed = packs(arguments)
         layers, p, training = arguments[5:8] if is_packed else arguments[4:7]
         dim = ops.PACKED if is_packed else 0 if arguments[8] else 1  # batch_first
         # With one layer there is no boundary to drop at.
         drops = training and layers > 1
-        return Call("recurrent", arguments[0], p, drops, lambda key: recurrent(kernel, *arguments, key=key), dim)
+        return InterceptedCall(
+            "recurrent", arguments[0], p, drops, lambda key: recurrent(kernel, *arguments, key=key), dim
+        )
 
     return read
 
 
-_READERS: dict[Callable[..., Any], Callable[..., Call]] = {
+_READERS: dict[Callable[..., Any], Callable[..., InterceptedCall]] = {
     F.dropout: _elementwise("dropout", dropout, True),
     F.dropout1d: _elementwise("dropout1d", dropout1d, True),
     F.dropout2d: _elementwise("dropout2d", dropout2d, True),
@@ -133,7 +135,9 @@ def drops(function: Any) -> bool:
     return function in _READERS
 
 
-def recognise(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Call | None:
+def recognise(
+    function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> InterceptedCall | None:
     """A call that drops as such, or None for any other."""
     try:
         read = _READERS.get(function)
@@ -149,7 +153,7 @@ class Interception(TorchFunctionMode):
         serve: a recognised call -> what it returns.
     """
 
-    def __init__(self, serve: Callable[[Call], Any]) -> None:
+    def __init__(self, serve: Callable[[InterceptedCall], Any]) -> None:
         super().__init__()
         self._serve = serve
 
@@ -201,7 +205,7 @@ class intercept(Interception):  # noqa: N801, used as a function is, after `with
         check_key(key)
         counts: dict[str, int] = {}
 
-        def serve(call: Call) -> Any:
+        def serve(call: InterceptedCall) -> Any:
             count = counts.get(call.kind, 0)
             counts[call.kind] = count + 1
             return call.ours(None if key is None else key.fold_in(call.kind).fold_in(count))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from puredrop.members.inputs import Batch
-from puredrop.members.instrumented import Drive
+from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.masks import Drawn, Masks
-from puredrop.members.sites import Act, Moment, Use
+from puredrop.members.sites import Intervention, MemberForward, SiteUse
 from puredrop.members.thinned import CACHE, Compact, Step
 from puredrop.rng import Key
 
@@ -61,20 +61,20 @@ class Engine:
 
     def __init__(
         self,
-        drive: Drive,
+        drive: InstrumentedModel,
         members: Members,
         read: Callable[[Any], Tensor],
         runs: list[list[Step]],
         is_batched: bool,
         cache: int = CACHE,
-        act: Act | None = None,
+        act: Intervention | None = None,
     ) -> None:
         self.drive = drive
         self.members = members
         self.read = read
         self.is_batched = is_batched
         self.act = act
-        self.uses: list[Use] = []
+        self.uses: list[SiteUse] = []
         """Of the last forward."""
         self._compact = Compact(runs if is_batched else [], drive.now, cache)
 
@@ -114,7 +114,7 @@ class Engine:
         return outputs
 
     def _forward(self, batch: Batch, numbers: Sequence[int], member: Tensor, first: int | None) -> Tensor:
-        moment = Moment(self.members.masks, self.members.base, numbers, member, batch.rows, first, act=self.act)
+        moment = MemberForward(self.members.masks, self.members.base, numbers, member, batch.rows, first, act=self.act)
         self._compact.begin()
         with self.drive.running(moment) as model:
             output = self.read(model(*batch.args, **batch.kwargs))

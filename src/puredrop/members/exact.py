@@ -11,7 +11,7 @@ from torch import Tensor
 from puredrop.members.engine import Engine
 from puredrop.members.inputs import Batch
 from puredrop.members.masks import Listed, Masks
-from puredrop.members.sites import Use
+from puredrop.members.sites import SiteUse
 
 __all__ = ["MOST_UNITS", "exact", "listed"]
 
@@ -19,7 +19,7 @@ MOST_UNITS = 20
 """Units of a model that may be enumerated: 2^20 members."""
 
 
-def listed(uses: Sequence[Use]) -> Callable[[str, int], Masks]:
+def listed(uses: Sequence[SiteUse]) -> Callable[[str, int], Masks]:
     """Path, call -> masks that list all states of the units that a forward decides.
 
     Raises:
@@ -39,7 +39,7 @@ def listed(uses: Sequence[Use]) -> Callable[[str, int], Masks]:
     return lambda path, call: places[path, call]
 
 
-def _probabilities(numbers: Tensor, uses: Sequence[Use]) -> Tensor:
+def _probabilities(numbers: Tensor, uses: Sequence[SiteUse]) -> Tensor:
     """Of members, float64: p for each unit that is dropped, 1-p for each that is kept."""
     weights, first = torch.ones(len(numbers), dtype=torch.float64), 0
     for use in uses:
@@ -49,7 +49,7 @@ def _probabilities(numbers: Tensor, uses: Sequence[Use]) -> Tensor:
     return weights
 
 
-def exact(engine: Engine, batch: Batch, uses: Sequence[Use], chunk: int) -> Tensor:
+def exact(engine: Engine, batch: Batch, uses: Sequence[SiteUse], chunk: int) -> Tensor:
     """The mean over all members of what the engine reads, float64; the engine must be open.
 
     Args:

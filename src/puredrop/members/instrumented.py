@@ -15,14 +15,14 @@ from torch.nn import Module
 
 from puredrop import ops
 from puredrop.conversion import Swapped, as_ours
-from puredrop.functional.interception import Call, Interception
+from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.state import restored
 from puredrop.inspection.watch import holds_dropout, positions
-from puredrop.members.sites import Moment, Site
+from puredrop.members.sites import MemberForward, MemberSite
 from puredrop.nn.keyed import HasKey
 from puredrop.pinning import pinned
 
-__all__ = ["FORCED", "Drive", "Plan"]
+__all__ = ["FORCED", "InstrumentedModel", "Plan"]
 
 # Functions whose third argument says whether they drop -> its name.
 FORCED: dict[Callable[..., Any], str] = dict.fromkeys(
@@ -57,10 +57,10 @@ class _Frame:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-class _Unkeyed(ops.Source):
+class _Unkeyed(ops.KeySource):
     """For our functions that are called without a key."""
 
-    def __init__(self, site: Callable[[str], Site]) -> None:
+    def __init__(self, site: Callable[[str], MemberSite]) -> None:
         self._site = site
 
     def at(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
@@ -71,7 +71,7 @@ class _Unkeyed(ops.Source):
 class _Mode(Interception):
     """Calls of functions that drop, and of those that must not see that a module is in training mode."""
 
-    def __init__(self, serve: Callable[[Call], Any], is_forced: Callable[[], bool]) -> None:
+    def __init__(self, serve: Callable[[InterceptedCall], Any], is_forced: Callable[[], bool]) -> None:
         super().__init__(serve)
         self._is_forced = is_forced
 
@@ -125,7 +125,7 @@ def _with(
     return args, {**named, name: value}
 
 
-class Drive:
+class InstrumentedModel:
     """A model that can run members; while it is open the model is not the user's.
 
     Args:
@@ -141,11 +141,11 @@ class Drive:
         self.sample_dim = sample_dim
         self.drawing: set[str] = set()
         """Paths of modules that drew random numbers of their own."""
-        self._moment: Moment | None = None
+        self._moment: MemberForward | None = None
         self._frames = [_Frame("")]
 
     @contextmanager
-    def running(self, moment: Moment) -> Iterator[Module]:
+    def running(self, moment: MemberForward) -> Iterator[Module]:
         """The model, whose forward is that of some members."""
         self._moment = moment
         self._frames = [_Frame("")]
@@ -154,7 +154,7 @@ class Drive:
         finally:
             self._moment = None
 
-    def now(self) -> Moment:
+    def now(self) -> MemberForward:
         """The forward that is open."""
         assert self._moment is not None
         return self._moment
@@ -212,7 +212,7 @@ class Drive:
     def _give(self, stack: ExitStack, layer: HasKey, path: str) -> None:
         attributes, before = layer.__dict__, {name: layer.__dict__.get(name) for name in ("key", "training")}
         stack.callback(attributes.update, before)
-        attributes.update(key=Site(self.now, path, layer.samples_in(self.sample_dim)), training=True)
+        attributes.update(key=MemberSite(self.now, path, layer.samples_in(self.sample_dim)), training=True)
 
     def _exchange(self, stack: ExitStack, ours: dict[Module, Module]) -> None:
         self.model = ours.get(self.root, self.root)
@@ -239,13 +239,13 @@ class Drive:
         stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
         stack.callback(module.register_forward_hook(leave, always_call=True).remove)
 
-    def _functional(self, kind: str) -> Site:
+    def _functional(self, kind: str) -> MemberSite:
         """The site of a function that is being called."""
         frame = self._frames[-1]
         order = frame.counts.get(kind, 0)
         frame.counts[kind] = order + 1
-        return Site(self.now, f"{frame.path}:{kind}{order}", self.sample_dim)
+        return MemberSite(self.now, f"{frame.path}:{kind}{order}", self.sample_dim)
 
-    def _serve(self, call: Call) -> Any:
+    def _serve(self, call: InterceptedCall) -> Any:
         """A function of torch's that drops, by ours."""
         return call.ours(self._functional(call.kind) if call.training and call.p else None)

@@ -15,13 +15,13 @@ from torch.nn import Module
 from puredrop.members.engine import Engine, Members
 from puredrop.members.exact import exact, listed
 from puredrop.members.inputs import Batch, Inputs, checked_number
-from puredrop.members.instrumented import Drive
+from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
-from puredrop.members.sites import Act, Use
-from puredrop.members.survey import Look, look
+from puredrop.members.sites import Intervention, SiteUse
+from puredrop.members.survey import Survey, look
 from puredrop.pinning import unwrapped
 
-__all__ = ["Parts", "Probe", "alone", "factors", "noises", "plain", "prepared", "signs", "units_of"]
+__all__ = ["Parts", "PreparedModel", "alone", "factors", "noises", "plain", "prepare", "signs", "units_of"]
 
 _MEMORY = 256 * 2**20
 _ENUMERATED = 12
@@ -32,7 +32,7 @@ Parts = tuple[tuple[Batch, Tensor], ...]
 
 
 @dataclass(frozen=True)
-class Probe:
+class PreparedModel:
     """A model and its data, ready to be asked.
 
     Args:
@@ -43,12 +43,12 @@ class Probe:
     """
 
     root: Module
-    found: Look
+    found: Survey
     batches: tuple[Batch, ...]
     seed: int
 
     @property
-    def uses(self) -> tuple[Use, ...]:
+    def uses(self) -> tuple[SiteUse, ...]:
         """Of one forward, those that decide anything."""
         return tuple(use for use in self.found.uses if 0 < use.p < 1)
 
@@ -90,17 +90,17 @@ class Probe:
         return tuple(zip(self.batches, split, strict=True))
 
     @contextmanager
-    def opened(self) -> Iterator[Drive]:
+    def opened(self) -> Iterator[InstrumentedModel]:
         """Take the model over; it is as it was afterwards. No gradients, unless they are switched on inside."""
-        drive = Drive(self.root, self.found.plan, self.batches[0].dim)
+        drive = InstrumentedModel(self.root, self.found.plan, self.batches[0].dim)
         with drive.opened():
             yield drive
 
     def forward(
         self,
-        drive: Drive,
+        drive: InstrumentedModel,
         batch: Batch,
-        act: Act | None = None,
+        act: Intervention | None = None,
         *,
         member: int = 0,
         first: int = 0,
@@ -112,13 +112,13 @@ class Probe:
 
     def members(
         self,
-        drive: Drive,
+        drive: InstrumentedModel,
         batch: Batch,
         numbers: Sequence[int],
         read: Callable[[Any], Tensor] = main_output,
         *,
         first: int = 0,
-        act: Act | None = None,
+        act: Intervention | None = None,
         is_shared: bool = False,
     ) -> Tensor:
         """What members give on a batch, (members, ...), computed so many at a time as memory holds.
@@ -138,20 +138,26 @@ class Probe:
         return torch.cat([engine.outputs(batch, some, first) for some in few])
 
     def mean_of_all(
-        self, drive: Drive, batch: Batch, read: Callable[[Any], Tensor] = main_output, act: Act | None = None
+        self,
+        drive: InstrumentedModel,
+        batch: Batch,
+        read: Callable[[Any], Tensor] = main_output,
+        act: Intervention | None = None,
     ) -> Tensor:
         """The mean of what is read over all 2^n masks, float64."""
         # Each row's mean is over the same masks, whether rows share them or not.
         members = Members(self.seed, is_shared=True, given=listed(self.uses))
         return exact(self._engine(drive, members, read, act), batch, self.uses, 256)
 
-    def _engine(self, drive: Drive, members: Members, read: Callable[[Any], Tensor], act: Act | None) -> Engine:
+    def _engine(
+        self, drive: InstrumentedModel, members: Members, read: Callable[[Any], Tensor], act: Intervention | None
+    ) -> Engine:
         return Engine(drive, members, read, [], is_batched=not self.found.slow, act=act)
 
 
-def prepared(
+def prepare(
     model: Module, x: Any, *, seed: int = 0, sample_dim: int = 0, batch_size: int = 1024, may_be_silent: bool = False
-) -> Probe:
+) -> PreparedModel:
     """Look at a model and its data.
 
     Args:
@@ -180,7 +186,7 @@ def prepared(
                     "switched off"
                 )
             found.left[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
-    probe = Probe(root, found, batches, seed)
+    probe = PreparedModel(root, found, batches, seed)
     if not may_be_silent and not probe.uses:
         raise ValueError(
             "model has only noise that is no decision on elements (Gaussian or alpha), which is not explained"
@@ -188,17 +194,17 @@ def prepared(
     return probe
 
 
-def plain(use: Use, input: Tensor, dim: int | None) -> Tensor:
+def plain(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
     """Nothing is dropped."""
     return input
 
 
-def alone(place: str) -> Act:
+def alone(place: str) -> Intervention:
     """One use of a site drops, all others do not."""
     return lambda use, input, dim: None if use.place == place else input
 
 
-def factors(use: Use, input: Tensor, dim: int | None) -> Tensor:
+def factors(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
     """Ones, a number for each decision of a forward, in a shape that multiplies the input."""
     sizes = list(use.sizes[1:])
     if dim is not None:

@@ -14,14 +14,14 @@ from puredrop import ops
 from puredrop.members.masks import Masks
 from puredrop.rng import Key, fold_in
 
-__all__ = ["Act", "Moment", "OfMembers", "Site", "Use", "applied"]
+__all__ = ["Intervention", "MemberForward", "OfMembers", "MemberSite", "SiteUse", "applied"]
 
 _ENDLESS = 2**31
 """Rows that a stream of them is taken to have, so that what is drawn for one does not depend on how many follow."""
 
 
 @dataclass
-class Use:
+class SiteUse:
     """One use of a site in a forward, as it was seen.
 
     Args:
@@ -50,11 +50,11 @@ class Use:
         return torch.Size(self.sizes).numel()
 
 
-Act = Callable[[Use, Tensor, int | None], Tensor | None]
+Intervention = Callable[[SiteUse, Tensor, int | None], Tensor | None]
 
 
 @dataclass
-class Moment:
+class MemberForward:
     """A forward of some members that is open.
 
     Args:
@@ -75,8 +75,8 @@ class Moment:
     member: Tensor
     rows: int
     first: int | None
-    uses: list[Use] = field(default_factory=list)
-    act: Act | None = None
+    uses: list[SiteUse] = field(default_factory=list)
+    act: Intervention | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
     def begin(self, path: str) -> int:
@@ -94,14 +94,14 @@ class Moment:
             return None
         return dim if input.shape[dim] % self.rows == 0 else None
 
-    def keep(self, use: Use, device: torch.device) -> Tensor:
+    def keep(self, use: SiteUse, device: torch.device) -> Tensor:
         """What is kept, bool (members, rows or 1, *sizes): of all rows, or of one where rows share."""
         rows, first = (1, 0) if self.first is None or not use.is_per_row else (self.rows, self.first)
         flat = self.masks(use.path, use.call).keep(self.members, use.p, use.units * rows, use.units * first, device)
         return flat.view(len(self.members), -1, *use.sizes)
 
 
-class Site(ops.Pinned):
+class MemberSite(ops.SiteKeySource):
     """In the place of a layer's key: the members' masks.
 
     Args:
@@ -110,7 +110,7 @@ class Site(ops.Pinned):
         dim: where samples lie in what it drops from; None, or `ops.PACKED`, if in no dimension.
     """
 
-    def __init__(self, now: Callable[[], Moment], path: str, dim: int | None) -> None:
+    def __init__(self, now: Callable[[], MemberForward], path: str, dim: int | None) -> None:
         self._now = now
         self._path = path
         self._dim = None if dim == ops.PACKED else dim
@@ -121,23 +121,23 @@ class Site(ops.Pinned):
         call = moment.begin(self._path)
         if kind == "dropout" and place.window_shape is None and place.sample_ids is None:
             return _Members(moment, self._path, call, self._dim), place
-        moment.uses.append(Use(self._path, call, math.nan, ()))
+        moment.uses.append(SiteUse(self._path, call, math.nan, ()))
         key = fold_in(moment.base(self._path).fold_in(call).tensor(input.device), moment.member.to(input.device))
         dim = moment.samples_in(input, self._dim, place)
         if place.window_shape is None and place.sample_ids is None and dim is not None:
             place = _placed(input, place, dim, moment)
         return key, place
 
-    def fold_in(self, data: int | str) -> Site:
+    def fold_in(self, data: int | str) -> MemberSite:
         """As `Key.fold_in`."""
-        return Site(self._now, f"{self._path}/{data}", self._dim)
+        return MemberSite(self._now, f"{self._path}/{data}", self._dim)
 
-    def along(self, dim: int) -> Site:
+    def along(self, dim: int) -> MemberSite:
         """As a call says where its samples lie."""
-        return Site(self._now, self._path, dim)
+        return MemberSite(self._now, self._path, dim)
 
 
-def _placed(input: Tensor, place: ops.Place, dim: int, moment: Moment) -> ops.Place:
+def _placed(input: Tensor, place: ops.Place, dim: int, moment: MemberForward) -> ops.Place:
     """Where rows that share their noise, or follow others, lie in what is drawn from one key."""
     if moment.first is None:
         return ops.Place(tuple(sorted({*place.shared_dims, dim})))
@@ -148,7 +148,7 @@ def _placed(input: Tensor, place: ops.Place, dim: int, moment: Moment) -> ops.Pl
 
 
 @dataclass(frozen=True)
-class _Members(ops.Decider):
+class _Members(ops.DropoutOverride):
     """What members keep of one call's input.
 
     Args:
@@ -157,7 +157,7 @@ class _Members(ops.Decider):
         dim: where samples lie in the input, None if in no dimension.
     """
 
-    moment: Moment
+    moment: MemberForward
     path: str
     call: int
     dim: int | None
@@ -176,14 +176,14 @@ class _Members(ops.Decider):
         output = self.each(input.unsqueeze(0), use, dim).squeeze(0)
         return input.copy_(output) if inplace else output
 
-    def _use(self, input: Tensor, p: float, place: ops.Place) -> tuple[Use, int | None]:
+    def _use(self, input: Tensor, p: float, place: ops.Place) -> tuple[SiteUse, int | None]:
         """What is decided, and where the samples lie in the input, None if it belongs to none."""
         dim = self.moment.samples_in(input, self.dim, place)
         sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
         own = 1 if dim is None else sizes.pop(dim) // self.moment.rows
-        return Use(self.path, self.call, p, (own, *sizes), dim is not None), dim
+        return SiteUse(self.path, self.call, p, (own, *sizes), dim is not None), dim
 
-    def each(self, input: Tensor, use: Use, dim: int | None) -> Tensor:
+    def each(self, input: Tensor, use: SiteUse, dim: int | None) -> Tensor:
         """Every member's input, dropped.
 
         Args:
@@ -247,7 +247,7 @@ class _Drop(OfMembers):
         input: Tensor,
         member: Tensor,
         members: _Members,
-        use: Use,
+        use: SiteUse,
         dim: int | None,
     ) -> tuple[Tensor, int]:
         input = input.unsqueeze(0) if in_dims[0] is None else input.movedim(in_dims[0], 0)

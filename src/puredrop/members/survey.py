@@ -18,12 +18,12 @@ from puredrop.inspection.state import restored
 from puredrop.inspection.watch import Event, Watch, positions
 from puredrop.members.engine import Engine, Members
 from puredrop.members.inputs import Batch
-from puredrop.members.instrumented import FORCED, Drive, Plan
-from puredrop.members.sites import Use
+from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
+from puredrop.members.sites import SiteUse
 from puredrop.members.thinned import Step, runs
 from puredrop.thinning import first_line
 
-__all__ = ["Look", "look"]
+__all__ = ["Survey", "look"]
 
 _ROWS, _MEMBERS = 2, 4
 _TOGETHER = 96
@@ -31,7 +31,7 @@ _TOGETHER = 96
 
 
 @dataclass(frozen=True)
-class Look:
+class Survey:
     """What a look has found.
 
     Args:
@@ -45,7 +45,7 @@ class Look:
 
     sites: Sites
     plan: Plan
-    uses: tuple[Use, ...]
+    uses: tuple[SiteUse, ...]
     runs: list[list[Step]]
     slow: str
     per_member: float
@@ -63,7 +63,7 @@ class Look:
 
 def look(
     root: Module, batch: Batch, members: Members, read: Callable[[Any], Tensor], *, may_be_silent: bool = False
-) -> Look:
+) -> Survey:
     """Find out how a model is run as an ensemble.
 
     Args:
@@ -78,7 +78,7 @@ def look(
     """
     few = batch.chosen(torch.arange(_ROWS) % batch.rows)
     sites, plan = _planned(root, few)
-    drive = Drive(root, plan, batch.dim)
+    drive = InstrumentedModel(root, plan, batch.dim)
     reference = Engine(drive, members, read, [], is_batched=False)
     for _ in range(2):
         drive.drawing.clear()
@@ -101,7 +101,7 @@ def look(
             plan.left.setdefault(site.path, "drops in training mode, but was not reached")
     found_runs = [] if batch.dim else _runs(root, plan)
     own = [steps for steps in found_runs if not any(step.site in plan.left for step in steps)]
-    found = Look(sites, plan, uses, own, "", 0.0, 0.0)
+    found = Survey(sites, plan, uses, own, "", 0.0, 0.0)
     # One by one in the cache, as many rows will be, so that memory is seen as it will be.
     return _tried(Engine(drive, members, read, own, is_batched=True, cache=1), few, outputs, found)
 
@@ -125,7 +125,7 @@ def _runs(root: Module, plan: Plan) -> list[list[Step]]:
         return runs(root)
 
 
-def _is_random(use: Use) -> bool:
+def _is_random(use: SiteUse) -> bool:
     return use.p not in (0.0, 1.0)
 
 
@@ -159,7 +159,7 @@ def _nothing(sites: Sites, plan: Plan) -> str:
     return f"model has only dropout that leaves nothing to chance: {rates}; set the rates it was trained with"
 
 
-def _tried(engine: Engine, few: Batch, expected: Tensor, found: Look) -> Look:
+def _tried(engine: Engine, few: Batch, expected: Tensor, found: Survey) -> Survey:
     """Whether many members at once give what they give one by one, and the memory they take."""
     seen: dict[tuple[int, int], list[int]] = {}
     try:

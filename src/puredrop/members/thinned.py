@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import functional, nn, ops
-from puredrop.compact.functions import Call
+from puredrop.compact.functions import LayerCall
 from puredrop.compact.kept import Kept
 from puredrop.compact.panels import gather
 from puredrop.members.masks import Drawn
-from puredrop.members.sites import Moment, OfMembers, Use, applied
+from puredrop.members.sites import MemberForward, OfMembers, SiteUse, applied
 from puredrop.thinning import Chain, find
 
 __all__ = ["CACHE", "Compact", "Step", "runs"]
@@ -85,7 +85,7 @@ class Compact:
         cache: numbers of a layer's input that members have at once.
     """
 
-    def __init__(self, steps: list[list[Step]], moment: Callable[[], Moment], cache: int) -> None:
+    def __init__(self, steps: list[list[Step]], moment: Callable[[], MemberForward], cache: int) -> None:
         self._runs = steps
         self._moment = moment
         self._cache = cache
@@ -161,18 +161,20 @@ class _Stage(NamedTuple):
         after: activations.
     """
 
-    use: Use
+    use: SiteUse
     layer: Any
     weight: Tensor
     bias: Tensor | None
     after: tuple[Callable[[Any], Any], ...]
 
 
-def _stage(moment: Moment, step: Step, site: Any, reader: Any, shape: list[int]) -> _Stage:
+def _stage(moment: MemberForward, step: Step, site: Any, reader: Any, shape: list[int]) -> _Stage:
     if shape[1] != reader.weight.shape[1]:
         raise RuntimeError(f"{step.reader} has an input of shape {tuple(shape)} and {reader.weight.shape[1]} features")
     is_channel = isinstance(site, _CHANNELS)
-    use = Use(step.site, moment.begin(step.site), float(site.p), (1, shape[1], *[1] * (len(shape) - 2) * is_channel))
+    use = SiteUse(
+        step.site, moment.begin(step.site), float(site.p), (1, shape[1], *[1] * (len(shape) - 2) * is_channel)
+    )
     moment.uses.append(use)
     return _Stage(use, reader, reader.weight, reader.bias, step.after)
 
@@ -191,7 +193,7 @@ class _Run(OfMembers):
         in_dims: tuple[int | None, ...],
         input: Tensor,
         member: Tensor,
-        moment: Moment,
+        moment: MemberForward,
         stages: list[_Stage],
         cache: int,
     ) -> tuple[Tensor, int]:
@@ -217,7 +219,7 @@ class _Thin:
         input: (members or 1, rows, units, ...).
     """
 
-    def __init__(self, moment: Moment, stages: list[_Stage], input: Tensor) -> None:
+    def __init__(self, moment: MemberForward, stages: list[_Stage], input: Tensor) -> None:
         self._stages = stages
         self._input = input.contiguous()
         members = len(moment.members)
@@ -232,7 +234,7 @@ class _Thin:
             self._whole = torch.nn.functional.linear(self._input[0] * scale, first.weight, first.bias)
         self._kept = [Kept.of(mask) for mask in masks]
         for stage, kept, rows in zip(stages, self._kept, [*self._kept[1:], None], strict=True):
-            call = Call(kept, rows, 1 / (1 - stage.use.p))
+            call = LayerCall(kept, rows, 1 / (1 - stage.use.p))
             self._panels.append(call.panels(stage.weight, members))
             self._biases.append(None if stage.bias is None else call.biases(stage.bias, members))
 
@@ -283,7 +285,7 @@ class _Thin:
 class _Whole:
     """Members whose rows have masks of their own, on whole layers; arguments as of `_Thin`."""
 
-    def __init__(self, moment: Moment, stages: list[_Stage], input: Tensor) -> None:
+    def __init__(self, moment: MemberForward, stages: list[_Stage], input: Tensor) -> None:
         self._moment = moment
         self._stages = stages
         self._input = input
@@ -300,7 +302,7 @@ class _Whole:
             x = _activated(x, stage.after)
         return x
 
-    def _dropped(self, x: Tensor, use: Use, member: int) -> Tensor:
+    def _dropped(self, x: Tensor, use: SiteUse, member: int) -> Tensor:
         masks, first = self._moment.masks(use.path, use.call), self._moment.first or 0
         if isinstance(masks, Drawn) and not masks.balanced:
             window = ops.Window((first + len(x), *x.shape[1:]), (first, *[0] * (x.dim() - 1)))

@@ -11,15 +11,15 @@ from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtyp
 from puredrop.ops._eager import transparent
 from puredrop.ops._kernel import check_overlap
 from puredrop.ops._shards import is_spread, over_shards
-from puredrop.ops._source import PACKED, Decider, Pinned, Source, along, opened, resolved
+from puredrop.ops._source import PACKED, DropoutOverride, KeySource, SiteKeySource, along, opened, resolve_key
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
 __all__ = [
     "PACKED",
-    "Decider",
-    "Pinned",
+    "DropoutOverride",
+    "SiteKeySource",
     "Place",
-    "Source",
+    "KeySource",
     "Window",
     "along",
     "as_rate",
@@ -35,12 +35,12 @@ __all__ = [
     "opened",
     "place_of",
     "relu_dropout",
-    "resolved",
+    "resolve_key",
     "transparent",
 ]
 
 Rate = float | Tensor
-AnyKey = Key | Tensor | Source | Decider | None
+AnyKey = Key | Tensor | KeySource | DropoutOverride | None
 
 
 def _are_plain(key: Key | Tensor | None, p: Rate, place: Place) -> bool:
@@ -66,10 +66,10 @@ def dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = F
     Returns:
         A new tensor like the input, or the input.
     """
-    known, place = resolved("dropout", input, key, place)
+    known, place = resolve_key("dropout", input, key, place)
     if _eager.is_plain(input) and _are_plain(known, p, place):
         return _eager.dropout(input, as_key_number(known), float(p), place, inplace)
-    if isinstance(known, Decider):
+    if isinstance(known, DropoutOverride):
         return known.drop(input, p, place, inplace)
     output = _applied(_operator.dropout, input, known, p, place)
     return input.copy_(output) if inplace else output
@@ -86,13 +86,13 @@ def _applied(operator: _operator.Operator, input: Tensor, key: Key | Tensor | No
 
 def gaussian_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place) -> Tensor:
     """Multiply by noise of mean 1 and variance p/(1-p); arguments as `dropout`, p below 1."""
-    known, place = resolved("gaussian_dropout", input, key, place)
+    known, place = resolve_key("gaussian_dropout", input, key, place)
     return _applied(_operator.gaussian_dropout, input, known, p, place)
 
 
 def relu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = False) -> Tensor:
     """`dropout(relu(input))`; arguments as `dropout`."""
-    known, place = resolved("dropout", input, key, place)
+    known, place = resolve_key("dropout", input, key, place)
     if _fused.fits(place, input) and _are_plain(known, p, place) and (not inplace or _eager.may_write(input)):
         return _fused.relu_dropout(input, as_key_number(known), float(p), place, inplace)
     output = dropout(torch.relu(input), known, p, place)
@@ -101,7 +101,7 @@ def relu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: boo
 
 def gelu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, approximate: str = "none") -> Tensor:
     """`dropout(gelu(input))`; arguments as `dropout`, and as torch's gelu."""
-    known, place = resolved("dropout", input, key, place)
+    known, place = resolve_key("dropout", input, key, place)
     if approximate == "none" and _fused.fits(place, input) and _are_plain(known, p, place):
         return _fused.gelu_dropout(input, as_key_number(known), float(p), place)
     return dropout(F.gelu(input, approximate=approximate), known, p, place)
@@ -111,7 +111,7 @@ def bias_dropout_add(
     input: Tensor, bias: Tensor | None, residual: Tensor, key: AnyKey, p: Rate, place: Place
 ) -> Tensor:
     """`dropout(input + bias) + residual`; arguments as `dropout`, bias and residual broadcast to the input."""
-    known, place = resolved("dropout", input, key, place)
+    known, place = resolve_key("dropout", input, key, place)
     others = (residual,) if bias is None else (residual, bias)
     if _fused.fits(place, input, *others) and _are_plain(known, p, place):
         return _fused.bias_dropout_add(input, bias, residual, as_key_number(known), float(p), place)

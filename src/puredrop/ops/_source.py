@@ -11,13 +11,13 @@ from torch import Tensor
 from puredrop.ops._arguments import Place
 from puredrop.rng import Key
 
-__all__ = ["PACKED", "Decider", "Pinned", "Source", "along", "opened", "resolved"]
+__all__ = ["PACKED", "DropoutOverride", "SiteKeySource", "KeySource", "along", "opened", "resolve_key"]
 
 PACKED = -1
 """Instead of a dimension: the samples lie in none, as in a packed sequence's data."""
 
 
-class Decider(ABC):
+class DropoutOverride(ABC):
     """Abstract: what drops in the place of the operator, where the masks of several forwards depend on each other."""
 
     @abstractmethod
@@ -25,11 +25,11 @@ class Decider(ABC):
         """What the operator returns; arguments as its own."""
 
 
-class Source(ABC):
+class KeySource(ABC):
     """Abstract: where the key and the place of a call come from when the caller knows neither."""
 
     @abstractmethod
-    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor | Decider, Place]:
+    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor | DropoutOverride, Place]:
         """Key and place of the call that is being made, once for each; a decider only for "dropout".
 
         Args:
@@ -39,20 +39,20 @@ class Source(ABC):
         """
 
 
-class Pinned(Source):
+class SiteKeySource(KeySource):
     """Abstract: a source that stands in the place of one site's key."""
 
     @abstractmethod
-    def fold_in(self, data: int | str) -> Pinned:
+    def fold_in(self, data: int | str) -> SiteKeySource:
         """Where the keys come from that are these with data folded in."""
 
     @abstractmethod
-    def along(self, dim: int) -> Pinned:
+    def along(self, dim: int) -> SiteKeySource:
         """The same for a call whose samples lie in another dimension than the model's do, or `PACKED`."""
 
 
 class _Opened(threading.local):
-    source: Source | None = None
+    source: KeySource | None = None
 
 
 opened = _Opened()
@@ -61,10 +61,10 @@ opened = _Opened()
 
 def along(key: Any, dim: int | None) -> Any:
     """A key, or what stands for one, which is told where the samples lie; None where that is not known."""
-    return key.along(dim) if isinstance(key, Pinned) and dim is not None else key
+    return key.along(dim) if isinstance(key, SiteKeySource) and dim is not None else key
 
 
-def resolved(kind: str, input: Tensor, key: Any, place: Place) -> tuple[Any, Place]:
+def resolve_key(kind: str, input: Tensor, key: Any, place: Place) -> tuple[Any, Place]:
     """What a call is keyed by, from what was given or from what is open, and its place.
 
     Keyed by a `Key`, a tensor or a decider; None for a key that is to be drawn.
@@ -73,4 +73,4 @@ def resolved(kind: str, input: Tensor, key: Any, place: Place) -> tuple[Any, Pla
     # Every call comes by here, and nearly all with one of these two; an instance check of an abstract class costs more.
     if source is None or type(source) is Key:
         return source, place
-    return source.at(kind, input, place) if isinstance(source, Source) else (source, place)
+    return source.at(kind, input, place) if isinstance(source, KeySource) else (source, place)

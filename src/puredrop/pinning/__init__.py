@@ -16,7 +16,7 @@ from puredrop.pinning._hooks import Hooks, may_call
 from puredrop.pinning._names import named, unwrapped
 from puredrop.pinning._run import Run, let_go
 from puredrop.pinning._samples import Samples, Windows
-from puredrop.pinning._sites import Keys, Shared, Site
+from puredrop.pinning._sites import Keys, PinnedSite, SharedSite
 from puredrop.rng import Key
 
 __all__ = ["Run", "Samples", "pinned", "reproducible", "unwrapped"]
@@ -108,9 +108,9 @@ def pinned(root: Module) -> Forward | None:
     return next((one for one in hooks if isinstance(one, Forward)), None)
 
 
-def _pin(layer: HasKey, site: Site) -> None:
+def _pin(layer: HasKey, site: PinnedSite) -> None:
     """Give a layer its site, beside those of other models that it is in; a key of its own it keeps."""
     key: Any = layer.key
-    others = key.sites if isinstance(key, Shared) else (key,) if isinstance(key, Site) else ()
+    others = key.sites if isinstance(key, SharedSite) else (key,) if isinstance(key, PinnedSite) else ()
     if key is None or others:
-        vars(layer)["key"] = Shared.of([*others, site])
+        vars(layer)["key"] = SharedSite.of([*others, site])

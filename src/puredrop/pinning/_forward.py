@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.functional.interception import Call, Interception
+from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.watch import positions
 from puredrop.ops import Place, opened
 from puredrop.pinning._batches import Batches, Tally
 from puredrop.pinning._hooks import Hooks
-from puredrop.pinning._moment import Moment
+from puredrop.pinning._moment import ForwardState
 from puredrop.pinning._ranks import holds_parts
 from puredrop.pinning._recompute import in_backward, watch_checkpoints
 from puredrop.pinning._samples import Samples, count_of
-from puredrop.pinning._sites import Keys, Site
+from puredrop.pinning._sites import Keys, PinnedSite
 from puredrop.rng import Key
 
 __all__ = ["Forward"]
@@ -40,7 +40,7 @@ class Frame:
         counts: calls of each kind so far.
     """
 
-    def __init__(self, path: str, site: Site | None, counts: dict[str, int]) -> None:
+    def __init__(self, path: str, site: PinnedSite | None, counts: dict[str, int]) -> None:
         self.path = path
         self.site = site
         self.counts = counts
@@ -58,12 +58,12 @@ class State(NamedTuple):
     names: tuple[Tensor | None, bool]
     samples: Samples
     depth: int
-    uses: dict[Site, int]
+    uses: dict[PinnedSite, int]
     frames: list[Frame]
     outer: Any
 
 
-class Forward(Moment):
+class Forward(ForwardState):
     """The forwards of one pinned model, and where keys come from for functions that are called in them.
 
     Args:
@@ -259,7 +259,7 @@ class Forward(Moment):
         if self.depth:
             self._frames.pop()
 
-    def _serve(self, call: Call) -> Any:
+    def _serve(self, call: InterceptedCall) -> Any:
         """A function of torch's that drops, by ours."""
         if call.kind == "attention" and call.training and not call.p:
             return call.ours(None)  # attention without dropout is no site
@@ -267,7 +267,7 @@ class Forward(Moment):
             self._served = True
         return call.ours(self._site_of(call.kind))
 
-    def _site_of(self, kind: str) -> Site:
+    def _site_of(self, kind: str) -> PinnedSite:
         """The site of a function that is being called."""
         frame = self._frames[-1]
         if frame.site is not None:

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch.nn import Module
 
-from puredrop.ops import Source
+from puredrop.ops import KeySource
 from puredrop.pinning._samples import FIRST, Samples
 
-__all__ = ["Moment"]
+__all__ = ["ForwardState"]
 
 
-class Moment(Source):
+class ForwardState(KeySource):
     """Abstract: the forward of a pinned model, open or not.
 
     Attributes:

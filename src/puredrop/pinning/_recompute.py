@@ -11,7 +11,7 @@ from torch.utils import checkpoint
 
 from puredrop.inspection.state import kept_too
 from puredrop.ops import opened
-from puredrop.pinning._moment import Moment
+from puredrop.pinning._moment import ForwardState
 
 __all__ = ["in_backward", "watch_checkpoints"]
 
@@ -56,7 +56,7 @@ def _remembering_forward(ctx: Any, run_function: _Function, *rest: Any) -> Any:
     return output
 
 
-def watch_checkpoints(forward: Moment) -> None:
+def watch_checkpoints(forward: ForwardState) -> None:
     """Have torch.utils.checkpoint remember a model's state with each region, as long as there is the model.
 
     Torch tells nobody that a region begins or is run again: its `context_fn` belongs to the user. A recomputation that

@@ -17,7 +17,7 @@ from puredrop.pinning._batches import Tally
 from puredrop.pinning._forward import Forward
 from puredrop.pinning._hooks import remove
 from puredrop.pinning._samples import count_of
-from puredrop.pinning._sites import Shared, Site
+from puredrop.pinning._sites import PinnedSite, SharedSite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -195,7 +195,7 @@ def let_go(forward: Forward) -> None:
 
 def _without(key: Any, forward: Forward) -> Any:
     """A layer's key when it belongs to a model no longer."""
-    sites = key.sites if isinstance(key, Shared) else (key,)
-    if not any(isinstance(site, Site) and site.keys.forward is forward for site in sites):
+    sites = key.sites if isinstance(key, SharedSite) else (key,)
+    if not any(isinstance(site, PinnedSite) and site.keys.forward is forward for site in sites):
         return key
-    return Shared.of([site for site in sites if site.keys.forward is not forward])
+    return SharedSite.of([site for site in sites if site.keys.forward is not forward])

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puredrop.ops import Pinned, Place, is_spread, opened
-from puredrop.pinning._moment import Moment
+from puredrop.ops import Place, SiteKeySource, is_spread, opened
+from puredrop.pinning._moment import ForwardState
 from puredrop.pinning._ranks import check_whole
 from puredrop.pinning._recompute import in_backward
 from puredrop.pinning._samples import Layout, Samples, Windows, placed
 from puredrop.rng import Key, as_number, fold_in, folded
 
-__all__ = ["Keys", "Shared", "Site"]
+__all__ = ["Keys", "SharedSite", "PinnedSite"]
 
 
-class Site(Pinned):
+class PinnedSite(SiteKeySource):
     """Where one site's keys come from.
 
     Args:
@@ -43,11 +43,11 @@ class Site(Pinned):
         self._base = int(keys.base.fold_in(layout.path))
         self._whole: set[tuple[int, ...]] = set()  # calls and shapes that were found to be no parts
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Site | None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> PinnedSite | None:
         """That of the copied model; a layer that is copied alone belongs to none."""
         if id(self.keys.forward.root) not in memo:
             return None
-        new = memo[id(self)] = Site.__new__(Site)
+        new = memo[id(self)] = PinnedSite.__new__(PinnedSite)
         vars(new).update(copy.deepcopy(vars(self), memo))
         return new
 
@@ -100,7 +100,7 @@ class Site(Pinned):
             return self._tensor(call, input.device), place
         return self.key(call), place
 
-    def _use(self, forward: Moment) -> int:
+    def _use(self, forward: ForwardState) -> int:
         """The number of this use in the open forward."""
         if forward.depth == 0:
             if self.layout.sample_dim is None:
@@ -139,11 +139,11 @@ class Site(Pinned):
             check_whole(input, path)
             self._whole.add((call, *input.shape))
 
-    def fold_in(self, data: int | str) -> Pinned:
+    def fold_in(self, data: int | str) -> SiteKeySource:
         """The site of one mask among those of a use."""
         return self.keys.site(self.layout.path, (*self.tail, as_number(data)), self.layout.sample_dim)
 
-    def along(self, dim: int) -> Pinned:
+    def along(self, dim: int) -> SiteKeySource:
         """The same, its samples elsewhere, unless the user has said where."""
         return self.keys.site(self.layout.path, self.tail, dim)
 
@@ -151,25 +151,25 @@ class Site(Pinned):
         return f"pinned({self.layout.path!r})"
 
 
-class Shared(Pinned):
+class SharedSite(SiteKeySource):
     """A layer that belongs to several pinned models: its keys are those of the one that is being run.
 
     Args:
         sites: one for each model.
     """
 
-    def __init__(self, sites: tuple[Site, ...]) -> None:
+    def __init__(self, sites: tuple[PinnedSite, ...]) -> None:
         self.sites = sites
 
     @staticmethod
-    def of(sites: Sequence[Site]) -> Pinned | None:
+    def of(sites: Sequence[PinnedSite]) -> SiteKeySource | None:
         """What stands in the place of a layer's key that belongs to so many models."""
-        return Shared(tuple(sites)) if len(sites) > 1 else sites[0] if sites else None
+        return SharedSite(tuple(sites)) if len(sites) > 1 else sites[0] if sites else None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pinned | None:
-        return Shared.of([one for site in self.sites if (one := copy.deepcopy(site, memo)) is not None])
+    def __deepcopy__(self, memo: dict[int, Any]) -> SiteKeySource | None:
+        return SharedSite.of([one for site in self.sites if (one := copy.deepcopy(site, memo)) is not None])
 
-    def _now(self) -> Site:
+    def _now(self) -> PinnedSite:
         source: Any = opened.source
         while source is not None:
             for site in self.sites:
@@ -187,11 +187,11 @@ class Shared(Pinned):
         """As the site's."""
         return self._now().at(kind, input, place)
 
-    def fold_in(self, data: int | str) -> Pinned:
+    def fold_in(self, data: int | str) -> SiteKeySource:
         """As the site's."""
         return self._now().fold_in(data)
 
-    def along(self, dim: int) -> Pinned:
+    def along(self, dim: int) -> SiteKeySource:
         """As the site's."""
         return self._now().along(dim)
 
@@ -223,14 +223,14 @@ class Keys:
         sample_dims, windows: what the user said of sites, by path.
     """
 
-    forward: Moment
+    forward: ForwardState
 
     def __init__(self, base: Key, sample_dims: Mapping[str, int | None], windows: Windows) -> None:
         self.base = base
         self.sample_dims = dict(sample_dims)
         self.windows = dict(windows)
         self.step = 0
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, PinnedSite] = {}
         self._by_name = _Attributes()
         self._table = _table(16, torch.device("cpu"))
         self._are_checked = not (self.sample_dims or self.windows)
@@ -260,23 +260,23 @@ class Keys:
                     raise ValueError(f"{name} names {path!r}, which is no site; the sites are {sorted(paths)}")
         self._are_checked = True
 
-    def __iter__(self) -> Iterator[Site]:
+    def __iter__(self) -> Iterator[PinnedSite]:
         return iter(self.sites.values())
 
-    def site(self, path: str, tail: tuple[int, ...], dim: int | None) -> Site:
+    def site(self, path: str, tail: tuple[int, ...], dim: int | None) -> PinnedSite:
         """The site of a path, of one mask of a use, whose samples lie in a dimension, unless the user said where."""
         name = f"{path} {tail} {dim}".replace(".", "\n")  # a compiler refuses attributes with dots
         if torch.compiler.is_compiling():
             _make(self.number, name, path, tail, dim)
         elif name not in self.sites:
             self.make(name, path, tail, dim)
-        found: Site = getattr(self._by_name, name)
+        found: PinnedSite = getattr(self._by_name, name)
         return found
 
     def make(self, name: str, path: str, tail: tuple[int, ...], dim: int | None) -> None:
         """A new one."""
         layout = Layout(path, self.sample_dims.get(path, dim), self.windows.get(path))
-        site = Site(self, layout, tail)
+        site = PinnedSite(self, layout, tail)
         self.sites[name] = site
         setattr(self._by_name, name, site)
         if len(self.sites) > len(self._table):
@@ -295,7 +295,7 @@ class Keys:
         self._table = _table(len(self._table), device)
         self._write(list(self), 0)
 
-    def _write(self, sites: list[Site], row: int) -> None:
+    def _write(self, sites: list[PinnedSite], row: int) -> None:
         """Write into the one table, in place: what was captured or compiled reads the new step there."""
         rows = self._table[row : row + len(sites)]
         step = self.step

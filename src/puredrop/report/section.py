@@ -7,11 +7,11 @@ from typing import Any
 
 from puredrop.report.figures import Figure
 
-__all__ = ["Finding", "Section", "signed", "unable"]
+__all__ = ["Claim", "Section", "signed", "unable"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Claim:
     """What was seen of one of the sentences that explain dropout everywhere.
 
     Args:

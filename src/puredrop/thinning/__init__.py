@@ -15,9 +15,9 @@ from puredrop.thinning._layers import Batchwise, Part, swap
 from puredrop.thinning._masks import Ranks
 from puredrop.thinning._report import Thinned
 from puredrop.thinning.chains import Chain, Found, find, first_line
-from puredrop.thinning.groups import Groups, Split
+from puredrop.thinning.groups import Groups, GroupSplit
 
-__all__ = ["Chain", "Split", "Thinned", "batchwise", "find", "first_line"]
+__all__ = ["Chain", "GroupSplit", "Thinned", "batchwise", "find", "first_line"]
 
 
 def batchwise(

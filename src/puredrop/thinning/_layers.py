@@ -12,10 +12,10 @@ from torch.nn import Module
 
 from puredrop import nn
 from puredrop.compact.buffers import Memory
-from puredrop.compact.functions import Call, conv, linear, put, take
+from puredrop.compact.functions import LayerCall, conv, linear, put, take
 from puredrop.conversion import Swapped
 from puredrop.nn.keyed import HasKey
-from puredrop.thinning._masks import Mask, Ranks, Site, draw, masked
+from puredrop.thinning._masks import GroupSite, Mask, Ranks, draw, masked
 from puredrop.thinning._packed import Packed, Packing, pack, plain
 from puredrop.thinning.groups import Groups
 
@@ -172,9 +172,9 @@ def _packing(source: Packing | None, mask: Mask | None, rest: tuple[int, ...], f
     return Packing(mask.split, rest, mask.kept, mask.scale, following)
 
 
-def _call(part: Part, source: Packing | None, mask: Mask | None, rule: tuple[Any, ...] = ()) -> Call:
+def _call(part: Part, source: Packing | None, mask: Mask | None, rule: tuple[Any, ...] = ()) -> LayerCall:
     columns, scale = (source.kept, source.scale) if source else (None, 1.0)
-    return Call(columns, mask.kept if mask else None, scale, part.rooms, rule)
+    return LayerCall(columns, mask.kept if mask else None, scale, part.rooms, rule)
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):
@@ -218,9 +218,9 @@ class _Dropping(Batchwise):
         shape.insert(self.part.sample_dim, shape.pop(0))
         return draw(self._site(len(shape)), shape, device)
 
-    def _site(self, rank: int) -> Site:
+    def _site(self, rank: int) -> GroupSite:
         part = self.part
-        return Site(self.p, self.key, part.sample_dim, self.unit_dim % rank, part.groups, part.ranks)
+        return GroupSite(self.p, self.key, part.sample_dim, self.unit_dim % rank, part.groups, part.ranks)
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop: packed values pass or are put in their places, a dense input is taken apart or masked."""

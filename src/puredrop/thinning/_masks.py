@@ -13,9 +13,9 @@ from puredrop import ops
 from puredrop.compact.kept import Kept
 from puredrop.pinning import Samples
 from puredrop.rng import Key, as_key_number, as_key_tensor
-from puredrop.thinning.groups import Groups, Split
+from puredrop.thinning.groups import Groups, GroupSplit
 
-__all__ = ["Mask", "Ranks", "Site", "draw", "masked"]
+__all__ = ["Mask", "Ranks", "GroupSite", "draw", "masked"]
 
 Ranks = Literal["own", "same"]
 
@@ -30,11 +30,11 @@ class Mask(NamedTuple):
     """
 
     kept: Kept
-    split: Split
+    split: GroupSplit
     scale: float
 
 
-class Site(NamedTuple):
+class GroupSite(NamedTuple):
     """A dropout layer, as its masks need to know it.
 
     Args:
@@ -53,7 +53,7 @@ class Site(NamedTuple):
     groups: Groups
     ranks: Ranks
 
-    def split(self, shape: Sequence[int]) -> Split:
+    def split(self, shape: Sequence[int]) -> GroupSplit:
         """The groups of what is dropped from."""
         return self.groups.of(shape[self.sample], torch.Size(shape).numel() // max(1, shape[self.unit]))
 
@@ -72,14 +72,14 @@ class _Plan(NamedTuple):
         units: one element for each unit of each group.
     """
 
-    split: Split
+    split: GroupSplit
     starts: Tensor
     whole: Tensor
     units: Tensor
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(shape: tuple[int, ...], sample: int, unit: int, split: Split, device: torch.device) -> _Plan:
+def _plan(shape: tuple[int, ...], sample: int, unit: int, split: GroupSplit, device: torch.device) -> _Plan:
     """Of which a model has few; making one takes as long as its mask."""
     sizes = [1] * len(shape)
     sizes[sample], sizes[unit] = split.groups, shape[unit]
@@ -88,7 +88,7 @@ def _plan(shape: tuple[int, ...], sample: int, unit: int, split: Split, device: 
         return _Plan(split, torch.tensor(split.starts, device=device), one.expand(shape), one.expand(sizes))
 
 
-def draw(site: Site, shape: Sequence[int], device: torch.device) -> Mask:
+def draw(site: GroupSite, shape: Sequence[int], device: torch.device) -> Mask:
     """The mask of one use of a dropout layer.
 
     Args:
@@ -110,7 +110,7 @@ def draw(site: Site, shape: Sequence[int], device: torch.device) -> Mask:
     return Mask(kept, split, 0.0 if rate == 1 else 1 / (1 - rate))
 
 
-def masked(site: Site, input: Tensor) -> Tensor:
+def masked(site: GroupSite, input: Tensor) -> Tensor:
     """Dropout with the same masks on the whole tensor, in plain operators: what compacted layers must equal.
 
     Args:
@@ -123,7 +123,7 @@ def masked(site: Site, input: Tensor) -> Tensor:
     return ops.dropout(input, key, site.p, place)
 
 
-def _first(site: Site, input: Tensor, starts: Tensor) -> tuple[Any, ops.Place]:
+def _first(site: GroupSite, input: Tensor, starts: Tensor) -> tuple[Any, ops.Place]:
     """A use's key, None for one to be drawn, and the place in which samples have the names of their groups' first.
 
     Args:
@@ -131,7 +131,7 @@ def _first(site: Site, input: Tensor, starts: Tensor) -> tuple[Any, ops.Place]:
         input: what is dropped from.
         starts: first samples, as counted in this batch.
     """
-    key, place = ops.resolved("dropout", input, site.key, site.place(input.shape))
+    key, place = ops.resolve_key("dropout", input, site.key, site.place(input.shape))
     window = place.window_shape or tuple(input.shape)
     if site.ranks == "same":
         starts, window = starts + _before(site.key), tuple(input.shape)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop.compact.kept import Kept
-from puredrop.thinning.groups import Split
+from puredrop.thinning.groups import GroupSplit
 
 __all__ = ["ELEMENTWISE", "Packed", "Packing", "pack", "plain"]
 
@@ -46,7 +46,7 @@ class Packing:
         site: the dropout layer, before it has dropped; None after it.
     """
 
-    split: Split
+    split: GroupSplit
     rest: tuple[int, ...]
     kept: Kept
     scale: float

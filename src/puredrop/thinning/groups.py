@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["MOST", "ROWS", "Groups", "Split"]
+__all__ = ["MOST", "ROWS", "Groups", "GroupSplit"]
 
 ROWS = 128
 """Rows of a group at least, where the number of groups is chosen: with half as many, a step of 784-2048x3-10 takes
@@ -18,7 +18,7 @@ MOST = 16
 
 
 @dataclass(frozen=True)
-class Split:
+class GroupSplit:
     """A batch in groups of nearly equal size: their numbers of samples differ by one at most.
 
     Args:
@@ -92,7 +92,7 @@ class Groups:
         if self.number < 1:
             raise ValueError(f"groups is {self.number}; expected 1 (one mask for the whole batch) or more, or 'auto'")
 
-    def of(self, samples: int, rows: int) -> Split:
+    def of(self, samples: int, rows: int) -> GroupSplit:
         """The groups of a batch.
 
         Args:
@@ -103,13 +103,13 @@ class Groups:
             ValueError: if there are more groups than samples.
         """
         if self.number == "auto":
-            return Split(samples, max(1, min(MOST, rows // ROWS, samples)))
+            return GroupSplit(samples, max(1, min(MOST, rows // ROWS, samples)))
         if self.number > samples:
             raise ValueError(
                 f"groups is {self.number}, the batch has {samples} samples; expected no more groups than samples "
                 "(drop the last, smaller batch, or pass groups='auto')"
             )
-        return Split(samples, self.number)
+        return GroupSplit(samples, self.number)
 
     def __str__(self) -> str:
         if self.number == "auto":
