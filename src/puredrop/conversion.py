@@ -107,15 +107,15 @@ class Conversion:
 
     Args:
         replaced: path -> (their class, ours), by name.
-        left: path -> why a layer that drops stayed as it was.
+        skipped: path -> why a layer that drops stayed as it was.
     """
 
     replaced: dict[str, tuple[str, str]]
-    left: dict[str, str]
+    skipped: dict[str, str]
 
     def __str__(self) -> str:
         lines = [f"{path or '(model)'}: {old} -> puredrop.nn.{new}" for path, (old, new) in self.replaced.items()]
-        lines += [f"{path or '(model)'}: left as it is, {why}" for path, why in self.left.items()]
+        lines += [f"{path or '(model)'}: left as it is, {why}" for path, why in self.skipped.items()]
         return "\n".join([*lines, "functional dropout is no module: puredrop.sites lists it"])
 
 
@@ -156,18 +156,18 @@ def convert(model: Module, inplace: bool = True, *, report: bool = False) -> Mod
 
 def _conversion(model: Module) -> Conversion:
     """What there is to do."""
-    replaced, left = {}, {}
+    replaced, skipped = {}, {}
     for path, layer in model.named_modules():
         rule = _rule(layer)
         why = rule.refuses(layer) if rule else None
         if why is not None:
-            left[path] = why
+            skipped[path] = why
         elif rule or type(layer) in _OURS:
             ours = rule.ours if rule else _OURS[type(layer)]
             replaced[path] = (f"{type(layer).__module__.partition('.')[0]} {type(layer).__name__}", ours.__name__)
         elif holds_dropout(layer) and not isinstance(layer, HasKey):
-            left[path] = f"{type(layer).__module__}.{type(layer).__name__} is none of the classes that are known"
-    return Conversion(replaced, left)
+            skipped[path] = f"{type(layer).__module__}.{type(layer).__name__} is none of the classes that are known"
+    return Conversion(replaced, skipped)
 
 
 def revert(model: Module, inplace: bool = True) -> Module:

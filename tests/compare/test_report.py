@@ -71,7 +71,7 @@ def results():
             "excess": [difference(0.15, 0.1, 0.2), difference(0.001, 0.0005, 0.0015)],
         },
         "account": {
-            "verdict": "", "left": {},
+            "verdict": "", "skipped": {},
             "findings": [{"id": "l2", "held": False, "text": "“it acts like L2”: .54 of it"}],
             "sections": [Section("l2", "Does it act like L2?", "Up to a factor.", "0.54", "ratio").record()],
         },
@@ -254,7 +254,7 @@ def test_an_arm_that_never_reaches_the_target_says_so(results):
 
 
 def test_a_network_that_cannot_be_looked_into_says_why(results):
-    results["account"] = {"verdict": "", "findings": [], "sections": [], "left": {"model": "no dropout is reached"}}
+    results["account"] = {"verdict": "", "findings": [], "sections": [], "skipped": {"model": "no dropout is reached"}}
     assert "could not be looked into: no dropout is reached." in report.render(results)
 
 

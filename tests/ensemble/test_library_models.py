@@ -36,7 +36,7 @@ def test_members_of_models_of_transformers(make):
     model, inputs = make()
     ensemble = puredrop.DropoutEnsemble(model).look(inputs)
     assert ensemble._look.slow == ""
-    assert ensemble.left == {}
+    assert ensemble.skipped == {}
     found = ensemble.predict(inputs, num_samples=16)
     assert found.mean.shape == (4, 3)
     assert found.variance.max() > 1e-6

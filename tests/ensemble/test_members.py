@@ -60,7 +60,7 @@ def test_a_member_does_not_depend_on_its_company(name):
 def test_everything_that_drops_is_a_part_of_members():
     for name in MODELS:
         model, x = model_of(name)
-        assert puredrop.DropoutEnsemble(model).look(x).left == {}, name
+        assert puredrop.DropoutEnsemble(model).look(x).skipped == {}, name
 
 
 def test_weights_do_not_follow_rows():

@@ -371,7 +371,7 @@ def test_what_cannot_be_reached_is_named():
         puredrop.DropoutEnsemble(NeverCalled()).predict(torch.randn(5, 6))
     model, x = OwnNoise(), torch.randn(5, 6)
     found = puredrop.DropoutEnsemble(model).predict(x)
-    assert list(found.left) == ["path"]
+    assert list(found.skipped) == ["path"]
     assert "not part of any member: path: draws random numbers of its own" in repr(found)
     again = puredrop.DropoutEnsemble(model).predict(x)
     assert torch.equal(found.mean, again.mean)
@@ -396,7 +396,7 @@ def test_a_model_that_cannot_be_run_in_training_mode():
     model, x = Demanding(), torch.randn(5, 6)
     found = puredrop.DropoutEnsemble(model).predict(x)
     assert found.variance.max() > 1e-4
-    assert "could not be run in training mode" in found.left["(model)"]
+    assert "could not be run in training mode" in found.skipped["(model)"]
 
 
 def test_rows_come_first_in_what_a_model_returns():

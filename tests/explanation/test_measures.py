@@ -278,7 +278,7 @@ def test_noise_that_is_no_decision_is_off_and_named(data):
     x, y = data
     net = nn.Sequential(nn.Linear(6, 8), puredrop.nn.GaussianDropout(0.3), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     found = explain.penalty(net, x, y, F.cross_entropy)
-    assert list(found.left) == ["1"]
+    assert list(found.skipped) == ["1"]
     assert "Gaussian" in str(found)
     with pytest.raises(ValueError, match="only noise that is no decision"):
         explain.penalty(

@@ -40,7 +40,7 @@ def left(forward, **layers):
     """Why the layer `drop` is left, in a model that has something to compact besides."""
     more = nn.Sequential(linear(), nn.ReLU(), nn.Dropout(0.5), linear())
     model = Net(lambda self, x: forward(self, self.more(x)), more=more, **layers)
-    return report(model).left["drop"]
+    return report(model).skipped["drop"]
 
 
 class TestLeft:
@@ -117,7 +117,7 @@ class TestLeft:
         inner = Branching(forward, a=linear(), drop=nn.Dropout(0.5))
         outer = nn.Sequential(mlp((20, 30, 20), (0.5,)), inner)
         found = report(outer)
-        assert found.left["1.drop"].startswith("the forward of 1 cannot be followed (symbolically traced variables")
+        assert found.skipped["1.drop"].startswith("the forward of 1 cannot be followed (symbolically traced variables")
         assert {chain.path for chain in found.chains} == {"0.2"}  # what can be is, all the same
 
     def test_functions(self):
@@ -126,7 +126,7 @@ class TestLeft:
             a=linear(),
             more=mlp((20, 30, 20), (0.5,)),
         )
-        assert report(model).left == {
+        assert report(model).skipped == {
             ":dropout0": "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
         }
 
@@ -143,7 +143,7 @@ class TestLeft:
 
         model = Net(forward, a=linear(), b=linear(), c=linear(), drop=nn.Dropout(0.5))
         found = report(model, 1)
-        assert "drop" in found.left
+        assert "drop" in found.skipped
         assert {chain.path for chain in found.chains} == {"drop"}
         kept = []
         model.a.register_forward_hook(lambda *_: torch.ones(64, 20))

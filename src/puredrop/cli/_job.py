@@ -171,6 +171,6 @@ def execute(job: Job) -> None:
             print(f"\r{done} rows", end="", file=sys.stderr, flush=True)
     if job.rank == 0:
         print(f"\r{len(job.x)} rows, {job.request.num_samples} members each: {job.request.out}", file=sys.stderr)
-    for path, why in job.ensemble.left.items():
+    for path, why in job.ensemble.skipped.items():
         if job.rank == 0:
             print(f"not part of any member: {path}: {why}", file=sys.stderr)

@@ -130,9 +130,9 @@ class DropoutEnsemble:
         return PowerOfTwo(2**self.units)
 
     @property
-    def left(self) -> dict[str, str]:
+    def skipped(self) -> dict[str, str]:
         """Path of what drops in the model and is no part of any member -> why; empty before the first call."""
-        return dict(self._look.left) if self._look else {}
+        return dict(self._look.skipped) if self._look else {}
 
     def look(self, x: Any) -> DropoutEnsemble:
         """Look at the model anew, as the first call does: after its forward or its rates have changed.
@@ -389,8 +389,8 @@ class DropoutEnsemble:
 
     def _engine(self, read: Callable[[Any], Tensor], members: Members) -> Engine:
         assert self._look is not None
-        drive = InstrumentedModel(self.model, self._look.plan, self._sample_dim)
-        return Engine(drive, members, read, self._look.runs, not self._look.slow)
+        instrumented = InstrumentedModel(self.model, self._look.plan, self._sample_dim)
+        return Engine(instrumented, members, read, self._look.runs, not self._look.slow)
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
         return reader(self.task, self.class_dim, noise)

@@ -199,7 +199,7 @@ class Predictor:
             running.standard_error.cpu(),
             number,
             interval=interval,
-            left=self.look.left,
+            skipped=self.look.skipped,
             slow=self.look.slow,
             samples=samples,
             class_dim=self.class_dim,

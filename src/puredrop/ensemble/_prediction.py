@@ -29,7 +29,7 @@ class Prediction:
         entropy: of a classification: of the mean, nats, its bias for want of samples taken away (jackknife).
         expected_entropy: of a classification: the mean of the members' entropies, nats.
         interval: with `tolerance` or `until`: (rows, ..., 2), bounds that hold the mean of all members.
-        left: path of what drops in the model and is no part of any member -> why.
+        skipped: path of what drops in the model and is no part of any member -> why.
         slow: why members were run one after the other; "" if many at once.
         samples: (members, rows, ...): outputs of the first members, for quantiles; float32.
         class_dim: dimension of the classes; None if there are none.
@@ -42,7 +42,7 @@ class Prediction:
     entropy: Tensor | None = None
     expected_entropy: Tensor | None = None
     interval: Tensor | None = None
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     slow: str = ""
     samples: Tensor | None = None
     class_dim: int | None = None
@@ -174,7 +174,7 @@ class Prediction:
         return f"{len(self)} rows, {number} members"
 
     def _notes(self) -> list[str]:
-        notes = [f"not part of any member: {path}: {why}" for path, why in self.left.items()]
+        notes = [f"not part of any member: {path}: {why}" for path, why in self.skipped.items()]
         return notes + ([f"members ran one after the other: {self.slow}"] if self.slow else [])
 
     def __repr__(self) -> str:

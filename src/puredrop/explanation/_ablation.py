@@ -33,15 +33,17 @@ class Places:
         ValueError: if nothing in the model is there to drop from rows, and no module is named.
     """
 
-    def __init__(self, probe: PreparedModel, at: Sequence[str] | None) -> None:
-        self._probe = probe
+    def __init__(self, prepared: PreparedModel, at: Sequence[str] | None) -> None:
+        self._probe = prepared
         self._takes_sites = at is None
         self._damage: Damage = lambda place, h: h
         # Layers of rate 0 ask for no masks.
-        self._hooked = [path for path, one in probe.root.named_modules() if _is_silent(one)] if at is None else list(at)
+        self._hooked = (
+            [path for path, one in prepared.root.named_modules() if _is_silent(one)] if at is None else list(at)
+        )
         for path in self._hooked:
-            probe.root.get_submodule(path)
-        if not self._hooked and not (at is None and any(use.is_per_row for use in probe.uses)):
+            prepared.root.get_submodule(path)
+        if not self._hooked and not (at is None and any(use.is_per_row for use in prepared.uses)):
             raise ValueError(
                 "no dropout of the model acts on its rows' activations; name the modules whose outputs are units, as "
                 "in at=['1', '3']"
@@ -50,14 +52,14 @@ class Places:
     @contextmanager
     def opened(self) -> Iterator[Callable[[Batch, Damage], Tensor]]:
         """Take the model over: a function of rows and damage to what the model gives then, dropout itself off."""
-        with self._probe.opened() as drive, ExitStack() as stack:
+        with self._probe.opened() as instrumented, ExitStack() as stack:
             for path in self._hooked:
                 hook = self._behind(path)
-                stack.callback(drive.model.get_submodule(path).register_forward_hook(hook).remove)
+                stack.callback(instrumented.model.get_submodule(path).register_forward_hook(hook).remove)
 
             def outputs(batch: Batch, damage: Damage) -> Tensor:
                 self._damage = damage
-                return self._probe.forward(drive, batch, self._act)
+                return self._probe.forward(instrumented, batch, self._act)
 
             yield outputs
 

@@ -104,18 +104,18 @@ class Account:
         verdict: in one sentence.
         findings: what held of the three sentences that explain dropout everywhere, and what did not.
         sections: of the page.
-        left: path of what drops and is not part of it -> why.
+        skipped: path of what drops and is not part of it -> why.
     """
 
     verdict: str
     findings: tuple[Claim, ...]
     sections: tuple[Section, ...]
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {
-            "verdict": self.verdict, "findings": [asdict(one) for one in self.findings], "left": self.left,
+            "verdict": self.verdict, "findings": [asdict(one) for one in self.findings], "skipped": self.skipped,
             "sections": [section.record() for section in self.sections],
         }  # fmt: skip
 
@@ -133,8 +133,8 @@ def account(
     Raises:
         TypeError, ValueError: for fewer than two rows, classes that the model does not have, or no dropout reached.
     """
-    probe = prepare(subject.model, subject.x, seed=subject.seed)
-    asked = _Asked(subject, probe)
+    prepared = prepare(subject.model, subject.x, seed=subject.seed)
+    asked = _Asked(subject, prepared)
     told: list[Section] = []
     for id, ask in asked.questions():
         if id in but:
@@ -147,27 +147,31 @@ def account(
             section = unable(id, question, error)
         if section is not None:
             told.append(section)
-    return Account(asked.verdict(), tuple(asked.findings()), tuple(told), probe.left)
+    return Account(asked.verdict(), tuple(asked.findings()), tuple(told), prepared.skipped)
 
 
 class _Asked:
     """The questions of one subject, and what their answers have in common."""
 
-    def __init__(self, subject: Subject, probe: PreparedModel) -> None:
-        self.subject, self.probe = subject, probe
+    def __init__(self, subject: Subject, prepared: PreparedModel) -> None:
+        self.subject, self.prepared = subject, prepared
         self.loss = F.cross_entropy if subject.task == "classification" else F.mse_loss
-        self.each = len(probe.uses) <= _MOST_SITES
+        self.each = len(prepared.uses) <= _MOST_SITES
         self.with_rows: dict[str, Any] = {"members": subject.members, "seed": subject.seed}
-        with probe.opened() as drive:
-            self.means = averages(probe, drive, probe.parts(self._fitting(drive)), subject.task, subject.members)
+        with prepared.opened() as instrumented:
+            self.means = averages(
+                prepared, instrumented, prepared.parts(self._fitting(instrumented)), subject.task, subject.members
+            )
         self.penalty: Penalty | None = None
         self.damage: tuple[Coadaptation, Coadaptation | None] | None = None
         self.shaken: GradientNoise | None = None
         self.gap: float | None = None
 
-    def _fitting(self, drive: InstrumentedModel) -> Tensor:
+    def _fitting(self, instrumented: InstrumentedModel) -> Tensor:
         """What belongs to the rows, in the shape of the outputs of a regression."""
-        return _like(self.subject.y, self.probe.forward(drive, self.probe.batches[0], plain), self.subject.task)
+        return _like(
+            self.subject.y, self.prepared.forward(instrumented, self.prepared.batches[0], plain), self.subject.task
+        )
 
     def questions(self) -> Iterator[tuple[str, Callable[[], Section | None]]]:
         """In the order of the page."""
@@ -178,7 +182,7 @@ class _Asked:
         yield "l2", self.l2
         yield "noise", self.noise
         yield "doubt", lambda: sections.doubt(self.means)
-        if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in self.probe.root.modules()):
+        if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in self.prepared.root.modules()):
             yield "batchnorm", self.batchnorm
         yield "why", lambda: sections.why(self.penalty, self.damage[0] if self.damage else None, self.shaken)
 
@@ -187,14 +191,14 @@ class _Asked:
         s = self.subject
         own = None if s.masks is None else s.masks()
         found = member_visits(s.model, s.x, task=s.task, draws=s.draws, masks=own, members=32, seed=s.seed)
-        with self.probe.opened() as drive:
-            outputs = self.probe.forward(drive, self.probe.batches[0], plain)[0].numel()
-        return sections.network(found, drawing(self.probe, outputs), own is not None)
+        with self.prepared.opened() as instrumented:
+            outputs = self.prepared.forward(instrumented, self.prepared.batches[0], plain)[0].numel()
+        return sections.network(found, drawing(self.prepared, outputs), own is not None)
 
     def division(self) -> Section:
         """One unit over masks."""
-        with self.probe.opened() as drive:
-            return sections.division(unit_over_masks(self.probe, drive))
+        with self.prepared.opened() as instrumented:
+            return sections.division(unit_over_masks(self.prepared, instrumented))
 
     def reliance(self) -> Section:
         """Damage, with and without dropout."""
@@ -226,21 +230,21 @@ class _Asked:
         return sections.l2(self.penalty, self._landing(), shares)
 
     def _targets(self, y: Tensor) -> Tensor:
-        with self.probe.opened() as drive:
-            return _like(y, self.probe.forward(drive, self.probe.batches[0], plain), self.subject.task)
+        with self.prepared.opened() as instrumented:
+            return _like(y, self.prepared.forward(instrumented, self.prepared.batches[0], plain), self.subject.task)
 
     def _landing(self) -> tuple[Ridge, Descent] | None:
         """Of a linear model of some of the units before the last site; None where they are no features of rows."""
-        last, seen = self.probe.uses[-1], []
+        last, seen = self.prepared.uses[-1], []
 
-        def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+        def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             if use.place == last.place and dim == 0 and input.dim() == 2:
                 seen.append(input.detach().double().cpu())
             return input
 
-        with self.probe.opened() as drive:
-            for batch in self.probe.batches:
-                self.probe.forward(drive, batch, act)
+        with self.prepared.opened() as instrumented:
+            for batch in self.prepared.batches:
+                self.prepared.forward(instrumented, batch, intervention)
         if not seen or self.subject.y.dim() > 1:
             return None
         h = torch.cat(seen)

@@ -106,8 +106,8 @@ class Averages:
 
 
 def averages(
-    probe: PreparedModel,
-    drive: InstrumentedModel,
+    prepared: PreparedModel,
+    instrumented: InstrumentedModel,
     parts: Parts,
     task: Literal["classification", "regression"],
     members: int = 64,
@@ -119,8 +119,8 @@ def averages(
     """
     found = [
         (
-            probe.forward(drive, batch, plain).double().cpu(),
-            probe.members(drive, batch, range(members), is_shared=True).double().cpu(),
+            prepared.forward(instrumented, batch, plain).double().cpu(),
+            prepared.members(instrumented, batch, range(members), is_shared=True).double().cpu(),
             y.cpu(),
         )
         for batch, y in parts

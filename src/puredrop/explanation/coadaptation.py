@@ -201,9 +201,9 @@ def coadaptation(
         raise ValueError(f"probe_rate is {probe_rate}; expected a number between 0 and 1, such as 0.5")
     if task not in ("classification", "regression"):
         raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
-    probe = prepare(model, x, seed=seed, batch_size=batch_size, may_be_silent=True)
-    parts, recorder, read = probe.parts(y), Recorder(), reader(task, 1)
-    with Places(probe, at).opened() as outputs:
+    prepared = prepare(model, x, seed=seed, batch_size=batch_size, may_be_silent=True)
+    parts, recorder, read = prepared.parts(y), Recorder(), reader(task, 1)
+    with Places(prepared, at).opened() as outputs:
         undamaged = torch.cat([outputs(batch, recorder) for batch, _ in parts])
         targets = torch.cat([y for _, y in parts])
         if task == "classification":
@@ -228,7 +228,9 @@ def coadaptation(
         }
         units = {place: h.shape[1] for place, h in activations.items()}
         share, error = interaction_share(run, units, probe_rate, members, seed)
-    return Coadaptation(curves, share, error, probe_rate, recorder.sparsity(), recorder.correlation(), task, probe.rows)
+    return Coadaptation(
+        curves, share, error, probe_rate, recorder.sparsity(), recorder.correlation(), task, prepared.rows
+    )
 
 
 _Table = Callable[[Damage], "NDArray[np.float64]"]

@@ -15,7 +15,7 @@ __all__ = ["drawing", "power_of_two"]
 _SHOWN, _MEMBERS, _COLUMNS = 9, 24, 6
 
 
-def drawing(probe: PreparedModel, outputs: int) -> dict[str, Any]:
+def drawing(prepared: PreparedModel, outputs: int) -> dict[str, Any]:
     """Columns from inputs over sites to outputs, and members' masks of the units that are shown.
 
     Args:
@@ -26,8 +26,8 @@ def drawing(probe: PreparedModel, outputs: int) -> dict[str, Any]:
         What JSON holds: `columns`, each with `name`, `units` and `shown`; `members`, for each column that drops which
         of its shown units are kept, and how many of all; None stands for columns where nothing drops.
     """
-    members, uses = Members(probe.seed, is_shared=True, balanced=False), probe.uses[:_COLUMNS]
-    inputs = probe.batches[0].tensors[0][0].numel()
+    members, uses = Members(prepared.seed, is_shared=True, balanced=False), prepared.uses[:_COLUMNS]
+    inputs = prepared.batches[0].tensors[0][0].numel()
     columns: list[dict[str, Any]] = [{"name": "inputs", "units": inputs, "shown": min(inputs, _SHOWN)}]
     for use in uses:
         columns.append(
@@ -39,7 +39,7 @@ def drawing(probe: PreparedModel, outputs: int) -> dict[str, Any]:
         masks = members.masks(use.path, use.call).keep(range(_MEMBERS), use.p, use.units, 0, torch.device("cpu"))
         for kept, keep in zip(drawn, masks, strict=True):
             kept.append({"shown": keep[:_SHOWN].tolist(), "kept": int(keep.sum())})
-    return {"columns": columns, "members": [[*kept, None] for kept in drawn], "more": len(probe.uses) - len(uses)}
+    return {"columns": columns, "members": [[*kept, None] for kept in drawn], "more": len(prepared.uses) - len(uses)}
 
 
 def power_of_two(units: int) -> str:

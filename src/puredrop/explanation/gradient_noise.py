@@ -35,7 +35,7 @@ class GradientNoise:
         size: squared length of the mean gradient.
         batch: rows of a mini-batch.
         draws: masks of each mini-batch.
-        left: path of what drops and was off -> why.
+        skipped: path of what drops and was off -> why.
     """
 
     masks: float
@@ -49,7 +49,7 @@ class GradientNoise:
     size: float
     batch: int
     draws: int
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def averaged(self, k: int) -> float:
         """Variance over masks of the mean over k masks of each row: 1/k of it."""
@@ -147,24 +147,24 @@ def gradient_noise(
         ("batch", batch, 2),
     ):
         checked_number(name, value, least)
-    probe = prepare(model, x, seed=seed, batch_size=2**31)
-    if len(probe.batches) > 1:
+    prepared = prepare(model, x, seed=seed, batch_size=2**31)
+    if len(prepared.batches) > 1:
         raise ValueError(
             "x comes in batches of its own (a DataLoader?); expected all rows, from which batches are drawn"
         )
-    ((data, targets),) = probe.parts(y)
-    if batch > probe.rows:
-        raise ValueError(f"batch is {batch}, but x has {probe.rows} rows; expected at most as many")
-    weights = [one for one in probe.root.parameters() if one.requires_grad]
+    ((data, targets),) = prepared.parts(y)
+    if batch > prepared.rows:
+        raise ValueError(f"batch is {batch}, but x has {prepared.rows} rows; expected at most as many")
+    weights = [one for one in prepared.root.parameters() if one.requires_grad]
     if not weights:
         raise ValueError("model has no parameter that requires a gradient")
     key = Key(seed).fold_in("gradient")
-    with probe.opened() as drive, torch.enable_grad():
+    with prepared.opened() as instrumented, torch.enable_grad():
         few = data.chosen(torch.arange(batch))
-        check(loss, probe.forward(drive, few, plain).detach(), targets[:batch], targets)
-        gradients = _Gradients(probe, drive, loss, weights)
+        check(loss, prepared.forward(instrumented, few, plain).detach(), targets[:batch], targets)
+        gradients = _Gradients(prepared, instrumented, loss, weights)
         found = []
-        for number, rows in enumerate(_rows(key, probe.rows, batch, batches)):
+        for number, rows in enumerate(_rows(key, prepared.rows, batch, batches)):
             few, some = data.chosen(rows), targets[rows.to(targets.device)]
             members = range(number * draws, (number + 1) * draws)
             free = [gradients.drawn(few, some, member, is_shared=False) for member in members]
@@ -172,7 +172,7 @@ def gradient_noise(
             own = key.fold_in("probe").fold_in(number)
             squares = [gradients.first_order(few, some, own.fold_in(probe_number)) for probe_number in range(probes)]
             found.append((torch.stack(free), torch.stack(one).var(0).sum(), torch.tensor(squares).mean()))
-    return _summary(found, batch, draws, probe.left)
+    return _summary(found, batch, draws, prepared.skipped)
 
 
 def _rows(key: Key, count: int, batch: int, batches: int) -> Sequence[Tensor]:
@@ -190,8 +190,10 @@ def _rows(key: Key, count: int, batch: int, batches: int) -> Sequence[Tensor]:
 class _Gradients:
     """Gradients of a loss in all weights, as one vector, dropout as it is told."""
 
-    def __init__(self, probe: PreparedModel, drive: InstrumentedModel, loss: Loss, weights: Sequence[Tensor]) -> None:
-        self._probe, self._drive, self._loss, self._weights = probe, drive, loss, weights
+    def __init__(
+        self, prepared: PreparedModel, instrumented: InstrumentedModel, loss: Loss, weights: Sequence[Tensor]
+    ) -> None:
+        self._probe, self._drive, self._loss, self._weights = prepared, instrumented, loss, weights
 
     def _flat(self, value: Tensor) -> Tensor:
         parts = torch.autograd.grad(value, self._weights, allow_unused=True)
@@ -210,7 +212,7 @@ class _Gradients:
         leaves: list[Tensor] = []
         noises: list[Tensor] = []
 
-        def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+        def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             if not 0 < use.p < 1:
                 return input
             ones = factors(use, input, dim).requires_grad_()
@@ -218,13 +220,15 @@ class _Gradients:
             noises.append(math.sqrt(use.p / (1 - use.p)) * signs(ones, generator))
             return input * ones
 
-        value = self._loss(self._probe.forward(self._drive, batch, act), y)
+        value = self._loss(self._probe.forward(self._drive, batch, intervention), y)
         slopes = torch.autograd.grad(value, leaves, create_graph=True)
         along = torch.stack([(a * b).sum() for a, b in zip(slopes, noises, strict=True)]).sum()
         return float(self._flat(along).double().square().sum())
 
 
-def _summary(found: list[tuple[Tensor, Tensor, Tensor]], batch: int, draws: int, left: dict[str, str]) -> GradientNoise:
+def _summary(
+    found: list[tuple[Tensor, Tensor, Tensor]], batch: int, draws: int, skipped: dict[str, str]
+) -> GradientNoise:
     number = len(found)
     masks = torch.stack([free.var(0).sum() for free, *_ in found])
     means = torch.stack([free.mean(0) for free, *_ in found])
@@ -239,5 +243,5 @@ def _summary(found: list[tuple[Tensor, Tensor, Tensor]], batch: int, draws: int,
 
     return GradientNoise(
         float(masks.mean()), float(rows.mean()), float(shared.mean()), float(predicted.mean()),
-        error(masks), error(rows), error(shared), error(predicted), float(size), batch, draws, left,
+        error(masks), error(rows), error(shared), error(predicted), float(size), batch, draws, skipped,
     )  # fmt: skip

@@ -33,14 +33,14 @@ class L2Strength:
         shares: path -> Σ ½ λ w² over the layer's part of the Gauss-Newton penalty, which also has terms in pairs of
             weights of one unit: 1 where the diagonal says it all.
         probes: how many products with the transposed Jacobian of a batch.
-        left: path of what drops, and has no strength here -> why.
+        skipped: path of what drops, and has no strength here -> why.
     """
 
     layers: dict[str, Tensor]
     errors: dict[str, Tensor]
     shares: dict[str, float]
     probes: int
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = []
@@ -51,7 +51,7 @@ class L2Strength:
                 f"{float(self.errors[path].median()):.2g} in the middle), {self.shares[path]:.2f} of the Gauss-"
                 "Newton penalty"
             )
-        lines += [f"  not part of it: {path}: {why}" for path, why in self.left.items()]
+        lines += [f"  not part of it: {path}: {why}" for path, why in self.skipped.items()]
         return "\n".join(lines)
 
     def figure(self) -> Figure:
@@ -95,15 +95,15 @@ def l2_strength(
     True
     """
     checked_number("probes", probes, 2)
-    probe = prepare(model, x, seed=seed, batch_size=batch_size)
+    prepared = prepare(model, x, seed=seed, batch_size=batch_size)
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
     found: dict[str, _Sums] = {}
-    with probe.opened() as drive:
-        for batch, targets in probe.parts(y):
-            outputs, readers = _read(probe, drive, batch)
+    with prepared.opened() as instrumented:
+        for batch, targets in prepared.parts(y):
+            outputs, readers = _read(prepared, instrumented, batch)
             check(loss, outputs.detach(), targets)
             multiply = root(loss, outputs, targets)
-            drawn = {one.path: _Sums(one, batch.rows / probe.rows) for one in readers}
+            drawn = {one.path: _Sums(one, batch.rows / prepared.rows) for one in readers}
             ends = [one.output for one in readers]
             each, number, is_drawn = noises(outputs, probes, generator)
             for noise in each:
@@ -112,13 +112,13 @@ def l2_strength(
                     drawn[one.path].add(slope, number, is_drawn)
             found = {path: sums.joined(found.get(path)) for path, sums in drawn.items()}
     read = {one.place for one in readers}
-    left = {use.place: "no torch.nn.Linear reads it" for use in probe.uses if use.place not in read}
+    skipped = {use.place: "no torch.nn.Linear reads it" for use in prepared.uses if use.place not in read}
     return L2Strength(
         {path: one.strength for path, one in found.items()},
         {path: one.variance.sqrt() for path, one in found.items()},
         {path: one.diagonal / one.whole if one.whole else math.nan for path, one in found.items()},
         number,
-        {**probe.left, **left},
+        {**prepared.skipped, **skipped},
     )
 
 
@@ -172,32 +172,32 @@ class _Sums:
         return self
 
 
-def _read(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -> tuple[Tensor, list[_Reader]]:
+def _read(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> tuple[Tensor, list[_Reader]]:
     """Outputs, and the layers that read a site."""
-    left: dict[int, tuple[Tensor, SiteUse]] = {}
+    dropped: dict[int, tuple[Tensor, SiteUse]] = {}
     readers: list[_Reader] = []
 
-    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+    def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         passed = input.view_as(input)
         if dim is not None and 0 < use.p < 1 and use.units * batch.rows == input.numel():
-            left[id(passed)] = (passed, use)  # held, so that no other tensor has its number
+            dropped[id(passed)] = (passed, use)  # held, so that no other tensor has its number
         return passed
 
     def hook(path: str, layer: torch.nn.Linear) -> Callable[[Module, tuple[Any, ...], Tensor], None]:
         def seen(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if inputs and id(inputs[0]) in left:
-                use = left[id(inputs[0])][1]
+            if inputs and id(inputs[0]) in dropped:
+                use = dropped[id(inputs[0])][1]
                 name = path if not any(one.path == path for one in readers) else f"{path} behind {use.place}"
                 readers.append(_Reader(name, inputs[0].detach(), output, layer.weight.detach(), use.place, use.p))
 
         return seen
 
     with ExitStack() as stack:
-        for path, layer in drive.model.named_modules():
+        for path, layer in instrumented.model.named_modules():
             if isinstance(layer, torch.nn.Linear):
                 stack.callback(layer.register_forward_hook(hook(path, layer)).remove)
         stack.enter_context(torch.enable_grad())
-        outputs = probe.forward(drive, batch, act)
+        outputs = prepared.forward(instrumented, batch, intervention)
     if not readers:
         raise ValueError(
             "model has no torch.nn.Linear that reads what dropout of elements leaves; nothing to compare to L2"

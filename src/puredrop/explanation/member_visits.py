@@ -40,7 +40,7 @@ class MemberVisits:
         disagreement_error: its standard error over members.
         members: whose predictions were compared.
         task: what disagreement is about.
-        left: path of what drops and was off -> why.
+        skipped: path of what drops and was off -> why.
     """
 
     units: int
@@ -53,7 +53,7 @@ class MemberVisits:
     disagreement_error: float
     members: int
     task: Literal["classification", "regression"]
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -146,46 +146,50 @@ def member_visits(
     checked_number("members", members, 3)
     if task not in ("classification", "regression"):
         raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
-    probe = prepare(model, x, seed=seed, batch_size=batch_size)
-    blocks = _drawn(probe, draws) if masks is None else _replayed(probe, masks)
-    draws, distinct, kept = _counted(probe, blocks)
-    same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in probe.uses)
-    with probe.opened() as drive:
-        parts = [probe.members(drive, batch, range(members), is_shared=True).cpu() for batch in probe.batches]
+    prepared = prepare(model, x, seed=seed, batch_size=batch_size)
+    blocks = _drawn(prepared, draws) if masks is None else _replayed(prepared, masks)
+    draws, distinct, kept = _counted(prepared, blocks)
+    same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in prepared.uses)
+    with prepared.opened() as instrumented:
+        parts = [
+            prepared.members(instrumented, batch, range(members), is_shared=True).cpu() for batch in prepared.batches
+        ]
     value, error = _disagreement(torch.cat(parts, 1), task == "classification")
-    rates = {use.place: use.p for use in probe.uses}
+    rates = {use.place: use.p for use in prepared.uses}
     repeats = draws * (draws - 1) / 2 * same
-    return MemberVisits(probe.units, draws, distinct, repeats, kept, rates, value, error, members, task, probe.left)
+    return MemberVisits(
+        prepared.units, draws, distinct, repeats, kept, rates, value, error, members, task, prepared.skipped
+    )
 
 
-def _drawn(probe: PreparedModel, draws: int) -> Iterator[list[Tensor]]:
+def _drawn(prepared: PreparedModel, draws: int) -> Iterator[list[Tensor]]:
     """Masks of so many rows, each with its own, by use: blocks of bool (rows, units)."""
-    members = Members(probe.seed, is_shared=False, balanced=False)
+    members = Members(prepared.seed, is_shared=False, balanced=False)
     for first in range(0, draws, _AT_ONCE):
         rows = min(_AT_ONCE, draws - first)
-        yield [_keep(members, use, first, rows) for use in probe.uses]
+        yield [_keep(members, use, first, rows) for use in prepared.uses]
 
 
-def _replayed(probe: PreparedModel, masks: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
+def _replayed(prepared: PreparedModel, masks: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
     """Those of a training, checked."""
     for block in masks:
-        parts = [block.get(use.place) for use in probe.uses]
+        parts = [block.get(use.place) for use in prepared.uses]
         sizes = [None if part is None else tuple(part.shape[1:]) for part in parts]
-        expected = {use.place: (use.units,) for use in probe.uses}
+        expected = {use.place: (use.units,) for use in prepared.uses}
         if sizes != list(expected.values()) or len(block) != len(parts):
             given = {place: tuple(part.shape[1:]) for place, part in block.items()}
             raise ValueError(f"masks has {given} of each row; expected {expected}")
         yield [part.bool().cpu() for part in parts if part is not None]
 
 
-def _counted(probe: PreparedModel, blocks: Iterable[list[Tensor]]) -> tuple[int, int, dict[str, Tensor]]:
+def _counted(prepared: PreparedModel, blocks: Iterable[list[Tensor]]) -> tuple[int, int, dict[str, Tensor]]:
     """How many masks, how many different ones, and how often each unit was kept."""
     draws, seen = 0, set[bytes]()
-    kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in probe.uses}
+    kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in prepared.uses}
     for parts in blocks:
         draws += len(parts[0])
         seen.update(row.tobytes() for row in np.packbits(torch.cat(parts, 1).numpy(), axis=1))
-        for use, keep in zip(probe.uses, parts, strict=True):
+        for use, keep in zip(prepared.uses, parts, strict=True):
             kept[use.place] += keep.sum(0)
     return draws, len(seen), {place: count / max(1, draws) for place, count in kept.items()}
 

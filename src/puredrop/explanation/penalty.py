@@ -66,7 +66,7 @@ class Penalty:
         sites: the parts.
         members: how many masks a row; probes: how many products with the transposed Jacobian of a batch.
         rows: of the data.
-        left: path of what drops and was off -> why.
+        skipped: path of what drops and was off -> why.
     """
 
     loss: float
@@ -78,7 +78,7 @@ class Penalty:
     members: int
     probes: int
     rows: int
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def gauss_newton(self) -> float:
@@ -110,7 +110,7 @@ class Penalty:
             if site.measured is not None and site.standard_error is not None:
                 alone = f", alone measured {site.measured:.4g} ± {site.standard_error:.2g}"
             lines.append(f"  {site.path}: p={site.p:g}, Gauss-Newton {site.gauss_newton:.4g}{alone}")
-        lines += [f"  not part of it: {path}: {why}" for path, why in self.left.items()]
+        lines += [f"  not part of it: {path}: {why}" for path, why in self.skipped.items()]
         return "\n".join(lines)
 
     def figure(self) -> Figure:
@@ -185,50 +185,54 @@ def penalty(
     """
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
-    probe = prepare(model, x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
-    parts = probe.parts(y)
-    with probe.opened() as drive:
-        base = _base(probe, drive, parts, loss)
-        truth, error = _under_masks(probe, drive, parts, loss, members)
-        is_exact = is_squared(loss) and probe.is_per_row and _is_linear(probe, drive)
-        units, spread, products = _gauss_newton(probe, drive, parts, loss, sys.maxsize if is_exact else probes)
-        sites = [SitePenalty(use.place, use.p, part) for use, part in zip(probe.uses, units, strict=True)]
+    prepared = prepare(model, x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
+    parts = prepared.parts(y)
+    with prepared.opened() as instrumented:
+        base = _base(prepared, instrumented, parts, loss)
+        truth, error = _under_masks(prepared, instrumented, parts, loss, members)
+        is_exact = is_squared(loss) and prepared.is_per_row and _is_linear(prepared, instrumented)
+        units, spread, products = _gauss_newton(
+            prepared, instrumented, parts, loss, sys.maxsize if is_exact else probes
+        )
+        sites = [SitePenalty(use.place, use.p, part) for use, part in zip(prepared.uses, units, strict=True)]
         for i, site in enumerate(sites if each else []):
-            value, noise = _under_masks(probe, drive, parts, loss, members, alone(site.path))
+            value, noise = _under_masks(prepared, instrumented, parts, loss, members, alone(site.path))
             sites[i] = replace(site, measured=value - base, standard_error=noise)
-    number = 2**probe.units if probe.can_list else members
-    return Penalty(base, truth - base, error, spread, is_exact, tuple(sites), number, products, probe.rows, probe.left)
+    number = 2**prepared.units if prepared.can_list else members
+    return Penalty(
+        base, truth - base, error, spread, is_exact, tuple(sites), number, products, prepared.rows, prepared.skipped
+    )
 
 
-def _base(probe: PreparedModel, drive: InstrumentedModel, parts: Parts, loss: Loss) -> float:
+def _base(prepared: PreparedModel, instrumented: InstrumentedModel, parts: Parts, loss: Loss) -> float:
     """The loss of one pass, every unit active."""
     total = 0.0
     for batch, y in parts:
-        outputs = probe.forward(drive, batch, plain)
+        outputs = prepared.forward(instrumented, batch, plain)
         check(loss, outputs, y)
         total += batch.rows * float(loss(outputs, y))
-    return total / probe.rows
+    return total / prepared.rows
 
 
 def _under_masks(
-    probe: PreparedModel,
-    drive: InstrumentedModel,
+    prepared: PreparedModel,
+    instrumented: InstrumentedModel,
     parts: Parts,
     loss: Loss,
     members: int,
-    act: Intervention | None = None,
+    intervention: Intervention | None = None,
 ) -> tuple[float, float]:
     """The mean loss over masks, and its standard error."""
-    totals, first = torch.zeros(1 if probe.can_list else members, dtype=torch.float64), 0
+    totals, first = torch.zeros(1 if prepared.can_list else members, dtype=torch.float64), 0
     for batch, y in parts:
         read = _of(loss, y)
-        if probe.can_list:
-            losses = probe.mean_of_all(drive, batch, read, act)
+        if prepared.can_list:
+            losses = prepared.mean_of_all(instrumented, batch, read, intervention)
         else:
-            losses = probe.members(drive, batch, range(members), read, first=first, act=act)
-        totals += batch.rows / probe.rows * losses.double().cpu()
+            losses = prepared.members(instrumented, batch, range(members), read, first=first, intervention=intervention)
+        totals += batch.rows / prepared.rows * losses.double().cpu()
         first += batch.rows
-    return float(totals.mean()), 0.0 if probe.can_list else float(totals.std()) / math.sqrt(members)
+    return float(totals.mean()), 0.0 if prepared.can_list else float(totals.std()) / math.sqrt(members)
 
 
 def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
@@ -236,7 +240,7 @@ def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
 
 
 def _gauss_newton(
-    probe: PreparedModel, drive: InstrumentedModel, parts: Parts, loss: Loss, most: int
+    prepared: PreparedModel, instrumented: InstrumentedModel, parts: Parts, loss: Loss, most: int
 ) -> tuple[list[Tensor], float, int]:
     """Each unit's part by use, float64, the standard error of the whole, and the number of products.
 
@@ -245,18 +249,18 @@ def _gauss_newton(
         parts, loss: what it is judged by.
         most: how many products; where rows have no more outputs, one for each of those, and then there is no error.
     """
-    generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("probes")))
-    units, variance = [torch.zeros(use.units, dtype=torch.float64) for use in probe.uses], 0.0
+    generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("probes")))
+    units, variance = [torch.zeros(use.units, dtype=torch.float64) for use in prepared.uses], 0.0
     for batch, y in parts:
         leaves: list[tuple[Tensor, int | None]] = []
         with torch.enable_grad():
-            outputs = probe.forward(drive, batch, _leaving(leaves))
-        multiply, share = root(loss, outputs, y), batch.rows / probe.rows
-        each, number, is_drawn = noises(outputs, most, generator, can_sum=probe.is_per_row)
+            outputs = prepared.forward(instrumented, batch, _leaving(leaves))
+        multiply, share = root(loss, outputs, y), batch.rows / prepared.rows
+        each, number, is_drawn = noises(outputs, most, generator, can_sum=prepared.is_per_row)
         estimates = torch.zeros(number, dtype=torch.float64)
         for at, noise in enumerate(each):
             slopes = torch.autograd.grad(outputs, [leaf for leaf, _ in leaves], multiply(noise), retain_graph=True)
-            for use, total, slope, (_, dim) in zip(probe.uses, units, slopes, leaves, strict=True):
+            for use, total, slope, (_, dim) in zip(prepared.uses, units, slopes, leaves, strict=True):
                 squares = units_of(slope, batch.rows, dim).square().sum(0).double().cpu()
                 part = share * 0.5 * use.p / (1 - use.p) * squares
                 total += part / number if is_drawn else part
@@ -268,30 +272,30 @@ def _gauss_newton(
 def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Intervention:
     """A factor for each decision, with gradients, and where its rows lie."""
 
-    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+    def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if not 0 < use.p < 1:
             return input
         leaf = factors(use, input, dim).requires_grad_()
         leaves.append((leaf, dim))
         return input * leaf
 
-    return act
+    return intervention
 
 
-def _is_linear(probe: PreparedModel, drive: InstrumentedModel) -> bool:
+def _is_linear(prepared: PreparedModel, instrumented: InstrumentedModel) -> bool:
     """Whether outputs are affine in all factors together: f(1 + a) + f(1 + b) = f(1 + a + b) + f(1), on a few rows."""
-    batch = probe.batches[0].chosen(torch.arange(min(8, probe.batches[0].rows)))
+    batch = prepared.batches[0].chosen(torch.arange(min(8, prepared.batches[0].rows)))
 
     def at(a: bool, b: bool) -> Tensor:
         """At the ones, moved by either of two random points."""
-        generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("linear")))
+        generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("linear")))
 
-        def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+        def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             ones = factors(use, input, dim)
             one, two = (torch.rand(ones.shape, generator=generator).to(ones) for _ in range(2))
             return input * (ones + a * one + b * two)
 
-        return probe.forward(drive, batch, act).double()
+        return prepared.forward(instrumented, batch, intervention).double()
 
     here, one, two, both = at(False, False), at(True, False), at(False, True), at(True, True)
     size = float((one - here).abs().max() + (two - here).abs().max())

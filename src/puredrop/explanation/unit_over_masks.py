@@ -87,7 +87,7 @@ class UnitOverMasks:
         return Figure(str(self), traces, {**axes, "bargap": 0.05})
 
 
-def unit_over_masks(probe: PreparedModel, drive: InstrumentedModel, masks: int = 4000) -> UnitOverMasks:
+def unit_over_masks(prepared: PreparedModel, instrumented: InstrumentedModel, masks: int = 4000) -> UnitOverMasks:
     """Run one row under masks, and look at the units of the first module with a weight matrix behind a site.
 
     Args:
@@ -97,13 +97,13 @@ def unit_over_masks(probe: PreparedModel, drive: InstrumentedModel, masks: int =
     Raises:
         ValueError: if no module with weights follows a site.
     """
-    if probe.found.per_row > _LARGE:
+    if prepared.found.per_row > _LARGE:
         masks //= 4
     size = max(1, min(masks, 1000))
-    row = probe.batches[0].chosen(torch.zeros(size, dtype=torch.long))
-    parts = [_behind(probe, drive, row, True, first) for first in range(0, masks, size)]
+    row = prepared.batches[0].chosen(torch.zeros(size, dtype=torch.long))
+    parts = [_behind(prepared, instrumented, row, True, first) for first in range(0, masks, size)]
     path, values = parts[0][0], torch.cat([part for _, part in parts])
-    one = _behind(probe, drive, probe.batches[0].chosen(torch.zeros(2, dtype=torch.long)), False, 0)[1][0]
+    one = _behind(prepared, instrumented, prepared.batches[0].chosen(torch.zeros(2, dtype=torch.long)), False, 0)[1][0]
     spread = values.std(0)
     bent = values.clamp_min(0)
     away = (bent.mean(0) - one.clamp_min(0)).square() - bent.var(0) / len(values)
@@ -113,29 +113,31 @@ def unit_over_masks(probe: PreparedModel, drive: InstrumentedModel, masks: int =
     return UnitOverMasks(path, unit, values[:, unit], float(one[unit]), math.sqrt(max(0.0, float(away.mean()))))
 
 
-def _behind(probe: PreparedModel, drive: InstrumentedModel, row: Batch, drops: bool, first: int) -> tuple[str, Tensor]:
+def _behind(
+    prepared: PreparedModel, instrumented: InstrumentedModel, row: Batch, drops: bool, first: int
+) -> tuple[str, Tensor]:
     """What the first module with weights behind a site gives, (rows, units) in float64, and its path."""
     found: list[tuple[str, Tensor]] = []
     has_dropped: list[bool] = []
 
-    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor | None:
+    def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor | None:
         has_dropped.append(dim is not None)
         return None if drops else plain(use, input, dim)
 
     def hook(path: str) -> Any:
         def look(module: Module, inputs: Any, output: Any) -> None:
             if any(has_dropped) and not found and isinstance(output, Tensor):
-                found.append((path, output.movedim(probe.batches[0].dim, 0).flatten(1).detach().cpu().double()))
+                found.append((path, output.movedim(prepared.batches[0].dim, 0).flatten(1).detach().cpu().double()))
 
         return look
 
     hooks = [
         module.register_forward_hook(hook(path))
-        for path, module in drive.model.named_modules()
+        for path, module in instrumented.model.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() > 1
     ]
     try:
-        probe.forward(drive, row, act, first=first)
+        prepared.forward(instrumented, row, intervention, first=first)
     finally:
         for one in hooks:
             one.remove()

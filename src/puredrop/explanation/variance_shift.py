@@ -60,14 +60,14 @@ class VarianceShift:
         unreached: paths of those whose input no dropout changes.
         members: masks of each row.
         rows: of the data.
-        left: path of what drops and was off -> why.
+        skipped: path of what drops and was off -> why.
     """
 
     layers: tuple[Shift, ...]
     unreached: tuple[str, ...]
     members: int
     rows: int
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [str(layer) for layer in self.layers]
@@ -136,14 +136,14 @@ def variance_shift(
     """
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
-    probe = prepare(model, x, seed=seed, batch_size=batch_size)
-    norms = {path: one for path, one in probe.root.named_modules() if isinstance(one, _BatchNorm)}
+    prepared = prepare(model, x, seed=seed, batch_size=batch_size)
+    norms = {path: one for path, one in prepared.root.named_modules() if isinstance(one, _BatchNorm)}
     if not norms:
-        return VarianceShift((), (), members, probe.rows, probe.left)
-    with probe.opened() as drive, _Watched(drive, norms) as watched:
-        tested = _Sums(watched, probe, drive, None)
-        trained = [_Sums(watched, probe, drive, number) for number in range(members)]
-        noises = [_noise(watched, probe, drive, number) for number in range(probes)]
+        return VarianceShift((), (), members, prepared.rows, prepared.skipped)
+    with prepared.opened() as instrumented, _Watched(instrumented, norms) as watched:
+        tested = _Sums(watched, prepared, instrumented, None)
+        trained = [_Sums(watched, prepared, instrumented, number) for number in range(members)]
+        noises = [_noise(watched, prepared, instrumented, number) for number in range(probes)]
     layers, unreached = [], []
     for path in watched.order:
         test = tested.variance(path)
@@ -159,13 +159,13 @@ def variance_shift(
                 test / predicted, test / predicted.square() * noise.std(0) / math.sqrt(probes),
             )
         )  # fmt: skip
-    return VarianceShift(tuple(layers), tuple(unreached), members, probe.rows, probe.left)
+    return VarianceShift(tuple(layers), tuple(unreached), members, prepared.rows, prepared.skipped)
 
 
 class _Watched:
     """What each BatchNorm is given, while it is open."""
 
-    def __init__(self, drive: InstrumentedModel, norms: dict[str, _BatchNorm]) -> None:
+    def __init__(self, instrumented: InstrumentedModel, norms: dict[str, _BatchNorm]) -> None:
         self._norms = norms
         self.order: list[str] = []
         self.inputs: dict[str, Tensor] = {}
@@ -192,11 +192,13 @@ class _Watched:
 class _Sums:
     """Mean and mean square of each channel of each BatchNorm's input over all rows, of one pass or a member's."""
 
-    def __init__(self, watched: _Watched, probe: PreparedModel, drive: InstrumentedModel, member: int | None) -> None:
+    def __init__(
+        self, watched: _Watched, prepared: PreparedModel, instrumented: InstrumentedModel, member: int | None
+    ) -> None:
         totals: dict[str, Tensor] = {}
         first = 0
-        for batch in probe.batches:
-            probe.forward(drive, batch, plain if member is None else None, member=member or 0, first=first)
+        for batch in prepared.batches:
+            prepared.forward(instrumented, batch, plain if member is None else None, member=member or 0, first=first)
             first += batch.rows
             for path, input in watched.inputs.items():
                 h = _by_channel(input)
@@ -226,13 +228,15 @@ def _over_masks(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
     return _variance(stacked.mean(0)), jackknife_error(without)
 
 
-def _noise(watched: _Watched, probe: PreparedModel, drive: InstrumentedModel, number: int) -> dict[str, Tensor]:
+def _noise(
+    watched: _Watched, prepared: PreparedModel, instrumented: InstrumentedModel, number: int
+) -> dict[str, Tensor]:
     """The mean over rows of one estimate of ρ Σ_j (h_j ∂z/∂h_j)², of each channel of each BatchNorm's input."""
-    generator = torch.Generator().manual_seed(int(Key(probe.seed).fold_in("signs").fold_in(number)))
+    generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("signs").fold_in(number)))
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+    def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if not 0 < use.p < 1:
             return input
         ones = factors(use, input, dim)
@@ -240,9 +244,9 @@ def _noise(watched: _Watched, probe: PreparedModel, drive: InstrumentedModel, nu
         output: Tensor = input * forward_ad.make_dual(ones, noise)
         return output
 
-    for batch in probe.batches:
+    for batch in prepared.batches:
         with forward_ad.dual_level():
-            probe.forward(drive, batch, act)
+            prepared.forward(instrumented, batch, intervention)
             for path, input in watched.inputs.items():
                 tangent = forward_ad.unpack_dual(input).tangent
                 h = _by_channel(torch.zeros_like(input) if tangent is None else tangent)

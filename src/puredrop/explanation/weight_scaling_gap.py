@@ -72,7 +72,7 @@ class WeightScalingGap:
             forward-mode derivative (recurrent layers).
         members: how many masks a row, or 2^n where all were run.
         task: what was averaged.
-        left: path of what drops and was off -> why.
+        skipped: path of what drops and was off -> why.
     """
 
     one_pass: Tensor
@@ -86,7 +86,7 @@ class WeightScalingGap:
     leave_one_out: LeaveOneOut | None
     members: int
     task: Literal["classification", "regression"]
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         is_class = self.task == "classification"
@@ -102,7 +102,7 @@ class WeightScalingGap:
                 f"leaving one unit out (first order in p) says {found.size:.4g}, alignment {found.alignment:.2f} "
                 "with what was measured"
             )
-        lines += [f"  not part of it: {path}: {why}" for path, why in self.left.items()]
+        lines += [f"  not part of it: {path}: {why}" for path, why in self.skipped.items()]
         return "\n".join(lines)
 
     def figure(self) -> Figure:
@@ -167,43 +167,48 @@ def weight_scaling_gap(
     checked_number("members", members, _GROUPS)
     if members % _GROUPS:
         raise ValueError(f"members is {members}; expected a multiple of {_GROUPS}, the groups from which errors come")
-    probe = prepare(model, x, seed=seed, batch_size=batch_size)
+    prepared = prepare(model, x, seed=seed, batch_size=batch_size)
     averaged = (lambda z: probabilities(z, 1)) if task == "classification" else (lambda z: z)
-    places = [use.place for use in probe.uses]
-    with probe.opened() as drive:
-        one = torch.cat([_plain(probe, drive, batch) for batch in probe.batches])
-        raw, means = _under_masks(probe, drive, members, averaged)
+    places = [use.place for use in prepared.uses]
+    with prepared.opened() as instrumented:
+        one = torch.cat([_plain(prepared, instrumented, batch) for batch in prepared.batches])
+        raw, means = _under_masks(prepared, instrumented, members, averaged)
         gap, whole = raw.mean(0) - one, _distance(raw - one)
         sites = {places[0]: whole} if len(places) == 1 else {}
         if each and not sites:
-            sites = {at: _distance(_under_masks(probe, drive, members, averaged, alone(at))[0] - one) for at in places}
-        first_order = _leave_one_out(probe, drive, gap, whole.value) if probe.units <= _MOST_UNITS else None
+            sites = {
+                at: _distance(_under_masks(prepared, instrumented, members, averaged, alone(at))[0] - one)
+                for at in places
+            }
+        first_order = (
+            _leave_one_out(prepared, instrumented, gap, whole.value) if prepared.units <= _MOST_UNITS else None
+        )
     geometric = to_geometric = None
     if task == "classification":
         geometric, to_geometric = averaged(raw.mean(0)), _distance(_geometric(raw) - averaged(one))
     return WeightScalingGap(
         averaged(one), means.mean(0), geometric, gap, _distance(means - averaged(one)), to_geometric, whole, sites,
-        first_order, 2**probe.units if probe.can_list else members, task, probe.left,
+        first_order, 2**prepared.units if prepared.can_list else members, task, prepared.skipped,
     )  # fmt: skip
 
 
-def _plain(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -> Tensor:
-    return probe.forward(drive, batch, plain).double().cpu()
+def _plain(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> Tensor:
+    return prepared.forward(instrumented, batch, plain).double().cpu()
 
 
 def _under_masks(
-    probe: PreparedModel,
-    drive: InstrumentedModel,
+    prepared: PreparedModel,
+    instrumented: InstrumentedModel,
     members: int,
     averaged: Callable[[Tensor], Tensor],
-    act: Intervention | None = None,
+    intervention: Intervention | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean outputs and mean of what is averaged: (groups of members, rows, ...), one group where all masks are run."""
     raws, means, first = [], [], 0
-    for batch in probe.batches:
-        if probe.can_list:
+    for batch in prepared.batches:
+        if prepared.can_list:
             raw, mean = (
-                probe.mean_of_all(drive, batch, read, act)
+                prepared.mean_of_all(instrumented, batch, read, intervention)
                 for read in (main_output, lambda output: averaged(main_output(output)))
             )
             raws.append(raw.unsqueeze(0))
@@ -211,7 +216,9 @@ def _under_masks(
             continue
         size = members // _GROUPS
         groups = [
-            probe.members(drive, batch, range(start, start + size), first=first, act=act).double().cpu()
+            prepared.members(instrumented, batch, range(start, start + size), first=first, intervention=intervention)
+            .double()
+            .cpu()
             for start in range(0, members, size)
         ]
         raws.append(torch.stack([group.mean(0) for group in groups]))
@@ -252,10 +259,10 @@ def _squared(flat: Tensor) -> float:
 
 
 def _leave_one_out(
-    probe: PreparedModel, drive: InstrumentedModel, measured: Tensor, length: float
+    prepared: PreparedModel, instrumented: InstrumentedModel, measured: Tensor, length: float
 ) -> LeaveOneOut | None:
     try:
-        values = torch.cat([_first_order(probe, drive, batch) for batch in probe.batches])
+        values = torch.cat([_first_order(prepared, instrumented, batch) for batch in prepared.batches])
     except NotImplementedError:  # torch's answer where it has no forward-mode derivative
         return None
     size = float(values.square().mean().sqrt())
@@ -263,7 +270,7 @@ def _leave_one_out(
     return LeaveOneOut(values, size, product / (size * length) if size * length else math.nan)
 
 
-def _first_order(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -> Tensor:
+def _first_order(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> Tensor:
     """P Σ_j [f(x without j) - f(x)], each by a forward, and p Σ_j x_j ∂_j f, by one."""
     with forward_ad.dual_level():
 
@@ -272,12 +279,12 @@ def _first_order(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -
             output: Tensor = input * forward_ad.make_dual(ones, use.p * ones)
             return output
 
-        tangent = forward_ad.unpack_dual(probe.forward(drive, batch, slope)).tangent
-    base = _plain(probe, drive, batch)
+        tangent = forward_ad.unpack_dual(prepared.forward(instrumented, batch, slope)).tangent
+    base = _plain(prepared, instrumented, batch)
     total: Tensor = torch.zeros_like(base) if tangent is None else tangent.double().cpu()
-    for use in probe.uses:
+    for use in prepared.uses:
         for unit in range(use.units):
-            without = probe.forward(drive, batch, _leaving_out(use.place, unit, batch.rows)).double().cpu()
+            without = prepared.forward(instrumented, batch, _leaving_out(use.place, unit, batch.rows)).double().cpu()
             total = total + use.p * (without - base)
     return total
 
@@ -285,11 +292,11 @@ def _first_order(probe: PreparedModel, drive: InstrumentedModel, batch: Batch) -
 def _leaving_out(place: str, unit: int, rows: int) -> Intervention:
     """One unit of one use is 0, in every row."""
 
-    def act(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+    def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if use.place != place:
             return input
         ones = factors(use, input, dim)
         numbers = torch.arange(ones.numel(), device=ones.device).view(ones.shape)
         return input * ones.flatten().index_fill(0, units_of(numbers, rows, dim)[:, unit], 0).view(ones.shape)
 
-    return act
+    return intervention

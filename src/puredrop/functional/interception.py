@@ -49,7 +49,7 @@ class InterceptedCall:
 
     def ours(self, key: Any) -> Any:
         """The same with our operator, under a key, a source of keys, or None."""
-        return self.under(ops.along(key, self.sample_dim))
+        return self.under(ops.with_sample_dim(key, self.sample_dim))
 
 
 def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> Callable[..., InterceptedCall]:

@@ -61,29 +61,29 @@ class Engine:
 
     def __init__(
         self,
-        drive: InstrumentedModel,
+        instrumented: InstrumentedModel,
         members: Members,
         read: Callable[[Any], Tensor],
         runs: list[list[Step]],
         is_batched: bool,
         cache: int = CACHE,
-        act: Intervention | None = None,
+        intervention: Intervention | None = None,
     ) -> None:
-        self.drive = drive
+        self.instrumented = instrumented
         self.members = members
         self.read = read
         self.is_batched = is_batched
-        self.act = act
+        self.intervention = intervention
         self.uses: list[SiteUse] = []
         """Of the last forward."""
-        self._compact = Compact(runs if is_batched else [], drive.now, cache)
+        self._compact = Compact(runs if is_batched else [], instrumented.now, cache)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Take the model over."""
         with ExitStack() as stack:
-            stack.enter_context(self.drive.opened())
-            self._compact.install(stack, self.drive.model, self.drive.override)
+            stack.enter_context(self.instrumented.opened())
+            self._compact.install(stack, self.instrumented.model, self.instrumented.override)
             yield
 
     def outputs(self, batch: Batch, numbers: Sequence[int], first: int = 0) -> Tensor:
@@ -114,9 +114,11 @@ class Engine:
         return outputs
 
     def _forward(self, batch: Batch, numbers: Sequence[int], member: Tensor, first: int | None) -> Tensor:
-        moment = MemberForward(self.members.masks, self.members.base, numbers, member, batch.rows, first, act=self.act)
+        moment = MemberForward(
+            self.members.masks, self.members.base, numbers, member, batch.rows, first, intervention=self.intervention
+        )
         self._compact.begin()
-        with self.drive.running(moment) as model:
+        with self.instrumented.running(moment) as model:
             output = self.read(model(*batch.args, **batch.kwargs))
         self.uses = moment.uses
         return output

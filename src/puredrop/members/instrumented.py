@@ -41,12 +41,12 @@ class Plan:
     Args:
         owners: paths of modules that drop by functions, in training mode only: they alone are put into it.
         forced: paths of modules whose functions that drop are called in eval mode, too, and told there not to.
-        left: path of what drops and is no part of any member -> why.
+        skipped: path of what drops and is no part of any member -> why.
     """
 
     owners: set[str] = field(default_factory=set)
     forced: set[str] = field(default_factory=set)
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,9 +63,9 @@ class _Unkeyed(ops.KeySource):
     def __init__(self, site: Callable[[str], MemberSite]) -> None:
         self._site = site
 
-    def at(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
+    def resolve(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
         """Of the call that is being made."""
-        return self._site(kind).at(kind, input, place)
+        return self._site(kind).resolve(kind, input, place)
 
 
 class _Mode(Interception):
@@ -170,8 +170,8 @@ class InstrumentedModel:
             self.root.eval()
             self._unpin(stack)
             self._take(stack)
-            outer, ops.opened.source = ops.opened.source, _Unkeyed(self._functional)
-            stack.callback(setattr, ops.opened, "source", outer)
+            outer, ops.active.source = ops.active.source, _Unkeyed(self._functional)
+            stack.callback(setattr, ops.active, "source", outer)
             stack.enter_context(_Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced))
             yield
 
@@ -190,7 +190,7 @@ class InstrumentedModel:
                 # As the layer that it is a subclass of: ours for a dropout layer, torch's for one with weights.
                 plain: Any = next(kind for kind in type(module).__mro__ if not issubclass(kind, Swapped))
                 self.override(stack, self.root.get_submodule(path), plain.forward)
-            if path in self.plan.left:
+            if path in self.plan.skipped:
                 continue
             layer = module if isinstance(module, (HasKey, Swapped)) else as_ours(module)
             if isinstance(layer, HasKey):

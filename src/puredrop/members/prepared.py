@@ -63,9 +63,9 @@ class PreparedModel:
         return sum(batch.rows for batch in self.batches)
 
     @property
-    def left(self) -> dict[str, str]:
+    def skipped(self) -> dict[str, str]:
         """Path of what drops and is not reached -> why."""
-        return dict(self.found.left)
+        return dict(self.found.skipped)
 
     @property
     def is_per_row(self) -> bool:
@@ -92,15 +92,15 @@ class PreparedModel:
     @contextmanager
     def opened(self) -> Iterator[InstrumentedModel]:
         """Take the model over; it is as it was afterwards. No gradients, unless they are switched on inside."""
-        drive = InstrumentedModel(self.root, self.found.plan, self.batches[0].dim)
-        with drive.opened():
-            yield drive
+        instrumented = InstrumentedModel(self.root, self.found.plan, self.batches[0].dim)
+        with instrumented.opened():
+            yield instrumented
 
     def forward(
         self,
-        drive: InstrumentedModel,
+        instrumented: InstrumentedModel,
         batch: Batch,
-        act: Intervention | None = None,
+        intervention: Intervention | None = None,
         *,
         member: int = 0,
         first: int = 0,
@@ -108,17 +108,19 @@ class PreparedModel:
     ) -> Tensor:
         """One forward, every site doing what `act` says, or a member's; differentiable where gradients are on."""
         members = Members(self.seed, is_shared, balanced=False)
-        return Engine(drive, members, main_output, [], is_batched=False, act=act).outputs(batch, [member], first)[0]
+        return Engine(instrumented, members, main_output, [], is_batched=False, intervention=intervention).outputs(
+            batch, [member], first
+        )[0]
 
     def members(
         self,
-        drive: InstrumentedModel,
+        instrumented: InstrumentedModel,
         batch: Batch,
         numbers: Sequence[int],
         read: Callable[[Any], Tensor] = main_output,
         *,
         first: int = 0,
-        act: Intervention | None = None,
+        intervention: Intervention | None = None,
         is_shared: bool = False,
     ) -> Tensor:
         """What members give on a batch, (members, ...), computed so many at a time as memory holds.
@@ -132,27 +134,31 @@ class PreparedModel:
             act: what sites do in the place of dropping; None for each where it says so.
             is_shared: whether a member has one mask for all rows, not one for each.
         """
-        engine = self._engine(drive, Members(self.seed, is_shared, balanced=False), read, act)
+        engine = self._engine(instrumented, Members(self.seed, is_shared, balanced=False), read, intervention)
         size = self.found.at_once(batch.rows, _MEMORY)
         few = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         return torch.cat([engine.outputs(batch, some, first) for some in few])
 
     def mean_of_all(
         self,
-        drive: InstrumentedModel,
+        instrumented: InstrumentedModel,
         batch: Batch,
         read: Callable[[Any], Tensor] = main_output,
-        act: Intervention | None = None,
+        intervention: Intervention | None = None,
     ) -> Tensor:
         """The mean of what is read over all 2^n masks, float64."""
         # Each row's mean is over the same masks, whether rows share them or not.
         members = Members(self.seed, is_shared=True, given=listed(self.uses))
-        return exact(self._engine(drive, members, read, act), batch, self.uses, 256)
+        return exact(self._engine(instrumented, members, read, intervention), batch, self.uses, 256)
 
     def _engine(
-        self, drive: InstrumentedModel, members: Members, read: Callable[[Any], Tensor], act: Intervention | None
+        self,
+        instrumented: InstrumentedModel,
+        members: Members,
+        read: Callable[[Any], Tensor],
+        intervention: Intervention | None,
     ) -> Engine:
-        return Engine(drive, members, read, [], is_batched=not self.found.slow, act=act)
+        return Engine(instrumented, members, read, [], is_batched=not self.found.slow, intervention=intervention)
 
 
 def prepare(
@@ -185,13 +191,13 @@ def prepare(
                     f"model draws more than decisions in a function ({use.path}); expected a layer there, which can be "
                     "switched off"
                 )
-            found.left[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
-    probe = PreparedModel(root, found, batches, seed)
-    if not may_be_silent and not probe.uses:
+            found.skipped[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
+    prepared = PreparedModel(root, found, batches, seed)
+    if not may_be_silent and not prepared.uses:
         raise ValueError(
             "model has only noise that is no decision on elements (Gaussian or alpha), which is not explained"
         )
-    return probe
+    return prepared
 
 
 def plain(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:

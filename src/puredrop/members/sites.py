@@ -76,7 +76,7 @@ class MemberForward:
     rows: int
     first: int | None
     uses: list[SiteUse] = field(default_factory=list)
-    act: Intervention | None = None
+    intervention: Intervention | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
     def begin(self, path: str) -> int:
@@ -115,7 +115,7 @@ class MemberSite(ops.SiteKeySource):
         self._path = path
         self._dim = None if dim == ops.PACKED else dim
 
-    def at(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
+    def resolve(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
         """Of one call: what decides for the members; a key where more is drawn than decisions on a whole tensor."""
         moment = self._now()
         call = moment.begin(self._path)
@@ -132,7 +132,7 @@ class MemberSite(ops.SiteKeySource):
         """As `Key.fold_in`."""
         return MemberSite(self._now, f"{self._path}/{data}", self._dim)
 
-    def along(self, dim: int) -> MemberSite:
+    def with_sample_dim(self, dim: int) -> MemberSite:
         """As a call says where its samples lie."""
         return MemberSite(self._now, self._path, dim)
 
@@ -166,7 +166,7 @@ class _Members(ops.DropoutOverride):
         """What the members keep, scaled."""
         use, dim = self._use(input, float(p), place)
         self.moment.uses.append(use)
-        done = self.moment.act(use, input, dim) if self.moment.act else None
+        done = self.moment.intervention(use, input, dim) if self.moment.intervention else None
         if done is not None:
             return done
         if torch._C._are_functorch_transforms_active():

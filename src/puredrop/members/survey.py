@@ -52,9 +52,9 @@ class Survey:
     per_row: float
 
     @property
-    def left(self) -> dict[str, str]:
+    def skipped(self) -> dict[str, str]:
         """Path of what drops and is no part of any member -> why."""
-        return self.plan.left
+        return self.plan.skipped
 
     def at_once(self, rows: int, memory: int) -> int:
         """Members that so many bytes hold, with so many rows; 1 at least."""
@@ -78,32 +78,32 @@ def look(
     """
     few = batch.chosen(torch.arange(_ROWS) % batch.rows)
     sites, plan = _planned(root, few)
-    drive = InstrumentedModel(root, plan, batch.dim)
-    reference = Engine(drive, members, read, [], is_batched=False)
+    instrumented = InstrumentedModel(root, plan, batch.dim)
+    reference = Engine(instrumented, members, read, [], is_batched=False)
     for _ in range(2):
-        drive.drawing.clear()
+        instrumented.drawing.clear()
         with reference.opened():
             before = positions()
             outputs = reference.outputs(few, [0, 1])
             has_drawn = positions() != before
-        if not drive.drawing:
+        if not instrumented.drawing:
             break
-        for path in drive.drawing:
-            plan.left[path] = "draws random numbers of its own, which no key reaches; it is off"
+        for path in instrumented.drawing:
+            plan.skipped[path] = "draws random numbers of its own, which no key reaches; it is off"
     if has_drawn:
-        plan.left.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
+        plan.skipped.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
     uses = tuple(reference.uses)
     if not may_be_silent and not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
     for site in sites:  # what was seen to drop in training mode is a part of members, or named
         is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)
         if site.is_reached and site.p and not is_used:
-            plan.left.setdefault(site.path, "drops in training mode, but was not reached")
+            plan.skipped.setdefault(site.path, "drops in training mode, but was not reached")
     found_runs = [] if batch.dim else _runs(root, plan)
-    own = [steps for steps in found_runs if not any(step.site in plan.left for step in steps)]
+    own = [steps for steps in found_runs if not any(step.site in plan.skipped for step in steps)]
     found = Survey(sites, plan, uses, own, "", 0.0, 0.0)
     # One by one in the cache, as many rows will be, so that memory is seen as it will be.
-    return _tried(Engine(drive, members, read, own, is_batched=True, cache=1), few, outputs, found)
+    return _tried(Engine(instrumented, members, read, own, is_batched=True, cache=1), few, outputs, found)
 
 
 def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
@@ -112,7 +112,7 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
         seen = observe(Watch, root, few.args, few.kwargs)
     except Exception as error:  # such as a detector's, which wants targets in training mode
         why = f"could not be run in training mode ({first_line(error)}): functions that drop there were not looked for"
-        return Sites(), Plan(left={"(model)": why})
+        return Sites(), Plan(skipped={"(model)": why})
     return seen.sites, _plan(seen.training.found, seen.evaluated.found)
 
 
@@ -137,7 +137,7 @@ def _plan(training: dict[Any, Any], evaluated: dict[Any, Any]) -> Plan:
             continue
         owner = event.path.rpartition(":")[0]
         if event.kind in ("draw", "unseen"):
-            plan.left[event.path] = event.note or "draws random numbers of its own"
+            plan.skipped[event.path] = event.note or "draws random numbers of its own"
         elif event.drops:
             again = evaluated.get(key)
             is_called = isinstance(again, Event) and event.kind in names and again.p == event.p
@@ -150,8 +150,8 @@ def _nothing(sites: Sites, plan: Plan) -> str:
     """Why there is no ensemble."""
     if not sites:
         return "model has no dropout: neither seen in a forward nor held by a module; train it with dropout first"
-    if plan.left:
-        path, why = next(iter(plan.left.items()))
+    if plan.skipped:
+        path, why = next(iter(plan.skipped.items()))
         return f"model drops nowhere that a key reaches; {path}: {why} (puredrop.sites lists every place)"
     if not any(site.is_reached for site in sites):
         return f"model has dropout that its forward never calls: {', '.join(site.path for site in sites)}"

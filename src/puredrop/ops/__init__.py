@@ -11,7 +11,7 @@ from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtyp
 from puredrop.ops._eager import transparent
 from puredrop.ops._kernel import check_overlap
 from puredrop.ops._shards import is_spread, over_shards
-from puredrop.ops._source import PACKED, DropoutOverride, KeySource, SiteKeySource, along, opened, resolve_key
+from puredrop.ops._source import PACKED, DropoutOverride, KeySource, SiteKeySource, active, resolve_key, with_sample_dim
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Place",
     "KeySource",
     "Window",
-    "along",
+    "with_sample_dim",
     "as_rate",
     "as_sizes",
     "bias_dropout_add",
@@ -32,7 +32,7 @@ __all__ = [
     "gaussian_dropout",
     "gelu_dropout",
     "is_spread",
-    "opened",
+    "active",
     "place_of",
     "relu_dropout",
     "resolve_key",

@@ -11,7 +11,7 @@ from torch import Tensor
 from puredrop.ops._arguments import Place
 from puredrop.rng import Key
 
-__all__ = ["PACKED", "DropoutOverride", "SiteKeySource", "KeySource", "along", "opened", "resolve_key"]
+__all__ = ["PACKED", "DropoutOverride", "SiteKeySource", "KeySource", "with_sample_dim", "active", "resolve_key"]
 
 PACKED = -1
 """Instead of a dimension: the samples lie in none, as in a packed sequence's data."""
@@ -29,7 +29,7 @@ class KeySource(ABC):
     """Abstract: where the key and the place of a call come from when the caller knows neither."""
 
     @abstractmethod
-    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor | DropoutOverride, Place]:
+    def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor | DropoutOverride, Place]:
         """Key and place of the call that is being made, once for each; a decider only for "dropout".
 
         Args:
@@ -47,7 +47,7 @@ class SiteKeySource(KeySource):
         """Where the keys come from that are these with data folded in."""
 
     @abstractmethod
-    def along(self, dim: int) -> SiteKeySource:
+    def with_sample_dim(self, dim: int) -> SiteKeySource:
         """The same for a call whose samples lie in another dimension than the model's do, or `PACKED`."""
 
 
@@ -55,13 +55,13 @@ class _Opened(threading.local):
     source: KeySource | None = None
 
 
-opened = _Opened()
+active = _Opened()
 """In each thread, what gives keys to the calls that are given none."""
 
 
-def along(key: Any, dim: int | None) -> Any:
+def with_sample_dim(key: Any, dim: int | None) -> Any:
     """A key, or what stands for one, which is told where the samples lie; None where that is not known."""
-    return key.along(dim) if isinstance(key, SiteKeySource) and dim is not None else key
+    return key.with_sample_dim(dim) if isinstance(key, SiteKeySource) and dim is not None else key
 
 
 def resolve_key(kind: str, input: Tensor, key: Any, place: Place) -> tuple[Any, Place]:
@@ -69,8 +69,8 @@ def resolve_key(kind: str, input: Tensor, key: Any, place: Place) -> tuple[Any, 
 
     Keyed by a `Key`, a tensor or a decider; None for a key that is to be drawn.
     """
-    source = opened.source if key is None else key
+    source = active.source if key is None else key
     # Every call comes by here, and nearly all with one of these two; an instance check of an abstract class costs more.
     if source is None or type(source) is Key:
         return source, place
-    return source.at(kind, input, place) if isinstance(source, KeySource) else (source, place)
+    return source.resolve(kind, input, place) if isinstance(source, KeySource) else (source, place)

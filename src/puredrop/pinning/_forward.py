@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.watch import positions
-from puredrop.ops import Place, opened
+from puredrop.ops import Place, active
 from puredrop.pinning._batches import Batches, Tally
 from puredrop.pinning._hooks import Hooks
 from puredrop.pinning._moment import ForwardState
@@ -206,7 +206,7 @@ class Forward(ForwardState):
         self.has_dropped = False
         self._error = sys.exc_info()[1]
         self._frames = [Frame("", self._root_site, {})]
-        self.outer, opened.source = opened.source, self
+        self.outer, active.source = active.source, self
         self.depth = 1
         mode = Interception(self._serve) if self._watches is not False else None
         self._modes.append(mode)
@@ -220,7 +220,7 @@ class Forward(ForwardState):
         mode = self._modes.pop()
         if mode is not None:
             mode.__exit__(None, None, None)
-        opened.source = self.outer
+        active.source = self.outer
         self.depth, self.outer = 0, None
         failed = failed or sys.exc_info()[1] is not self._error
         self._error = None
@@ -281,10 +281,10 @@ class Forward(ForwardState):
         frame.counts[kind] = order + 1
         return self.keys.site(f"{frame.path}:{kind}{order}", (), self.sample_dim)
 
-    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+    def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """Of one of our functions that was called without a key."""
         self._called = True
-        return self._site_of(kind).at(kind, input, place)
+        return self._site_of(kind).resolve(kind, input, place)
 
     def snapshot(self) -> State:
         """The state that a region of the forward begins with."""

@@ -10,7 +10,7 @@ import torch
 from torch.utils import checkpoint
 
 from puredrop.inspection.state import kept_too
-from puredrop.ops import opened
+from puredrop.ops import active
 from puredrop.pinning._moment import ForwardState
 
 __all__ = ["in_backward", "watch_checkpoints"]
@@ -24,19 +24,19 @@ _Function = Callable[..., Any]
 def _remembering(function: _Function) -> _Function:
     """A region's function that, when it is run again, finds every pinned model as it is now."""
     states = [(forward, forward.snapshot()) for forward in kept_too]
-    source = opened.source
+    source = active.source
     if not states:
         return function
 
     def again(*arguments: Any) -> Any:
-        before, opened.source = opened.source, source
+        before, active.source = active.source, source
         try:
             with ExitStack() as stack:
                 for forward, state in states:
                     stack.enter_context(forward.replayed(state))
                 return function(*arguments)
         finally:
-            opened.source = before
+            active.source = before
 
     return again
 

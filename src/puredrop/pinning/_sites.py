@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puredrop.ops import Place, SiteKeySource, is_spread, opened
+from puredrop.ops import Place, SiteKeySource, active, is_spread
 from puredrop.pinning._moment import ForwardState
 from puredrop.pinning._ranks import check_whole
 from puredrop.pinning._recompute import in_backward
@@ -80,7 +80,7 @@ class PinnedSite(SiteKeySource):
             keys.append(Key(self._number(len(keys))))
         return keys[call]
 
-    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+    def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """The key of this use in the open forward, and the place among the step's samples."""
         forward, layout = self.keys.forward, self.layout
         is_traced = torch.compiler.is_compiling()
@@ -143,7 +143,7 @@ class PinnedSite(SiteKeySource):
         """The site of one mask among those of a use."""
         return self.keys.site(self.layout.path, (*self.tail, as_number(data)), self.layout.sample_dim)
 
-    def along(self, dim: int) -> SiteKeySource:
+    def with_sample_dim(self, dim: int) -> SiteKeySource:
         """The same, its samples elsewhere, unless the user has said where."""
         return self.keys.site(self.layout.path, self.tail, dim)
 
@@ -170,7 +170,7 @@ class SharedSite(SiteKeySource):
         return SharedSite.of([one for site in self.sites if (one := copy.deepcopy(site, memo)) is not None])
 
     def _now(self) -> PinnedSite:
-        source: Any = opened.source
+        source: Any = active.source
         while source is not None:
             for site in self.sites:
                 if site.keys.forward is source:
@@ -183,17 +183,17 @@ class SharedSite(SiteKeySource):
         """Of the forward that is open."""
         return self._now().samples
 
-    def at(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
+    def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """As the site's."""
-        return self._now().at(kind, input, place)
+        return self._now().resolve(kind, input, place)
 
     def fold_in(self, data: int | str) -> SiteKeySource:
         """As the site's."""
         return self._now().fold_in(data)
 
-    def along(self, dim: int) -> SiteKeySource:
+    def with_sample_dim(self, dim: int) -> SiteKeySource:
         """As the site's."""
-        return self._now().along(dim)
+        return self._now().with_sample_dim(dim)
 
     def __repr__(self) -> str:
         return " or ".join(map(repr, self.sites))

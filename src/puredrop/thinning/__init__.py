@@ -65,7 +65,7 @@ def batchwise(
         raise ValueError("model runs batchwise already; revert it first: report.revert(), or puredrop.revert(model)")
     found = find(root, sample_dim)
     if not found.chains:
-        why = "".join(f"; {path or '(model)'}: {reason}" for path, reason in found.left.items())
+        why = "".join(f"; {path or '(model)'}: {reason}" for path, reason in found.skipped.items())
         raise ValueError(
             "model has nothing to compact: looked for Linear or convolution, elementwise activation, Dropout (of "
             f"channels after a convolution), Linear or convolution{why or '; it has no dropout layer'}"
@@ -73,7 +73,7 @@ def batchwise(
     if pinned(root) is not None and any(not isinstance(chain.site, HasKey) for chain in found.chains):
         raise ValueError("model is pinned; call batchwise first: run.release(), batchwise, then reproducible again")
     _play(found, rule, ranks)
-    return Thinned(root, rule, found.chains, found.left)
+    return Thinned(root, rule, found.chains, found.skipped)
 
 
 def _play(found: Found, rule: Groups, ranks: Ranks) -> None:
@@ -88,7 +88,7 @@ def _play(found: Found, rule: Groups, ranks: Ranks) -> None:
         part = part_of(site, chains[0])
         # One layer in several places cannot tell them apart: it does what is right in all of them.
         part.packs = all(chain.after for chain in chains if chain.before)
-        if any(chain.path in found.left for chain in chains):
+        if any(chain.path in found.skipped for chain in chains):
             part.dense = "each"
         elif not all(chain.before for chain in chains):
             part.dense = "take"

@@ -22,13 +22,13 @@ class Thinned:
         model: the model.
         groups: the rule by which batches are split.
         chains: the dropout layers whose masks groups of samples share, with their neighbours.
-        left: path of each place that drops as before -> why.
+        skipped: path of each place that drops as before -> why.
     """
 
     model: Module
     groups: Groups
     chains: Sequence[Chain]
-    left: dict[str, str]
+    skipped: dict[str, str]
 
     def count(self, samples: int, rows: int | None = None) -> int:
         """How many groups a batch is split into.
@@ -59,7 +59,7 @@ class Thinned:
         sites = len({chain.site for chain in self.chains})
         lines = [f"masks of {sites} dropout layer{'s' * (sites > 1)} shared, groups: {self.groups}"]
         lines += [f"  {path}: {100 * share:.0f} % of its work is left" for path, share in self.work.items()]
-        lines += [f"{path or '(model)'}: left as it is, {why}" for path, why in self.left.items()]
+        lines += [f"{path or '(model)'}: left as it is, {why}" for path, why in self.skipped.items()]
         lines.append(
             "price: with G groups masks add C/G to the gradient's variance, not C/B (B samples, C the variance of the "
             "gradient over masks)"

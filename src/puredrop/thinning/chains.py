@@ -61,11 +61,11 @@ class Found:
 
     Args:
         chains: one for each use of a dropout layer that can run batchwise.
-        left: path of each place that drops and does not -> why.
+        skipped: path of each place that drops and does not -> why.
     """
 
     chains: list[Chain] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 class _Tracer(fx.Tracer):
@@ -128,10 +128,10 @@ def find(model: Module, sample_dim: int | None = None) -> Found:
     for region in regions:
         for node in region.calls:
             _judge(region, node, uses, sample_dim, found)
-    judged = {chain.path for chain in found.chains} | set(found.left)
+    judged = {chain.path for chain in found.chains} | set(found.skipped)
     for path, module in model.named_modules():
         if holds_dropout(module) and path not in judged:
-            found.left[path] = _why_not_seen(path, module, whys)
+            found.skipped[path] = _why_not_seen(path, module, whys)
     return found
 
 
@@ -203,8 +203,8 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
         if node.op == "call_function" and drops(node.target):
             owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
             name = f"{_joined(region.path, owner)}:{getattr(node.target, '__name__', node.target)}"
-            count = sum(other.startswith(name) for other in found.left)
-            found.left[f"{name}{count}"] = (
+            count = sum(other.startswith(name) for other in found.skipped)
+            found.skipped[f"{name}{count}"] = (
                 "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
             )
         return
@@ -213,7 +213,7 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
     path = region.path_of(node)
     chain = _chain(region, node, module, path, uses)
     if isinstance(chain, str):
-        found.left[path] = chain
+        found.skipped[path] = chain
         return
     if DROPOUTS[type(module)] in CONVOLUTIONS:
         sample_dim = 0
