@@ -1,15 +1,15 @@
 """The import law, and what else keeps the tree readable."""
 
-import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+import house
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "puredrop"
-FILES = sorted(SOURCE.rglob("*.py"))
+FILES = house.sources(ROOT / "src")
+TEXTS = {name: path.read_text() for name, path in FILES.items()}
 
 # A file imports from its own folder or from the left only; a top-level file is a level of its own.
 LAW = [
@@ -47,41 +47,23 @@ def level(module):
     return len(LAW) if first in FACE else LAW.index(first)
 
 
-def name_of(path):
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
-
-
-def imports(text):
-    """The puredrop modules a source imports, relative to the package; deferred imports too."""
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "write imports in full"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.removeprefix("puredrop").removeprefix(".") for name in names if name.split(".")[0] == "puredrop"}
-    return found
-
-
 def violations(module, text):
     own = module.split(".")[0]
     return [
         target
-        for target in imports(text)
+        for target in house.imports(text)
         if target.split(".")[0] != own
         and (not target or target.split(".")[0] not in LAW or level(target) >= level(module))
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_the_import_law(path):
-    if path == SOURCE / "__init__.py":
-        return  # the face re-exports names of every level
-    assert violations(name_of(path), path.read_text()) == []
+def offenders(law):
+    """What a law of a module's name and text finds, by module."""
+    return {name: broken for name, text in TEXTS.items() if (broken := law(name, text))}
+
+
+def test_the_import_law():
+    assert set(offenders(violations)) <= {"__init__"}  # the face re-exports names of every level
 
 
 def test_the_law_can_be_broken():
@@ -89,6 +71,19 @@ def test_the_law_can_be_broken():
     assert violations("ops", "def f():\n    import puredrop.nn") == ["nn"]
     assert violations("nn.element", "from puredrop import Key") == ["Key"]
     assert violations("nn.element", "from puredrop import functional, ops\nfrom puredrop.nn.path import x") == []
+
+
+def test_no_package_imports_what_is_private_to_another():
+    assert offenders(house.private_imports) == {}
+    assert house.private_imports("nn.path", "from puredrop.ops import _eager\nimport puredrop.rng._words") == [
+        "ops._eager",
+        "rng._words",
+    ]
+    assert house.private_imports("nn.path", "from puredrop._torch import x\nfrom puredrop.nn._y import z") == []
+
+
+def test_imports_are_written_in_full():
+    assert offenders(lambda name, text: re.findall(r"^\s*from \..*", text, re.MULTILINE)) == {}
 
 
 def cycle(graph):
@@ -110,22 +105,22 @@ def cycle(graph):
 
 
 def test_no_cycles_between_files():
-    modules = {name_of(path): path.read_text() for path in FILES}
-
     def files(target):
         # `from puredrop.a import b` names the file a.b if there is one, else the file a.
-        return target if target in modules else target.rpartition(".")[0]
+        return target if target in TEXTS else target.rpartition(".")[0]
 
-    graph = {name: {files(target) for target in imports(text)} - {name, ""} for name, text in modules.items()}
+    graph = {name: {files(target) for target in house.imports(text)} - {name, ""} for name, text in TEXTS.items()}
     graph.pop("__init__")
     assert sum(map(len, graph.values())) > 20
     assert cycle(graph) is None
     assert cycle({"a": ["b"], "b": ["c"], "c": ["a"]}) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "csrc").glob("*.[ch]"))], ids=lambda path: path.name)
-def test_files_are_short(path):
-    assert len(path.read_text().splitlines()) < 400
+def test_files_are_short():
+    files = [path for folder in ("src", "csrc", "tools") for path in (ROOT / folder).rglob("*.[pch]*")]
+    lengths = {path: len(path.read_text().splitlines()) for path in files if path.suffix in (".py", ".c", ".h")}
+    assert len(lengths) > 150
+    assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n >= 400} == {}
 
 
 def loaded_by(code):
