@@ -83,9 +83,9 @@ def main() -> None:
     torch.manual_seed(0)
     x = torch.rand(1024, 784)
     for classes in (10, 100):
-        for each in (False, True):
-            name = f"784-512-256-{classes}, 1024 rows, 64 members{', each site alone too' if each else ''}"
-            measure(name, mnist(classes).train(), x, classes, arguments.rounds, each=each)
+        for per_site in (False, True):
+            name = f"784-512-256-{classes}, 1024 rows, 64 members{', each site alone too' if per_site else ''}"
+            measure(name, mnist(classes).train(), x, classes, arguments.rounds, per_site=per_site)
     if arguments.large:
         net = Encoder().train()
         size = sum(p.numel() for p in net.parameters()) / 1e6

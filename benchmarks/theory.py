@@ -83,7 +83,9 @@ def coadaptation(data: Data, seeds: int, epochs: int) -> Rows:
     for arm, group, published in arms:
         last = [explain.coadaptation(net, data.test.x, data.test.y, shares=(0.75,), at=[LAST]) for net in group]
         both = [  # of these the interaction share, which is what members are for, is not shown
-            explain.coadaptation(net, data.test.x, data.test.y, shares=(0.75,), tops=(0.05,), noises=(1.0,), members=16)
+            explain.coadaptation(
+                net, data.test.x, data.test.y, shares=(0.75,), top_fractions=(0.05,), noises=(1.0,), members=16
+            )
             for net in group
         ]
         values = [

@@ -33,7 +33,7 @@ def _not_looked_into(request):
     from puredrop.compare import run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "account", lambda asked, but: run.Account("", (), (), {"model": "not in this test"}))
+        patch.setattr(run, "analyse", lambda asked, exclude: run.Explanation("", (), (), {"model": "not in this test"}))
         yield
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from puredrop.explanation.analysis import Subject, account
+from puredrop.explanation.analysis import Subject, analyse
 from puredrop.report.page import rendered
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -29,11 +29,19 @@ def page_file(tmp_path_factory):
     )  # fmt: skip
     with torch.no_grad():
         net.train()(x)
-    found = account(Subject("a net", net.eval(), x, y, "classification", members=16))
+    found = analyse(Subject("a net", net.eval(), x, y, "classification", members=16))
     seen = dict.fromkeys(("puredrop", "torch", "python", "machine", "created"), "0")
     path = tmp_path_factory.mktemp("page") / "explain.html"
     path.write_text(
-        rendered("account.html.j2", name="a net", facts=["90 rows"], account=found, command="it", environment=seen)
+        rendered(
+            "explanation.html.j2",
+            ("puredrop.explanation",),
+            name="a net",
+            facts=["90 rows"],
+            explanation=found,
+            command="it",
+            environment=seen,
+        )
     )
     return path
 

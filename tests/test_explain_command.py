@@ -103,7 +103,7 @@ def test_a_finished_run_of_compare(folder, capsys):
     weights = safetensors.torch.load_file("run/weights-dropout.safetensors")
     assert torch.equal(job.subject.model.get_submodule("3").weight, weights["3.weight"][1])
     assert [m.p for m in job.subject.model.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.5]
-    assert [m.p for m in job.subject.twin.modules() if isinstance(m, nn.Dropout)] == [0.0, 0.0]
+    assert [m.p for m in job.subject.undropped.modules() if isinstance(m, nn.Dropout)] == [0.0, 0.0]
     assert job.subject.draws == 2 * 100
     assert main(["explain", "run", "--members", "16"]) == 0
     assert (folder / "run" / "explain.html").is_file()

@@ -218,7 +218,7 @@ def command(out, *options):
 # The command with a checkpoint after every epoch, so that kills fall into training, into writing and between.
 EAGER = (
     "import sys, puredrop.cli, puredrop.compare.run as run; run._SECONDS_BETWEEN_CHECKPOINTS = 0.0; "
-    "run.account = lambda asked, but: run.Account('', (), (), {'model': 'not in this test'}); "
+    "run.analyse = lambda asked, exclude: run.Explanation('', (), (), {'model': 'not in this test'}); "
     "sys.exit(puredrop.cli.main(sys.argv[1:]))"
 )
 

@@ -62,7 +62,7 @@ def test_the_modules_are_the_copies(data):
     found = subject(data, network, {"dropout": weights, "none": weights}, 1, 1)
     x = torch.randn(6, 5)
     expected = network.outputs(weights, x.expand(3, -1, -1))[1]
-    for model, rates in ((found.model, [0.1, 0.5]), (found.twin, [0.0, 0.0])):
+    for model, rates in ((found.model, [0.1, 0.5]), (found.undropped, [0.0, 0.0])):
         assert not model.training
         torch.testing.assert_close(model(x), expected)
         assert [one.p for one in model.modules() if isinstance(one, nn.Dropout)] == rates

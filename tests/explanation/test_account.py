@@ -9,7 +9,7 @@ from torch import nn
 
 from dropping import relu_net
 from puredrop.explanation import _sections
-from puredrop.explanation.analysis import Subject, account
+from puredrop.explanation.analysis import Subject, analyse
 from puredrop.explanation.averages import averages
 from puredrop.explanation.drawing import drawing, power_of_two
 from puredrop.explanation.unit_over_masks import unit_over_masks
@@ -121,8 +121,8 @@ def told():
     torch.manual_seed(0)
     x = torch.randn(120, 6)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
-    model, twin = net(), net()
-    twin[2].p = twin[5].p = 0.0
+    model, undropped = net(), net()
+    undropped[2].p = undropped[5].p = 0.0
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(150):
         optimizer.zero_grad()
@@ -130,7 +130,9 @@ def told():
         optimizer.step()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     asked = []
-    found = account(Subject("a net", model.eval(), x, y, "classification", twin=twin.eval(), members=16), asked.append)
+    found = analyse(
+        Subject("a net", model.eval(), x, y, "classification", undropped=undropped.eval(), members=16), asked.append
+    )
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     return found, asked
 
@@ -158,7 +160,7 @@ def test_every_question_has_a_sentence_a_number_and_a_picture(told):
 
 def test_the_record_is_json_and_comes_back(told):
     found, _ = told
-    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert [Section.restored(one).sentence for one in record["sections"]] == [one.sentence for one in found.sections]
     assert {one["id"] for one in record["findings"]} == {"reliance", "one-pass", "l2"}
 
@@ -166,7 +168,15 @@ def test_the_record_is_json_and_comes_back(told):
 def test_the_page_has_everything_and_asks_for_nothing(told):
     found, _ = told
     seen = dict.fromkeys(("puredrop", "torch", "python", "machine", "created"), "0")
-    page = rendered("account.html.j2", name="<b>", facts=["1 < 2"], account=found, command="it", environment=seen)
+    page = rendered(
+        "explanation.html.j2",
+        ("puredrop.explanation",),
+        name="<b>",
+        facts=["1 < 2"],
+        explanation=found,
+        command="it",
+        environment=seen,
+    )
     own = page.split("<script>/**")[0]
     assert not re.search(r"https?://|<link|src=|@import|url\(", own.replace("http://www.w3.org", ""))
     assert "&lt;b&gt;" in own
@@ -188,7 +198,7 @@ def test_what_cannot_be_measured_says_why_and_the_rest_is_there():
         def forward(self, x):
             return self.drop(x)
 
-    found = account(
+    found = analyse(
         Subject("s", Sequences(), torch.randn(40, 3), torch.randint(3, (40,)), "classification", members=16)
     )
     by_id = {section.id: section for section in found.sections}
@@ -204,7 +214,7 @@ def test_a_regression_and_a_net_with_batchnorm():
     x = torch.randn(80, 5)
     with torch.no_grad():
         model.train()(x)
-    found = account(Subject("r", model.eval(), x, torch.randn(80), "regression", members=16), but=("noise",))
+    found = analyse(Subject("r", model.eval(), x, torch.randn(80), "regression", members=16), exclude=("noise",))
     ids = [section.id for section in found.sections]
     assert ids == ["network", "division", "reliance", "one-pass", "l2", "doubt", "batchnorm", "why"]
     assert "mean squared error" in found.verdict
@@ -223,7 +233,7 @@ def test_fewer_rows_are_drawn_without_repeats_and_belong_to_each_other():
 
 def test_an_exact_penalty_says_exactly():
     model, x = nn.Sequential(nn.Linear(4, 9), nn.Dropout(0.5), nn.Linear(9, 2)), torch.randn(30, 4)
-    found = account(Subject("e", model.eval(), x, torch.randn(30, 2), "regression", members=16), but=("noise",))
+    found = analyse(Subject("e", model.eval(), x, torch.randn(30, 2), "regression", members=16), exclude=("noise",))
     by_id = {section.id: section for section in found.sections}
     assert by_id["l2"].sentence.startswith("Exactly, here")
     assert [one.held for one in found.findings if one.id == "l2"] == [True]

@@ -84,7 +84,7 @@ def test_each_site_alone_is_enumerated_too(data):
     x, y = data
     layers = [nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 4), nn.Tanh(), nn.Dropout(0.3)]
     net = nn.Sequential(*layers, nn.Linear(4, 3)).double()
-    found = explain.penalty(net, x, y, F.cross_entropy, each=True)
+    found = explain.penalty(net, x, y, F.cross_entropy, per_site=True)
     gap = explain.weight_scaling_gap(net, x)
     for path, other in (("2", "5"), ("5", "2")):
         site = next(one for one in found.sites if one.path == path)
@@ -101,7 +101,7 @@ def test_a_layer_used_twice_is_two_places():
     visits = explain.member_visits(net, x, draws=2000)
     assert list(visits.keep) == ["drop", "drop/1"]
     assert all(visits.worst(place) < 5 for place in visits.keep)
-    found = explain.penalty(net, x, y, F.cross_entropy, each=True)
+    found = explain.penalty(net, x, y, F.cross_entropy, per_site=True)
     assert [site.path for site in found.sites] == ["drop", "drop/1"]
     assert found.sites[0].measured != found.sites[1].measured
     assert list(explain.weight_scaling_gap(net, x, members=16).sites) == ["drop", "drop/1"]
@@ -169,7 +169,7 @@ def test_every_way_of_dropping_is_reached(name):
     """Torch has no forward-mode derivative of recurrent layers: they have no first order in p."""
     net, x = model_of(name)
     y = torch.randint(3, (len(x),))
-    assert explain.penalty(net, x, y, F.cross_entropy, members=8, probes=4, each=True).gauss_newton > 0
+    assert explain.penalty(net, x, y, F.cross_entropy, members=8, probes=4, per_site=True).gauss_newton > 0
     gap = explain.weight_scaling_gap(net, x, members=8)
     assert (gap.leave_one_out is None) == (name == "recurrent")
     assert explain.gradient_noise(net, x, y, F.cross_entropy, batch=4, batches=3, draws=2).masks > 0

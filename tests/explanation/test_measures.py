@@ -64,7 +64,7 @@ def test_drawn_products_agree_with_one_for_each_output(data):
 def test_sampled_masks_agree_with_all_of_them(data):
     net, (x, y) = relu_net(13), data
     truth, _ = by_hand(net, x, y, F.cross_entropy)
-    found = explain.penalty(net, x, y, F.cross_entropy, members=500, each=True)
+    found = explain.penalty(net, x, y, F.cross_entropy, members=500, per_site=True)
     assert abs(found.measured - truth) < 5 * found.standard_error < truth
     assert abs(found.sites[0].measured - truth) < 5 * found.sites[0].standard_error
     other = explain.penalty(net, x, y, F.cross_entropy, members=500, batch_size=7)
@@ -290,7 +290,7 @@ def test_figures_have_axes_with_titles_and_words_for_what_they_show(data):
     x, y = data
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
     found = [
-        explain.penalty(net, x, y, F.cross_entropy, each=True),
+        explain.penalty(net, x, y, F.cross_entropy, per_site=True),
         explain.ridge(x, x[:, 0], 0.5).descend(200),
         explain.margins(x, torch.ones(6), 0.5),
         explain.l2_strength(relu_net(), x, y, F.cross_entropy),

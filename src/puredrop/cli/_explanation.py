@@ -16,12 +16,12 @@ from torch.nn import Module
 from puredrop.cli._rows import read_rows
 from puredrop.compare.data import load
 from puredrop.compare.files import write
-from puredrop.compare.run import data_of, environment, network_of
+from puredrop.compare.run import data_of, network_of
 from puredrop.compare.subject import options_of, subject, weights_of
-from puredrop.explanation.analysis import Account, Subject, account
+from puredrop.explanation.analysis import Explanation, Subject, analyse
 from puredrop.inspection.load import made
 from puredrop.inspection.weights import load_weights
-from puredrop.report.page import rendered
+from puredrop.report.environment import environment
 
 __all__ = ["Request", "execute", "prepare"]
 
@@ -125,11 +125,11 @@ def _of_factory(request: Request) -> Subject:
         print("no --weights: the model is taken as the factory makes it", file=sys.stderr)
     else:
         load_weights(model, request.weights, "--weights")
-    twin = None
+    undropped = None
     if request.against is not None:
-        twin, _ = made(request.model)
-        load_weights(twin.eval(), request.against, "--against")
-    return replace(_on_data(request, model), twin=twin)
+        undropped, _ = made(request.model)
+        load_weights(undropped.eval(), request.against, "--against")
+    return replace(_on_data(request, model), undropped=undropped)
 
 
 def _of_hugging_face(request: Request, folder: Path) -> Subject:
@@ -195,7 +195,7 @@ def _facts(request: Request, subject: Subject) -> tuple[str, ...]:
     return tuple(facts)
 
 
-def execute(job: Job, line: list[str]) -> tuple[Account, Path]:
+def execute(job: Job, line: list[str]) -> tuple[Explanation, Path]:
     """Measure, and write explain.html and explain.json.
 
     Args:
@@ -207,16 +207,13 @@ def execute(job: Job, line: list[str]) -> tuple[Account, Path]:
     def on_stage(question: str) -> None:
         print(f"\r\033[K{question}" if is_terminal else question, end="" if is_terminal else "\n", file=sys.stderr)
 
-    found = account(job.subject, on_stage)
+    found = analyse(job.subject, on_stage)
     if is_terminal:
         print("\r\033[K", end="", file=sys.stderr)
     seen = {**environment(), "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     command = f"puredrop {shlex.join(line)}"
-    record = {"name": job.subject.name, "facts": job.facts, "command": command, "environment": seen, **found.record()}
-    page = rendered(
-        "account.html.j2", name=job.subject.name, facts=job.facts, account=found, command=command, environment=seen
-    )
+    record = {"name": found.name, "facts": job.facts, "command": command, "environment": seen, **found.to_dict()}
     job.folder.mkdir(parents=True, exist_ok=True)
     write(job.folder / "explain.json", json.dumps(record, indent=1).encode())
-    write(job.folder / "explain.html", page.encode())
+    found.save(job.folder / "explain.html", facts=job.facts, command=command)
     return found, job.folder / "explain.html"

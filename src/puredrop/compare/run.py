@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 
@@ -27,7 +24,8 @@ from puredrop.compare.share import Share, joined
 from puredrop.compare.subject import subject
 from puredrop.compare.sweep import Sweep, swept
 from puredrop.compare.training import Arm, train
-from puredrop.explanation.analysis import Account, account
+from puredrop.explanation.analysis import Explanation, analyse
+from puredrop.report.environment import environment
 
 __all__ = ["Comparison", "data_of", "environment", "network_of", "prepare"]
 
@@ -180,9 +178,9 @@ class Comparison:
         weights = {name: self.arms[name].best for name in ("none", "dropout")}
         asked = subject(self.data, self.network, weights, 0, self.arms["dropout"].epoch)
         try:
-            return account(asked.fewer(_ROWS), but=("one-pass", "doubt")).record()
+            return analyse(asked.fewer(_ROWS), exclude=("one-pass", "doubt")).to_dict()
         except (TypeError, ValueError) as error:
-            return Account("", (), (), {"model": " ".join(str(error).split())}).record()
+            return Explanation("", (), (), {"model": " ".join(str(error).split())}).to_dict()
 
     def _swept(self) -> dict[str, Any] | None:
         if "sweep" not in self.arms:
@@ -330,15 +328,3 @@ def _finished(run: Comparison) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is corrupt ({error}); delete it to start again") from error
     return found if found.get("identity") == run.identity else None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for pages."""
-    return {
-        "puredrop": version("puredrop"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }

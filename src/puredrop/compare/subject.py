@@ -47,7 +47,7 @@ def subject(
         cast(Literal["classification", "regression"], data.task.name),
         data.train.x,
         data.train.y,
-        twin=network.module(weights["none"], copy, dropout=False),
+        undropped=network.module(weights["none"], copy, dropout=False),
         draws=epochs * rows,
         masks=masks,
         members=members,

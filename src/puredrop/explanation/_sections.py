@@ -79,7 +79,7 @@ def division(unit: UnitOverMasks) -> Section:
     return _section("division", sentence, signed(unit.bias, 3), "off behind a ReLU", how, unit.figure())
 
 
-def reliance(found: Coadaptation, twin: Coadaptation | None) -> Section:
+def reliance(found: Coadaptation, undropped: Coadaptation | None) -> Section:
     """Damage that was trained on, and damage that was not."""
     removed, largest = found.curves["random"], found.curves["largest"]
     at, top = removed.sizes.index(0.75), largest.sizes.index(0.05)
@@ -97,7 +97,7 @@ def reliance(found: Coadaptation, twin: Coadaptation | None) -> Section:
         f"{found.sparsity:.0%}; mean |correlation| {found.correlation:.2f}, which hardly differs between networks with "
         "and without dropout."
     )
-    if twin is None:
+    if undropped is None:
         sentence = (
             f"With 75 % of its units removed at random the network is left with {shown(removed.score[at])} ({what}), "
             f"down from {shown(removed.score[0])}; with the 5 % largest activations removed, with "
@@ -108,7 +108,7 @@ def reliance(found: Coadaptation, twin: Coadaptation | None) -> Section:
         )
         figures = (found.figure("random"), found.figure("largest"))
         return _section("reliance", sentence, shown(removed.score[at]), f"{what}, 75 % removed", how, *figures)
-    other, others = twin.curves["random"], twin.curves["largest"]
+    other, others = undropped.curves["random"], undropped.curves["largest"]
     tops = _claim(largest.minus(others)[top], is_class)
     sentence = (
         f"With 75 % of units removed at random: {shown(other.score[at])} without dropout, {shown(removed.score[at])} "
@@ -116,12 +116,12 @@ def reliance(found: Coadaptation, twin: Coadaptation | None) -> Section:
         f"{shown(others.score[top])} and {shown(largest.score[top])}, {tops}."
     )
     how += (
-        f" Without dropout: interaction {twin.interaction:.2f} ± {twin.interaction_error:.2f}, zeros "
-        f"{twin.sparsity:.0%}, |correlation| {twin.correlation:.2f}. Both networks are damaged at the "
+        f" Without dropout: interaction {undropped.interaction:.2f} ± {undropped.interaction_error:.2f}, zeros "
+        f"{undropped.sparsity:.0%}, |correlation| {undropped.correlation:.2f}. Both networks are damaged at the "
         "same places in the same orders. An accuracy-matched network with weight decay was not trained."
     )
     names = ("with dropout", "without dropout")
-    figures = (found.figure("random", twin, *names), found.figure("largest", twin, *names))
+    figures = (found.figure("random", undropped, *names), found.figure("largest", undropped, *names))
     number = f"{shown(other.score[at])} → {shown(removed.score[at])}"
     return _section("reliance", sentence, number, f"{what}, 75 % removed", how, *figures)
 

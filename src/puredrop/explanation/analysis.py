@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,9 +28,10 @@ from puredrop.explanation.weight_scaling_gap import weight_scaling_gap
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.prepared import PreparedModel, plain, prepare
 from puredrop.members.sites import SiteUse
+from puredrop.report.environment import environment
 from puredrop.report.section import Claim, Section, unable
 
-__all__ = ["Account", "Subject", "account"]
+__all__ = ["Explanation", "Subject", "analyse"]
 
 _RIDGE_UNITS, _RIDGE_STEPS = 64, 8000
 _LARGEST_BATCH = 128
@@ -54,7 +57,7 @@ class Subject:
         x, y: rows that it was not trained on, if there are any.
         task: what it predicts: classes of cross entropy, or numbers of a squared error.
         train_x, train_y: rows that it was trained on, for what dropout adds to their loss; the same rows if None.
-        twin: the same network trained without dropout, with layers that drop at the same places.
+        undropped: the same network trained without dropout, with layers that drop at the same places.
         draws: masks to count, as many as a training draws: epochs times rows.
         masks: a function to those of its own training, as `member_visits` takes them; None to draw some.
         members: how many masks, members and orders are run; more is more exact.
@@ -68,7 +71,7 @@ class Subject:
     task: Literal["classification", "regression"]
     train_x: Any = None
     train_y: Tensor | None = None
-    twin: Module | None = None
+    undropped: Module | None = None
     draws: int = 60_000
     masks: Callable[[], Iterable[Mapping[str, Tensor]]] | None = None
     members: int = 64
@@ -97,37 +100,63 @@ def _some(x: Any, y: Tensor, rows: int, generator: torch.Generator) -> tuple[Any
 
 
 @dataclass(frozen=True)
-class Account:
-    """What was found.
+class Explanation:
+    """The analysis of one network: what `puredrop.explain(model, x, y)` returns.
+
+    It prints its verdict and what held of the three usual explanations of dropout. `to_dict` gives every sentence,
+    number and figure; `save` writes the page.
 
     Args:
-        verdict: in one sentence.
-        findings: what held of the three sentences that explain dropout everywhere, and what did not.
-        sections: of the page.
-        skipped: path of what drops and is not part of it -> why.
+        verdict: the network in one sentence.
+        findings: the three usual explanations of dropout, each with whether it held here.
+        sections: one for each question, in the order of the page.
+        skipped: path of a module or call that drops and was not analysed -> the reason.
+        name: of the network, for the page's heading.
     """
 
     verdict: str
     findings: tuple[Claim, ...]
     sections: tuple[Section, ...]
     skipped: dict[str, str] = field(default_factory=dict)
+    name: str = ""
 
-    def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def __str__(self) -> str:
+        held = (f"{'held' if one.held else 'did not hold'}: {one.text}" for one in self.findings)
+        return "\n".join([self.verdict, *held, *(f"skipped: {path}: {why}" for path, why in self.skipped.items())])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON holds it: verdict, findings, sections with their figures, and what was skipped."""
         return {
             "verdict": self.verdict, "findings": [asdict(one) for one in self.findings], "skipped": self.skipped,
             "sections": [section.record() for section in self.sections],
         }  # fmt: skip
 
+    def save(self, path: str | Path, *, facts: Sequence[str] = (), command: str = "") -> None:
+        """Write the page: one HTML file that needs no network. Needs the extra `study`.
 
-def account(
-    subject: Subject, on_stage: Callable[[str], None] = lambda question: None, but: Collection[str] = ()
-) -> Account:
+        Args:
+            path: the file, such as "explain.html"; one that exists is replaced.
+            facts: short texts about the data, for the page's head.
+            command: the shell command that makes this page again, if there is one.
+        """
+        from puredrop.report.page import rendered  # jinja2 and plotly, of the extra
+
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        page = rendered(
+            "explanation.html.j2", ("puredrop.explanation",), name=self.name, facts=facts, explanation=self,
+            command=command, environment={**environment(), "created": created},
+        )  # fmt: skip
+        Path(path).write_text(page)
+
+
+def analyse(
+    subject: Subject, on_question: Callable[[str], None] = lambda question: None, exclude: Collection[str] = ()
+) -> Explanation:
     """Ask a network everything.
 
     Args:
         subject: it and its data.
-        on_stage: called with each question before it is measured.
+        on_question: called with each question before it is measured.
         but: ids of questions that are not asked.
 
     Raises:
@@ -137,17 +166,17 @@ def account(
     asked = _Asked(subject, prepared)
     told: list[Section] = []
     for id, ask in asked.questions():
-        if id in but:
+        if id in exclude:
             continue
         question = sections.QUESTIONS[id]
-        on_stage(question)
+        on_question(question)
         try:
             section = ask()
         except (ValueError, NotImplementedError) as error:
             section = unable(id, question, error)
         if section is not None:
             told.append(section)
-    return Account(asked.verdict(), tuple(asked.findings()), tuple(told), prepared.skipped)
+    return Explanation(asked.verdict(), tuple(asked.findings()), tuple(told), prepared.skipped, subject.name)
 
 
 class _Asked:
@@ -156,7 +185,7 @@ class _Asked:
     def __init__(self, subject: Subject, prepared: PreparedModel) -> None:
         self.subject, self.prepared = subject, prepared
         self.loss = F.cross_entropy if subject.task == "classification" else F.mse_loss
-        self.each = len(prepared.uses) <= _MOST_SITES
+        self.per_site = len(prepared.uses) <= _MOST_SITES
         self.with_rows: dict[str, Any] = {"members": subject.members, "seed": subject.seed}
         with prepared.opened() as instrumented:
             self.means = averages(
@@ -206,15 +235,15 @@ class _Asked:
         orders = max(2, s.members // 4)
         options: dict[str, Any] = {"task": s.task, "orders": orders, "members": 4 * s.members, "seed": s.seed}
         found = coadaptation(s.model, s.x, s.y, **options)
-        twin = None if s.twin is None else coadaptation(s.twin, s.x, s.y, **options)
-        self.damage = (found, twin)
-        return sections.reliance(found, twin)
+        undropped = None if s.undropped is None else coadaptation(s.undropped, s.x, s.y, **options)
+        self.damage = (found, undropped)
+        return sections.reliance(found, undropped)
 
     def one_pass(self) -> Section:
         """Against the means for which it stands."""
         s = self.subject
         members = 8 * max(1, s.members // 2)
-        found = weight_scaling_gap(s.model, s.x, task=s.task, members=members, each=self.each, seed=s.seed)
+        found = weight_scaling_gap(s.model, s.x, task=s.task, members=members, per_site=self.per_site, seed=s.seed)
         self.gap = found.to_arithmetic.value
         return sections.one_pass(found, self.means)
 
@@ -222,7 +251,7 @@ class _Asked:
         """The price in the loss, by both."""
         x, y = self.subject.trained
         y = self._targets(y)
-        self.penalty = penalty(self.subject.model, x, y, self.loss, each=self.each, **self.with_rows)
+        self.penalty = penalty(self.subject.model, x, y, self.loss, per_site=self.per_site, **self.with_rows)
         try:
             shares = l2_strength(self.subject.model, x, y, self.loss, seed=self.subject.seed).shares
         except ValueError:  # nothing that follows a site has weights that are looked at
@@ -308,21 +337,21 @@ def _like(y: Tensor, outputs: Tensor, task: str) -> Tensor:
     return y
 
 
-def _of_reliance(found: Coadaptation, twin: Coadaptation | None) -> Iterator[Claim]:
+def _of_reliance(found: Coadaptation, undropped: Coadaptation | None) -> Iterator[Claim]:
     name = "“units cannot rely on each other”"
-    if twin is None:
+    if undropped is None:
         yield Claim("reliance", False, f"{name}: not to be told without a network that was trained without dropout")
         return
     sign = 1 if found.task == "classification" else -1
     words: dict[bool, list[str]] = {True: [], False: []}
     for kind, (what, size) in _DAMAGE.items():
         curve = found.curves[kind]
-        difference = curve.minus(twin.curves[kind])[curve.sizes.index(size)]
+        difference = curve.minus(undropped.curves[kind])[curve.sizes.index(size)]
         words[difference.found and sign * difference.estimate > 0].append(what)
     for is_better, kinds in words.items():
         if kinds:
             verb = "better" if is_better else "not shown to be better"
-            yield Claim("reliance", is_better, f"{name}: {verb} than its twin without dropout under {_and(kinds)}")
+            yield Claim("reliance", is_better, f"{name}: {verb} than the undropped model under {_and(kinds)}")
 
 
 def _and(words: list[str]) -> str:

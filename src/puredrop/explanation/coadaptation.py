@@ -148,7 +148,7 @@ def coadaptation(
     task: Task = "classification",
     at: Sequence[str] | None = None,
     shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 0.9),
-    tops: Sequence[float] = (0.0, 0.02, 0.05, 0.1, 0.2),
+    top_fractions: Sequence[float] = (0.0, 0.02, 0.05, 0.1, 0.2),
     noises: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
     orders: int = 16,
     probe_rate: float = 0.5,
@@ -168,7 +168,7 @@ def coadaptation(
         task: how a prediction is scored: right or wrong, or by its squared error.
         at: paths of modules whose outputs are the units; by default what dropout layers and functions are given.
         shares: of units removed at random.
-        tops: of each row's activations, the largest of which are removed.
+        top_fractions: of each row's activations, the largest of which are removed.
         noises: sizes of the noise, in root mean squares of each place's activations.
         orders: random orders; of the noise, draws.
         probe_rate: at which the interaction share is measured.
@@ -194,7 +194,7 @@ def coadaptation(
     """
     checked_number("orders", orders, 2)
     checked_number("members", members, 16)
-    for name, values in (("shares", shares), ("tops", tops)):
+    for name, values in (("shares", shares), ("top_fractions", top_fractions)):
         if not all(0 <= value <= 1 for value in values):
             raise ValueError(f"{name} is {values}; expected numbers in [0, 1]")
     if not 0 < probe_rate < 1:
@@ -223,7 +223,7 @@ def coadaptation(
         activations, key = recorder.activations, Key(seed).fold_in("coadaptation")
         curves = {
             "random": _random(table, activations, tuple(shares), key, orders),
-            "largest": _largest(table, tuple(tops)),
+            "largest": _largest(table, tuple(top_fractions)),
             "noise": _noise(table, activations, tuple(noises), key.fold_in("noise"), orders),
         }
         units = {place: h.shape[1] for place, h in activations.items()}

@@ -115,11 +115,11 @@ class Penalty:
 
     def figure(self) -> Figure:
         """Measured beside approximated, of all sites together and, where that was asked for, of each alone."""
-        each = [site for site in self.sites if site.measured is not None]
-        names = ["all sites", *(f"{site.path} alone" for site in each)]
-        truth = [self.measured, *(float(site.measured or 0) for site in each)]
-        errors = [1.96 * self.standard_error, *(1.96 * float(site.standard_error or 0) for site in each)]
-        guess = [self.gauss_newton, *(site.gauss_newton for site in each)]
+        alone = [site for site in self.sites if site.measured is not None]
+        names = ["all sites", *(f"{site.path} alone" for site in alone)]
+        truth = [self.measured, *(float(site.measured or 0) for site in alone)]
+        errors = [1.96 * self.standard_error, *(1.96 * float(site.standard_error or 0) for site in alone)]
+        guess = [self.gauss_newton, *(site.gauss_newton for site in alone)]
         traces: list[dict[str, Any]] = [
             {"type": "bar", "x": names, "y": truth, "name": "measured", "marker": {"color": "@dropout"},
              "error_y": {"array": errors, "thickness": 1.5}, "hovertemplate": "%{x}: %{y:.4g}<extra>measured</extra>"},
@@ -141,7 +141,7 @@ def penalty(
     *,
     members: int = 64,
     probes: int = 64,
-    each: bool = False,
+    per_site: bool = False,
     seed: int = 0,
     sample_dim: int = 0,
     batch_size: int = 1024,
@@ -153,7 +153,7 @@ def penalty(
     Jacobian of the outputs in the units' factors, H the curvature of the loss. No Jacobian is formed: with a noise ε of
     ±1 and H = SSᵀ, ½ρ Σ(h∘JᵀSε)² has that mean; where a row has no more than `probes` outputs, an ε for each of them
     gives the sum without error and sooner. Costs a forward and at most `probes` backward passes to the first site, and
-    `members` forward passes from there on; with `each`, the latter once more for each site. Memory is that of the
+    `members` forward passes from there on; with `per_site`, the latter once more for each site. Memory is that of the
     activations of `batch_size` rows.
 
     Args:
@@ -163,7 +163,7 @@ def penalty(
         loss: (outputs, y) -> mean over rows, such as `torch.nn.functional.cross_entropy`.
         members: masks of each row, for the truth; up to 12 units all are run.
         probes: for the approximation, at most.
-        each: measure each site alone, too.
+        per_site: measure each site alone, too.
         seed: of masks and probes.
         sample_dim: dimension of the rows in what the model is given.
         batch_size: rows at once.
@@ -195,7 +195,7 @@ def penalty(
             prepared, instrumented, parts, loss, sys.maxsize if is_exact else probes
         )
         sites = [SitePenalty(use.place, use.p, part) for use, part in zip(prepared.uses, units, strict=True)]
-        for i, site in enumerate(sites if each else []):
+        for i, site in enumerate(sites if per_site else []):
             value, noise = _under_masks(prepared, instrumented, parts, loss, members, alone(site.path))
             sites[i] = replace(site, measured=value - base, standard_error=noise)
     number = 2**prepared.units if prepared.can_list else members

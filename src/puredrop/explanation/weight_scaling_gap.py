@@ -128,7 +128,7 @@ def weight_scaling_gap(
     *,
     task: Literal["classification", "regression"] = "classification",
     members: int = 512,
-    each: bool = True,
+    per_site: bool = True,
     seed: int = 0,
     batch_size: int = 1024,
 ) -> WeightScalingGap:
@@ -144,7 +144,7 @@ def weight_scaling_gap(
         x: rows, as `DropoutEnsemble.predict` takes them; two at least.
         task: what is averaged.
         members: masks of each row, a multiple of 8.
-        each: measure each site alone, too, with as many members.
+        per_site: measure each site alone, too, with as many members.
         seed: of them.
         batch_size: rows at once.
 
@@ -175,7 +175,7 @@ def weight_scaling_gap(
         raw, means = _under_masks(prepared, instrumented, members, averaged)
         gap, whole = raw.mean(0) - one, _distance(raw - one)
         sites = {places[0]: whole} if len(places) == 1 else {}
-        if each and not sites:
+        if per_site and not sites:
             sites = {
                 at: _distance(_under_masks(prepared, instrumented, members, averaged, alone(at))[0] - one)
                 for at in places

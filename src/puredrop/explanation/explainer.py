@@ -1,0 +1,105 @@
+"""`puredrop.explain`: the whole analysis as a call, its measures and their results as attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import torch
+from torch.nn import Module
+
+from puredrop.explanation import analysis
+from puredrop.explanation.coadaptation import Coadaptation, Curve, coadaptation
+from puredrop.explanation.gradient_noise import GradientNoise, gradient_noise
+from puredrop.explanation.l2_strength import L2Strength, l2_strength
+from puredrop.explanation.member_visits import MemberVisits, member_visits
+from puredrop.explanation.penalty import Penalty, SitePenalty, penalty
+from puredrop.explanation.ridge import Descent, Margins, Ridge, margins, ridge
+from puredrop.explanation.variance_shift import Shift, VarianceShift, variance_shift
+from puredrop.explanation.weight_scaling_gap import Distance, LeaveOneOut, WeightScalingGap, weight_scaling_gap
+
+__all__ = ["Explainer"]
+
+
+class Explainer:
+    """The type of `puredrop.explain`, which is called for the whole analysis and has each measure as an attribute."""
+
+    Coadaptation, Curve = Coadaptation, Curve
+    Descent, Margins, Ridge = Descent, Margins, Ridge
+    Distance, LeaveOneOut, WeightScalingGap = Distance, LeaveOneOut, WeightScalingGap
+    Explanation = analysis.Explanation
+    GradientNoise = GradientNoise
+    L2Strength = L2Strength
+    MemberVisits = MemberVisits
+    Penalty, SitePenalty = Penalty, SitePenalty
+    Shift, VarianceShift = Shift, VarianceShift
+
+    coadaptation = staticmethod(coadaptation)
+    gradient_noise = staticmethod(gradient_noise)
+    l2_strength = staticmethod(l2_strength)
+    margins = staticmethod(margins)
+    member_visits = staticmethod(member_visits)
+    penalty = staticmethod(penalty)
+    ridge = staticmethod(ridge)
+    variance_shift = staticmethod(variance_shift)
+    weight_scaling_gap = staticmethod(weight_scaling_gap)
+
+    def __call__(
+        self,
+        model: Module,
+        x: Any,
+        y: Any,
+        *,
+        task: Literal["classification", "regression"] | None = None,
+        undropped: Module | None = None,
+        train_x: Any = None,
+        train_y: Any = None,
+        name: str = "",
+        rows: int = 1024,
+        draws: int = 60_000,
+        members: int = 64,
+        seed: int = 0,
+        exclude: Collection[str] = (),
+        on_question: Callable[[str], None] = lambda question: None,
+    ) -> analysis.Explanation:
+        """Analyse what dropout did to a trained model: the questions of `puredrop explain`, with its numbers and page.
+
+        Use it when you want to know everything at once; it takes some ten seconds for a small network. Use one of the
+        measures, such as `puredrop.explain.penalty`, for one question with its own options.
+
+        Args:
+            model: trained; the rates of its dropout above 0.
+            x: rows that it was not trained on, (rows, ...), or a mapping of them by argument name; two at least.
+            y: classes from 0, or numbers of a regression, (rows, ...).
+            task: "classification" or "regression"; by default regression for floating-point y.
+            undropped: the same network trained without dropout, with dropout layers of rate 0 at the same places.
+                Without it nothing shows whether dropout made the network robust.
+            train_x, train_y: rows that it was trained on, which the penalty, the gradient and BatchNorm are measured
+                on; by default x and y.
+            name: for the page's heading; by default the model's class.
+            rows: at most so many rows are used, drawn at random.
+            draws: masks to count: epochs times rows of the training.
+            members: masks, members and orders that are run; more is more exact.
+            seed: of all masks, and of the choice of rows.
+            exclude: ids of sections that are not measured, such as ("noise", "doubt").
+            on_question: called with the heading of each section before it is measured, to show progress.
+
+        Returns:
+            The analysis: it prints, `to_dict()` holds every number, `save("explain.html")` writes the page.
+
+        Raises:
+            TypeError, ValueError: for fewer than two rows, classes that the model does not have, or a model of which
+                no dropout is reached.
+
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(9, 3))
+        >>> found = puredrop.explain(net, torch.randn(40, 4), torch.randint(3, (40,)), members=16, exclude=("noise",))
+        >>> [section.id for section in found.sections]
+        ['network', 'division', 'reliance', 'one-pass', 'l2', 'doubt', 'why']
+        """
+        y = torch.as_tensor(y)
+        subject = analysis.Subject(
+            name or type(model).__name__, model, x, y,
+            task or ("regression" if y.is_floating_point() else "classification"), train_x,
+            None if train_y is None else torch.as_tensor(train_y), undropped, draws, None, members, seed,
+        )  # fmt: skip
+        return analysis.analyse(subject.fewer(rows), on_question, exclude)
