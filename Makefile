@@ -6,16 +6,26 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: compare test bench clean
+# The core is what every change has to pass. The integrations, marked where they are, take as long again: emulators and
+# sanitizers, a browser, a notebook, the loops of other libraries, processes that are killed. The core has a quicker
+# test of each kind.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
+
+.PHONY: compare test test-all check bench clean
 
 compare: .venv/study
 	$(BIN)/puredrop compare digits
 
-test: .venv/dev
+test: check
+	$(PYTEST) -m "not integration"
+
+test-all: check
+	$(PYTEST)
+
+check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/dropout_cost.py

@@ -123,33 +123,25 @@ def test_files_are_short():
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n >= 400} == {}
 
 
-def loaded_by(code):
-    text = f"import sys\n{code}\nprint(*sorted(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout.split())
+def test_import_is_light_and_has_no_side_effects():
+    code = """
+import importlib.metadata, logging, sys, warnings, torch
 
+def state():
+    return list(warnings.filters), list(logging.getLogger().handlers), torch.get_rng_state().sum().item()
 
-def test_import_is_light():
-    new = loaded_by("import puredrop") - loaded_by("import torch")
-    assert {name for name in new if not name.startswith("puredrop")} <= {
-        "importlib.metadata",
-        *loaded_by("import importlib.metadata"),
-    }
+loaded, before = set(sys.modules), state()
+import puredrop
+assert state() == before and not torch.cuda.is_initialized()
+assert "puredrop_cpu" not in (open("/proc/self/maps").read() if sys.platform == "linux" else "")
+print(*set(sys.modules) - loaded, "|", *sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new, loaded = (set(part.split()) for part in done.stdout.split("|"))
+    assert not {name for name in new if not name.startswith("puredrop")}
     assert not {name for name in new if name.startswith(("puredrop.compare", "puredrop.cli", "puredrop.explanation"))}
     heavy = ("triton", "plotly", "sklearn", "scipy", "pandas", "matplotlib", "rich")
-    assert not {name for name in loaded_by("import puredrop") if name.split(".")[0] in heavy}
-
-
-def test_import_has_no_side_effects():
-    code = (
-        "import warnings, logging, torch\n"
-        "before = (list(warnings.filters), list(logging.getLogger().handlers), torch.get_rng_state().sum().item())\n"
-        "import puredrop\n"
-        "after = (list(warnings.filters), list(logging.getLogger().handlers), torch.get_rng_state().sum().item())\n"
-        "assert before == after and not torch.cuda.is_initialized()\n"
-        "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''\n"
-        "assert 'puredrop_cpu' not in maps"
-    )
-    loaded_by(code)
+    assert not {name for name in loaded if name.split(".")[0] in heavy}
 
 
 def test_public_names_are_declared():

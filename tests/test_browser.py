@@ -15,6 +15,7 @@ if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip("no Chromium on this machine; .ci/run installs it", allow_module_level=True)
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.integration
 WIDTHS = {"wide": 1100, "phone": 390}
 
 

@@ -1,11 +1,11 @@
 """The examples run, each where what it needs is there."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import processes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
@@ -14,46 +14,41 @@ SAYS = {
     "timm_vit": ("timm", "eval outputs as before: True"),
     "lightning_module": ("lightning", "the rate after 12 steps: 0.499"),
     "resume": (None, "the same weights at step 20: True"),
-    "ddp": (None, "at step 40"),
-    "tensor_parallel": (None, "plain tensors with one: True"),
 }
 
 
 def test_every_example_is_run():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "ddp", "tensor_parallel"}
 
 
-@pytest.mark.parametrize("name", SAYS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.integration if needed else ()) for name, (needed, _) in SAYS.items()]
+)
 def test_it_says_what_it_should(name, tmp_path):
     needed, last = SAYS[name]
     if needed is not None and importlib.util.find_spec(needed) is None:
         pytest.skip(f"needs {needed}: pip install 'puredrop[libraries,vision]'")
-    assert last in output_of(name, tmp_path, processes=2 if name == "tensor_parallel" else 1)
+    assert last in output_of(name, tmp_path)
 
 
-def output_of(name, folder, processes):
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    found = subprocess.run(
-        [sys.executable, *several, str(EXAMPLES / f"{name}.py")],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout
+def output_of(name, folder, size=1):
+    done = processes.run(EXAMPLES / f"{name}.py", size=size, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_two_processes_print_what_one_does(tmp_path):
-    one, two = (output_of("ddp", tmp_path, processes) for processes in (1, 2))
-    assert one == two
-    assert one.count("loss") == 5
+    alone, together = (output_of("ddp", tmp_path, size) for size in (1, 2))
+    assert alone == together
+    assert alone.count("loss") == 5
+    assert "at step 40" in alone
 
 
 def test_parallel_layers_say_what_they_should(tmp_path):
     output = output_of("tensor_parallel", tmp_path, 2)
     assert "DTensors, the masks of one process: True" in output
     assert "without a window: site '2' drops from a plain tensor of shape (8, 32) that is a part of one" in output
+    assert "plain tensors with one: True" in output
 
 
 RUN = """
@@ -67,11 +62,11 @@ nbformat.write(book, sys.argv[2])
 """
 
 
+@pytest.mark.integration
 def test_the_notebook_runs_and_draws(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel: pip install 'puredrop[dev]'")
-    line = [sys.executable, "-c", RUN, str(EXAMPLES / "explain.ipynb"), "run.ipynb"]
-    found = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert found.returncode == 0, found.stderr[-2000:]
+    done = processes.run("-c", RUN, EXAMPLES / "explain.ipynb", "run.ipynb", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     outputs = [
         one for cell in nbformat.read(tmp_path / "run.ipynb", as_version=4).cells for one in cell.get("outputs", [])
     ]

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import processes
 import puredrop
 from puredrop.cli import main
 
@@ -110,9 +111,8 @@ def test_another_job_in_the_same_place_is_refused(folder, capsys):
 
 def test_processes_share_the_rows(folder):
     assert main(command("--out", "one.parquet", "--num-samples", "16", "--part-rows", "30")) == 0
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
-    line += ["-m", "puredrop", *command("--out", "two.parquet", "--num-samples", "16", "--part-rows", "30")]
-    subprocess.run(line, cwd=folder, check=True, capture_output=True, timeout=300)
+    line = ["--module", "puredrop", *command("--out", "two.parquet", "--num-samples", "16", "--part-rows", "30")]
+    processes.run(*line, size=2, cwd=folder, check=True)
     pd.testing.assert_frame_equal(pd.read_parquet("two.parquet"), pd.read_parquet("one.parquet"), rtol=1e-5, atol=1e-7)
 
 

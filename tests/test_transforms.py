@@ -133,7 +133,8 @@ def test_compiled_with_static_and_dynamic_shapes(backend, dynamic):
     layers = [puredrop.nn.Dropout(0.3, key=KEY), puredrop.nn.Dropout1d(0.3, key=KEY)]
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), layers[0])
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=dynamic)
-    for rows in (3, 5, 9):
+    # Each size is compiled anew where shapes are static; Inductor takes seconds for one, aot_eager shows that all are.
+    for rows in (3,) if backend == "inductor" and not dynamic else (3, 5, 9):
         x = torch.randn(rows, 6)
         torch.testing.assert_close(compiled(x), model(x))
         hidden = torch.randn(rows, 4, 5)

@@ -1,11 +1,10 @@
 """`puredrop compare` on several processes: the numbers of one."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+import processes
 
 SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", "5", "--epochs", "4"]
 ARMS = ["--arms", "none,dropout,networks"]
@@ -24,13 +23,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 def run(size, out, *options, **environment):
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
     script = out.parent / "quick.py"
     script.write_text(QUICK)
-    command = [sys.executable, *several, str(script), "compare", "digits", "--out", str(out), *SMALL, *options]
-    # Sums over other numbers of threads round differently.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    return processes.run(script, "compare", "digits", "--out", out, *SMALL, *options, size=size, env=environment)
 
 
 def numbers(out):
@@ -49,7 +44,8 @@ def alone(tmp_path_factory):
     return numbers(out)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.xdist_group("share")
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.integration)])
 def test_processes_share_the_seeds(alone, size, tmp_path):
     done = run(size, tmp_path / "run", *ARMS)
     assert done.returncode == 0, done.stderr

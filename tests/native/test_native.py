@@ -20,6 +20,7 @@ from puredrop.ops import Place, _kernel, _reference
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.integration  # the core runs the same code, compiled for this machine, in tests/ops
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
 

@@ -90,15 +90,15 @@ def test_a_scheduled_rate_given_as_tensor_is_data():
 
 
 def test_a_compiled_network_equals_the_eager_one():
-    model = network(puredrop.nn)
+    model = network(puredrop.nn)[:-1]  # up to the second dropout: what it drops can be read
     for i, layer in enumerate(model):
         if isinstance(layer, puredrop.nn.Dropout):
             layer.key = Key(0).fold_in(i)
     x = torch.randn(4, 784)
-    compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x))
-    hidden = model[:3](x)
-    assert torch.equal(torch.compile(model[:3], fullgraph=True)(x) == 0, hidden == 0)
+    output = model(x)
+    compiled = torch.compile(model, fullgraph=True)(x)
+    torch.testing.assert_close(compiled, output)
+    assert torch.equal(compiled == 0, output == 0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import logging
 import pytest
 import work
 from nets import same
-from test_processes import gathered, launch, worst
+from test_processes import gathered, launch, seen, worst
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries' own
 
@@ -17,12 +17,14 @@ def _quiet():
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.integration
 def test_hugging_face(tmp_path, record_property):
     pytest.importorskip("transformers")
     alone = work.hugging_face(tmp_path, rows_at_once=8)
     assert len(alone["masks"]) == 12  # 48 rows, 8 at once, 2 epochs
     assert not same(alone["masks"][0], alone["masks"][2])  # the next step
-    ranks = launch("hugging_face", 2, tmp_path)
+    launch(["hugging_face"], 2, tmp_path)
+    ranks = seen("hugging_face", 2, tmp_path)
     for found, whole in zip(gathered(ranks), alone["masks"], strict=True):
         assert same(found, whole)
     difference = worst(ranks[0]["weights"], alone["weights"])
@@ -76,11 +78,13 @@ def test_lightning_lets_go_of_a_module_that_failed(tmp_path):
     assert not module._forward_hooks
 
 
+@pytest.mark.integration
 def test_lightning(tmp_path, record_property):
     pytest.importorskip("lightning")
     alone = work.lightning(tmp_path, rows_at_once=8)
     assert len(alone["masks"]) == 12
-    ranks = launch("lightning", 2, tmp_path)
+    launch(["lightning"], 2, tmp_path)
+    ranks = seen("lightning", 2, tmp_path)
     for found, whole in zip(gathered(ranks, "rows"), alone["masks"], strict=True):
         assert same(found, whole)
     difference = worst(ranks[0]["weights"], alone["weights"])

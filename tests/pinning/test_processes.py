@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,30 +12,48 @@ import work
 from nets import MLP, masks, same, stacked
 from torch import nn
 
+import processes
 import puredrop
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+    pytest.mark.xdist_group("ranks"),  # on one worker, whose session starts them once
+]
 
 
-def start(case, size, folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, work.__file__, case, str(folder)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+# What is started once for each number of processes, before the tests that read what it left.
+CASES = {
+    2: (
+        *("ddp", "ddp_wrapped_first", "ddp_sampler", "fsdp", "ddp_named", "ddp_unequal", "ddp_another_order"),
+        *("tensor_parallel", "tensor_parallel_local", "sequence_parallel", "spread_batch"),
+    ),
+    4: ("ddp", "two_dimensions"),
+}
 
 
-def launch(case, size, folder):
-    """What each rank saw."""
-    process = start(case, size, folder)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+def launch(cases, size, folder):
+    """Run cases one after the other in the same processes, which write what each rank saw."""
+    done = processes.run(work.__file__, folder, *cases, size=size)
+    assert done.returncode == 0, done.stderr
+
+
+def seen(case, size, folder):
+    """What each rank saw of a case."""
+    return [torch.load(folder / f"{case}-{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """What each rank saw, by case and number of processes."""
+    folders = {}
+
+    def find(case, size=2):
+        if size not in folders:
+            folders[size] = tmp_path_factory.mktemp(f"ranks-{size}")
+            launch(CASES[size], size, folders[size])
+        return seen(case, size, folders[size])
+
+    return find
 
 
 def alone(parts_of=lambda x: x.chunk(work.MICRO)):
@@ -59,10 +76,11 @@ def in_turn(parts):
 
 
 @pytest.mark.parametrize(
-    ("case", "size"), [("ddp", 2), ("ddp", 4), ("ddp_wrapped_first", 2), ("ddp_sampler", 2), ("fsdp", 2)]
+    ("case", "size"),
+    [("ddp", 2), ("ddp", 4), ("ddp_wrapped_first", 2), ("ddp_sampler", 2), ("fsdp", 2)],
 )
-def test_data_parallel(case, size, tmp_path, record_property):
-    ranks = launch(case, size, tmp_path)
+def test_data_parallel(case, size, ranks, record_property):
+    ranks = ranks(case, size)
     expected = alone()
     for found, whole in zip(
         gathered(ranks, "rows" if case == "ddp_sampler" else "batches"), expected["masks"], strict=True
@@ -83,8 +101,8 @@ def test_a_batch_in_one_piece_is_its_micro_batches_on_ranks():
         assert same(stacked(parts[work.MICRO * step : work.MICRO * (step + 1)]), mask)
 
 
-def test_names_for_unequal_batches(tmp_path):
-    ranks = launch("ddp_named", 2, tmp_path)
+def test_names_for_unequal_batches(ranks):
+    ranks = ranks("ddp_named")
     model = work.net()
     puredrop.reproducible(model, work.SEED)
     whole = masks(model, work.batch(0))
@@ -93,15 +111,15 @@ def test_names_for_unequal_batches(tmp_path):
         assert same(rank["masks"][0], [mask[rank["ids"]] for mask in whole])
 
 
-def test_unequal_batches_without_names_are_refused_before_the_step(tmp_path):
-    for rank, found in enumerate(launch("ddp_unequal", 2, tmp_path)):
+def test_unequal_batches_without_names_are_refused_before_the_step(ranks):
+    for rank, found in enumerate(ranks("ddp_unequal")):
         assert f"this process was given {4 + rank} samples in this step, others 4 to 5" in found["error"]
         assert "run.sample_ids" in found["error"]
         assert found["unchanged"]
 
 
-def test_as_many_samples_in_another_order_are_refused_too(tmp_path):
-    for found in launch("ddp_another_order", 2, tmp_path):
+def test_as_many_samples_in_another_order_are_refused_too(ranks):
+    for found in ranks("ddp_another_order"):
         assert "this process was given 10 samples in this step" in found["error"]
         assert found["unchanged"]
 
@@ -111,9 +129,9 @@ def mlp_alone():
     return work.forwards(model, puredrop.reproducible(model, work.SEED))
 
 
-def test_tensor_parallel(tmp_path, record_property):
+def test_tensor_parallel(ranks, record_property):
     expected = mlp_alone()
-    for found in launch("tensor_parallel", 2, tmp_path):
+    for found in ranks("tensor_parallel"):
         assert all(same(a, b) for a, b in zip(found["masks"], expected["masks"], strict=True))
         difference = worst(found["weights"], expected["weights"])
         record_property("largest difference of a gradient", difference)
@@ -121,10 +139,9 @@ def test_tensor_parallel(tmp_path, record_property):
         torch.testing.assert_close(found["outputs"], expected["outputs"])
 
 
-def test_plain_tensors_between_parallel_layers(tmp_path):
+def test_plain_tensors_between_parallel_layers(ranks):
     expected = mlp_alone()
-    ranks = launch("tensor_parallel_local", 2, tmp_path)
-    for rank, found in enumerate(ranks):
+    for rank, found in enumerate(ranks("tensor_parallel_local")):
         refused = found["none"]
         assert "site 'drop' drops from a plain tensor of shape (16, 16) that is a part of one spread over 2" in refused
         assert "windows={'drop': puredrop.Window(shape, offset)}" in refused
@@ -135,38 +152,38 @@ def test_plain_tensors_between_parallel_layers(tmp_path):
         torch.testing.assert_close(named["outputs"], expected["outputs"])
 
 
-def test_sequence_parallel(tmp_path):
+def test_sequence_parallel(ranks):
     model = nn.Sequential(nn.LayerNorm(16), puredrop.nn.Dropout(0.4), puredrop.nn.GaussianDropout(0.3))
     puredrop.reproducible(model, work.SEED)
     x = work.batch(0)[:, :4]
     expected = masks(model, x)
     model[1].key.keys.forward.batches.begin_step()
-    for found in launch("sequence_parallel", 2, tmp_path):
+    for found in ranks("sequence_parallel"):
         assert same(found["masks"][0], expected)
         torch.testing.assert_close(found["outputs"], model(x).detach())
         model[1].key.keys.forward.batches.begin_step()
 
 
-def test_data_and_tensor_parallel(tmp_path):
+def test_data_and_tensor_parallel(ranks):
     expected = mlp_alone()["masks"]
-    for found in launch("two_dimensions", 4, tmp_path):
+    for found in ranks("two_dimensions", 4):
         assert "the model's parts lie on [2] of 4 processes; say which of these share" in found["refused"][0]
         assert "processes, and it is fully sharded too; say which of these share" in found["refused"][1]
         for forward, whole in zip(found["masks"], expected, strict=True):
             assert same(forward, [mask.chunk(2)[found["dp"]] for mask in whole])
 
 
-def test_a_batch_that_is_one_dtensor(tmp_path):
+def test_a_batch_that_is_one_dtensor(ranks):
     model = nn.Sequential(puredrop.nn.Dropout(0.4), nn.Tanh(), puredrop.nn.DropPath(0.5), nn.Dropout(0.2))
     puredrop.reproducible(model, work.SEED)
     expected = [masks(model, part) for part in work.batch(0, MLP).chunk(work.MICRO)]
-    for found in launch("spread_batch", 2, tmp_path):
+    for found in ranks("spread_batch"):
         assert all(same(a, b) for a, b in zip(found["masks"], expected, strict=True))
 
 
 def kill_at(step, size, folder):
     """Start on so many processes, and kill them all with no chance to clean up once a step is done."""
-    process = start("elastic", size, folder)
+    process = processes.start(work.__file__, folder, "elastic", size=size)
     deadline = time.monotonic() + 120
     while not (folder / f"run-{step}.json").exists():
         assert process.poll() is None, process.communicate()[0]
@@ -182,11 +199,13 @@ def kill_at(step, size, folder):
     process.communicate()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
 def test_killed_on_four_ranks_resumed_on_two_then_one(tmp_path, record_property):
     kill_at(11, 4, tmp_path)
     kill_at(25, 2, tmp_path)
-    (last,) = launch("elastic", 1, tmp_path)
+    launch(["elastic"], 1, tmp_path)
+    (last,) = seen("elastic", 1, tmp_path)
     model = work.net(MLP)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     puredrop.reproducible(model, work.SEED).attach(optimizer)
@@ -200,9 +219,9 @@ def test_killed_on_four_ranks_resumed_on_two_then_one(tmp_path, record_property)
         for size in (4, 2, 1):
             files = [tmp_path / f"seen-{step}-{rank}-{size}.pt" for rank in range(size)]
             if all(file.exists() for file in files):
-                seen = [torch.load(file, weights_only=True) for file in files]
-                assert same(stacked([one["masks"] for one in seen]), record.kept)
-                worst_loss = max(worst_loss, *((one["loss"] - loss).abs().item() for one in seen))
+                parts = [torch.load(file, weights_only=True) for file in files]
+                assert same(stacked([part["masks"] for part in parts]), record.kept)
+                worst_loss = max(worst_loss, *((part["loss"] - loss).abs().item() for part in parts))
                 sizes.add((step, size))
     assert {step for step, _ in sizes} == set(range(40))
     assert {size for _, size in sizes} == {4, 2, 1}

@@ -1,4 +1,4 @@
-"""What each process does, started by torchrun: `work.py CASE FOLDER` writes what rank N saw to FOLDER/N.pt."""
+"""What each process does: `work.py FOLDER CASE...` by torchrun writes what rank N saw to FOLDER/CASE-N.pt."""
 
 import json
 import os
@@ -380,13 +380,16 @@ def lightning(folder, rows_at_once=4):
     return {"masks": [list(pair) for pair in pairs], "weights": dict(module.net.state_dict())}
 
 
-def main(case, folder):
+def main(folder, *cases):
     torch.set_num_threads(1)
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="0")
     dist.init_process_group("gloo")
-    function = globals()[case]
-    found = function(Path(folder)) if case in ("elastic", "hugging_face", "lightning") else function()
-    torch.save(found, Path(folder) / f"{dist.get_rank()}.pt")
-    dist.barrier()
+    for case in cases:
+        function = globals()[case]
+        found = function(Path(folder)) if case in ("elastic", "hugging_face", "lightning") else function()
+        torch.save(found, Path(folder) / f"{case}-{dist.get_rank()}.pt")
+        dist.barrier()
     os._exit(0)  # gloo aborts a process now and then that takes itself down in order
 
 

@@ -1,4 +1,4 @@
-"""What each process does, started by torchrun: `ranks.py CASE FOLDER` writes what rank N saw to FOLDER/N.pt."""
+"""What each process does: `ranks.py FOLDER CASE...` by torchrun writes what rank N saw to FOLDER/CASE-N.pt."""
 
 import os
 import sys
@@ -35,9 +35,7 @@ def train(model, parts_of, rows, run=None, weights_of=None):
     return {"outputs": [one.detach() for one in outputs], "weights": weights}
 
 
-def main(case, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def run(case):
     rank, size = dist.get_rank(), dist.get_world_size()
     model = mlp(input_p=0.2)
     wrapped = DistributedDataParallel(model) if case == "own" else model  # before batchwise, or after
@@ -46,9 +44,15 @@ def main(case, folder):
     wrapped = wrapped if case == "own" else DistributedDataParallel(model)
     # "same": both processes are given the same rows, so that what differs can only be the masks.
     parts_of = (lambda x: [x.chunk(size)[rank]]) if case == "own" else (lambda x: x.chunk(2))
-    found = train(wrapped, parts_of, size * ROWS, run, weights_of=model)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.barrier()
+    return train(wrapped, parts_of, size * ROWS, run, weights_of=model)
+
+
+def main(folder, *cases):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for case in cases:
+        torch.save(run(case), Path(folder) / f"{case}-{dist.get_rank()}.pt")
+        dist.barrier()
     os._exit(0)  # gloo aborts a process now and then that takes itself down in order
 
 

@@ -1,9 +1,6 @@
 """Which masks the groups have: pinned, in micro-batches, on processes, recomputed, compiled."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import ranks
@@ -12,6 +9,7 @@ from steps import CLOSE, X, cnn, mlp, step, whole, worst
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+import processes
 import puredrop
 from puredrop.compact.kept import Kept
 from puredrop.thinning import _layers
@@ -99,35 +97,34 @@ def test_named_samples(drawn):
     assert torch.equal(drawn[1], contract("3", 0, 0, [3, 12 * 7 + 3], 48, 0.5))
 
 
-class TestRanks:
-    def launch(self, case, folder):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        done = subprocess.run(
-            [*command, ranks.__file__, case, str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What each of two processes saw, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = processes.run(ranks.__file__, folder, "own", "same", size=2)
+    assert done.returncode == 0, done.stderr
+    return {
+        case: [torch.load(folder / f"{case}-{rank}.pt", weights_only=True) for rank in range(2)]
+        for case in ("own", "same")
+    }
 
-    def test_groups_of_each_process(self, tmp_path):
+
+@pytest.mark.xdist_group("sharing")
+class TestRanks:
+    def test_groups_of_each_process(self, seen):
         """Two processes with two groups each are one with four."""
-        seen = self.launch("own", tmp_path)
         model, run = pinned(2 * ranks.GROUPS)
         expected = ranks.train(model, lambda x: [x], 2 * ranks.ROWS, run)
         for i, output in enumerate(expected["outputs"]):
-            found = torch.cat([rank["outputs"][i] for rank in seen])
+            found = torch.cat([rank["outputs"][i] for rank in seen["own"]])
             torch.testing.assert_close(found, output, rtol=1e-5, atol=1e-6)
-        for rank in seen:
+        for rank in seen["own"]:
             for name, value in expected["weights"].items():
                 torch.testing.assert_close(rank["weights"][name], value, rtol=1e-5, atol=1e-6)
 
-    def test_the_same_on_all(self, tmp_path):
+    def test_the_same_on_all(self, seen):
         """The same rows give the same outputs; two micro-batches of a step have masks of their own."""
-        first, second = self.launch("same", tmp_path)
+        first, second = seen["same"]
         assert all(torch.equal(a, b) for a, b in zip(first["outputs"], second["outputs"], strict=True))
         assert len(first["outputs"]) == 2 * ranks.STEPS
         model, run = pinned(ranks.GROUPS, ranks="same")
