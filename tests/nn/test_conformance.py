@@ -8,7 +8,6 @@ from test_layers import TestDropout as Conforming
 
 import puredrop
 
-
 CALLS = itertools.count(1)
 
 
