@@ -53,12 +53,12 @@ def environment(version: str, folder: Path) -> Path:
     return python
 
 
-def outcome(version: str, python: Path, tests: list[str], workers: str) -> str:
+def outcome(version: str, python: Path, options: list[str]) -> str:
     """Run the tests and return a row of the table, and the tests that failed."""
     report = python.parents[1] / "report.xml"
     report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", "-q", "-n", workers, f"--junitxml={report}", *OPTIONS.get(version, [])]
-    ended = subprocess.run([*command, *tests], cwd=ROOT, check=False).returncode
+    command = [str(python), "-m", "pytest", "-q", "--dist", "loadgroup", f"--junitxml={report}"]
+    ended = subprocess.run([*command, *OPTIONS.get(version, []), *options], cwd=ROOT, check=False).returncode
     if not report.exists():
         return f"| {version} | pytest ended with {ended} before any test | | | |"
     suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -81,13 +81,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv" / "torches", help="where the environments lie")
     parser.add_argument("--tests", nargs="+", default=[], help="paths to test; default: the whole suite")
     parser.add_argument("--workers", default="2", help="processes of pytest-xdist")
+    parser.add_argument("--all", action="store_true", help="the integrations, too")
     parser.add_argument("--install-only", action="store_true", help="make the environments and run nothing")
     options = parser.parse_args()
+    core = [] if options.all else ["-m", "not integration"]
     rows = []
     for version in options.versions or [FLOOR, PINNED, newest()]:
         python = environment(version, options.folder.resolve())
         if not options.install_only:
-            rows.append(outcome(version, python, options.tests, options.workers))
+            rows.append(outcome(version, python, ["-n", options.workers, *core, *options.tests]))
     if rows:
         print("| torch | passed | failed | skipped | minutes |", "|---|---|---|---|---|", *rows, sep="\n")
 
