@@ -24,19 +24,6 @@ def _seeded() -> None:
     torch.manual_seed(20_261_123)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _not_looked_into(request):
-    """What `explain` says of a network takes ten seconds a run of `compare`; `test_sweep.py` has a whole one."""
-    if request.path.parent.name != "compare" or request.path.name == "test_sweep.py":
-        yield
-        return
-    from puredrop.compare import run
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "analyse", lambda asked, exclude: run.Explanation("", (), (), {"model": "not in this test"}))
-        yield
-
-
 def _forget():
     _backend.backend.cache_clear()
     _backend.library.cache_clear()

@@ -12,6 +12,8 @@ from puredrop.compare.data import load
 from puredrop.compare.models import load_model
 from puredrop.compare.training import Arm, train
 
+pytestmark = pytest.mark.usefixtures("unexplained")
+
 SOURCE = """
 import torch
 from torch import nn

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import quick
 import safetensors.torch
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from puredrop.compare.data import load
 from puredrop.compare.network import Network
 from puredrop.compare.training import Arm, train
 
+pytestmark = pytest.mark.usefixtures("unexplained")
 SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", "3", "--epochs", "4"]
 
 
@@ -216,13 +218,6 @@ def command(out, *options):
 
 
 # The command with a checkpoint after every epoch, so that kills fall into training, into writing and between.
-EAGER = (
-    "import sys, puredrop.cli, puredrop.compare.run as run; run._SECONDS_BETWEEN_CHECKPOINTS = 0.0; "
-    "run.analyse = lambda asked, exclude: run.Explanation('', (), (), {'model': 'not in this test'}); "
-    "sys.exit(puredrop.cli.main(sys.argv[1:]))"
-)
-
-
 def written_at(path):
     return path.stat().st_mtime_ns if path.exists() else None
 
@@ -231,7 +226,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(tmp_path):
     out, chance, kills = tmp_path / "run", random.Random(1), 0
     options = ["--epochs", "60"]
     assert compare(tmp_path / "whole", *options) == 0
-    eager = [sys.executable, "-c", EAGER, *command(out, *options, "--resume")[3:]]
+    eager = [sys.executable, quick.__file__, "eager", *command(out, *options, "--resume")[3:]]
     for _ in range(30):
         process = subprocess.Popen(eager, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60

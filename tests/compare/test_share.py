@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import quick
 
 import processes
 
@@ -10,22 +11,10 @@ SMALL = ["--rows", "200", "--hidden", "32,16", "--rates", "0.5,0.3", "--seeds", 
 ARMS = ["--arms", "none,dropout,networks"]
 
 
-# The command, less the look into one network, which takes longer than all the rest.
-QUICK = """
-import sys
-
-from puredrop.cli import main
-from puredrop.compare import run
-
-run.analyse = lambda asked, exclude: run.Explanation("", (), (), {"model": "not in this test"})
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def run(size, out, *options, **environment):
-    script = out.parent / "quick.py"
-    script.write_text(QUICK)
-    return processes.run(script, "compare", "digits", "--out", out, *SMALL, *options, size=size, env=environment)
+    return processes.run(
+        quick.__file__, "compare", "digits", "--out", out, *SMALL, *options, size=size, env=environment
+    )
 
 
 def numbers(out):
@@ -53,6 +42,7 @@ def test_processes_share_the_seeds(alone, size, tmp_path):
     assert done.stdout.count("page ") == 1  # one process speaks
 
 
+@pytest.mark.integration
 def test_more_processes_than_seeds(tmp_path):
     done = run(3, tmp_path / "run", "--seeds", "2")
     assert "--seeds is 2, fewer than the 3 processes that train them" in done.stderr

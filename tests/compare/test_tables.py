@@ -11,6 +11,7 @@ import torch
 from puredrop.cli import main
 from puredrop.compare.tables import TableOptions, load_table
 
+pytestmark = pytest.mark.usefixtures("unexplained")
 UCI = Path(__file__).parents[3] / "shared/data/uci"
 SMALL = ["--hidden", "16", "--rates", "0.3", "--seeds", "2", "--epochs", "2"]
 
