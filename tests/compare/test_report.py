@@ -73,7 +73,7 @@ def results():
         "account": {
             "verdict": "", "skipped": {},
             "findings": [{"id": "l2", "held": False, "text": "“it acts like L2”: .54 of it"}],
-            "sections": [Section("l2", "Does it act like L2?", "Up to a factor.", "0.54", "ratio").record()],
+            "sections": [Section("l2", "Does it act like L2?", "Up to a factor.", "0.54", "ratio").to_dict()],
         },
         "sweep": None,
     }  # fmt: skip

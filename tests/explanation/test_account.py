@@ -28,7 +28,7 @@ def test_a_unit_behind_the_first_site_keeps_its_mean_and_not_that_behind_a_relu(
     """4000 masks, five standard errors; the variance is the theory's, within a tenth (its own error is 2 %)."""
     model, x = net(), torch.randn(20, 6)
     probe = prepare(model, x)
-    with probe.opened() as drive:
+    with probe.instrument() as drive:
         found = unit_over_masks(probe, drive)
     h = model[1](model[0](x[:1])).detach().double()[0]
     w = model[3].weight.detach().double()[found.unit]
@@ -46,7 +46,7 @@ def test_chance_is_no_bias():
     nn.init.constant_(model[3].bias, 100)
     x = torch.ones(2, 6, dtype=torch.float64)
     probe = prepare(model, x)
-    with probe.opened() as drive:
+    with probe.instrument() as drive:
         found = unit_over_masks(probe, drive, 40)
     h = model[:2](x).detach()[0]
     chance = (model[3].weight.detach().square() @ h.square()).mean().div(40).sqrt()
@@ -56,7 +56,7 @@ def test_chance_is_no_bias():
 
 def test_what_has_no_weights_behind_dropout_has_no_such_unit():
     probe = prepare(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), torch.randn(20, 6))
-    with probe.opened() as drive, pytest.raises(ValueError, match="no module with a weight matrix follows"):
+    with probe.instrument() as drive, pytest.raises(ValueError, match="no module with a weight matrix follows"):
         unit_over_masks(probe, drive)
 
 
@@ -65,8 +65,8 @@ def test_averages_are_those_of_members_run_one_by_one(task):
     model, x = net(), torch.randn(30, 6)
     y = torch.randint(3, (30,)) if task == "classification" else torch.randn(30, 3)
     probe = prepare(model, x, batch_size=20)
-    with probe.opened() as drive:
-        found = averages(probe, drive, probe.parts(y), task, 8)
+    with probe.instrument() as drive:
+        found = averages(probe, drive, probe.with_targets(y), task, 8)
         each = torch.cat([probe.members(drive, b, range(8), is_shared=True) for b in probe.batches], 1).double()
     one = model.eval()(x).detach().double()
     if task == "classification":
@@ -101,7 +101,7 @@ def test_the_drawing_holds_masks_of_the_members_that_the_library_runs():
         seen.append(inputs[0][0])
 
     hook = model[6].register_forward_hook(look)
-    with probe.opened() as drive:
+    with probe.instrument() as drive:
         probe.forward(drive, probe.batches[0], member=5, is_shared=True)
     hook.remove()
     kept = torch.tensor(plan["members"][5][2]["shown"])
@@ -161,7 +161,7 @@ def test_every_question_has_a_sentence_a_number_and_a_picture(told):
 def test_the_record_is_json_and_comes_back(told):
     found, _ = told
     record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert [Section.restored(one).sentence for one in record["sections"]] == [one.sentence for one in found.sections]
+    assert [Section.from_dict(one).sentence for one in record["sections"]] == [one.sentence for one in found.sections]
     assert {one["id"] for one in record["findings"]} == {"reliance", "one-pass", "l2"}
 
 

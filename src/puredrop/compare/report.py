@@ -52,7 +52,7 @@ def render(results: dict[str, Any]) -> str:
 
 def _sections(results: dict[str, Any]) -> dict[str, Section]:
     """By id: of the first seed's network, and of what the run measured beside its arms."""
-    found = {one["id"]: Section.restored(one) for one in results["account"]["sections"]}
+    found = {one["id"]: Section.from_dict(one) for one in results["account"]["sections"]}
     found["cost"] = cost(results)
     if results["sweep"]:
         found["rates"] = section(results["sweep"], results["identity"]["task"] == "classification")

@@ -52,7 +52,7 @@ class Places:
     @contextmanager
     def opened(self) -> Iterator[Callable[[Batch, Damage], Tensor]]:
         """Take the model over: a function of rows and damage to what the model gives then, dropout itself off."""
-        with self._probe.opened() as instrumented, ExitStack() as stack:
+        with self._probe.instrument() as instrumented, ExitStack() as stack:
             for path in self._hooked:
                 hook = self._behind(path)
                 stack.callback(instrumented.model.get_submodule(path).register_forward_hook(hook).remove)

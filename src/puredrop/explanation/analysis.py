@@ -26,7 +26,7 @@ from puredrop.explanation.unit_over_masks import unit_over_masks
 from puredrop.explanation.variance_shift import variance_shift
 from puredrop.explanation.weight_scaling_gap import weight_scaling_gap
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, plain, prepare
+from puredrop.members.prepared import PreparedModel, keep_all, prepare
 from puredrop.members.sites import SiteUse
 from puredrop.report.environment import environment
 from puredrop.report.section import Claim, Section, unable
@@ -128,7 +128,7 @@ class Explanation:
         """Return everything as JSON holds it: verdict, findings, sections with their figures, and what was skipped."""
         return {
             "verdict": self.verdict, "findings": [asdict(one) for one in self.findings], "skipped": self.skipped,
-            "sections": [section.record() for section in self.sections],
+            "sections": [section.to_dict() for section in self.sections],
         }  # fmt: skip
 
     def save(self, path: str | Path, *, facts: Sequence[str] = (), command: str = "") -> None:
@@ -187,9 +187,13 @@ class _Asked:
         self.loss = F.cross_entropy if subject.task == "classification" else F.mse_loss
         self.per_site = len(prepared.uses) <= _MOST_SITES
         self.with_rows: dict[str, Any] = {"members": subject.members, "seed": subject.seed}
-        with prepared.opened() as instrumented:
+        with prepared.instrument() as instrumented:
             self.means = averages(
-                prepared, instrumented, prepared.parts(self._fitting(instrumented)), subject.task, subject.members
+                prepared,
+                instrumented,
+                prepared.with_targets(self._fitting(instrumented)),
+                subject.task,
+                subject.members,
             )
         self.penalty: Penalty | None = None
         self.damage: tuple[Coadaptation, Coadaptation | None] | None = None
@@ -199,7 +203,7 @@ class _Asked:
     def _fitting(self, instrumented: InstrumentedModel) -> Tensor:
         """What belongs to the rows, in the shape of the outputs of a regression."""
         return _like(
-            self.subject.y, self.prepared.forward(instrumented, self.prepared.batches[0], plain), self.subject.task
+            self.subject.y, self.prepared.forward(instrumented, self.prepared.batches[0], keep_all), self.subject.task
         )
 
     def questions(self) -> Iterator[tuple[str, Callable[[], Section | None]]]:
@@ -220,13 +224,13 @@ class _Asked:
         s = self.subject
         own = None if s.masks is None else s.masks()
         found = member_visits(s.model, s.x, task=s.task, draws=s.draws, masks=own, members=32, seed=s.seed)
-        with self.prepared.opened() as instrumented:
-            outputs = self.prepared.forward(instrumented, self.prepared.batches[0], plain)[0].numel()
+        with self.prepared.instrument() as instrumented:
+            outputs = self.prepared.forward(instrumented, self.prepared.batches[0], keep_all)[0].numel()
         return sections.network(found, drawing(self.prepared, outputs), own is not None)
 
     def division(self) -> Section:
         """One unit over masks."""
-        with self.prepared.opened() as instrumented:
+        with self.prepared.instrument() as instrumented:
             return sections.division(unit_over_masks(self.prepared, instrumented))
 
     def reliance(self) -> Section:
@@ -259,8 +263,8 @@ class _Asked:
         return sections.l2(self.penalty, self._landing(), shares)
 
     def _targets(self, y: Tensor) -> Tensor:
-        with self.prepared.opened() as instrumented:
-            return _like(y, self.prepared.forward(instrumented, self.prepared.batches[0], plain), self.subject.task)
+        with self.prepared.instrument() as instrumented:
+            return _like(y, self.prepared.forward(instrumented, self.prepared.batches[0], keep_all), self.subject.task)
 
     def _landing(self) -> tuple[Ridge, Descent] | None:
         """Of a linear model of some of the units before the last site; None where they are no features of rows."""
@@ -271,7 +275,7 @@ class _Asked:
                 seen.append(input.detach().double().cpu())
             return input
 
-        with self.prepared.opened() as instrumented:
+        with self.prepared.instrument() as instrumented:
             for batch in self.prepared.batches:
                 self.prepared.forward(instrumented, batch, intervention)
         if not seen or self.subject.y.dim() > 1:

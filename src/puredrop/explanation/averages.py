@@ -12,7 +12,7 @@ from torch import Tensor
 from puredrop.ensemble import risk_coverage
 from puredrop.explanation._loss import check_classes
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import Parts, PreparedModel, plain
+from puredrop.members.prepared import PreparedModel, TargetedBatches
 from puredrop.report.figures import Figure
 
 __all__ = ["Averages", "averages"]
@@ -108,7 +108,7 @@ class Averages:
 def averages(
     prepared: PreparedModel,
     instrumented: InstrumentedModel,
-    parts: Parts,
+    parts: TargetedBatches,
     task: Literal["classification", "regression"],
     members: int = 64,
 ) -> Averages:
@@ -119,7 +119,7 @@ def averages(
     """
     found = [
         (
-            prepared.forward(instrumented, batch, plain).double().cpu(),
+            prepared.forward(instrumented, batch, keep_all).double().cpu(),
             prepared.members(instrumented, batch, range(members), is_shared=True).double().cpu(),
             y.cpu(),
         )

@@ -202,7 +202,7 @@ def coadaptation(
     if task not in ("classification", "regression"):
         raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
     prepared = prepare(model, x, seed=seed, batch_size=batch_size, may_be_silent=True)
-    parts, recorder, read = prepared.parts(y), Recorder(), reader(task, 1)
+    parts, recorder, read = prepared.with_targets(y), Recorder(), reader(task, 1)
     with Places(prepared, at).opened() as outputs:
         undamaged = torch.cat([outputs(batch, recorder) for batch, _ in parts])
         targets = torch.cat([y for _, y in parts])

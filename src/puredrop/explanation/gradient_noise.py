@@ -14,7 +14,7 @@ from torch.nn import Module
 from puredrop.explanation._loss import Loss, check
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, factors, plain, prepare, signs
+from puredrop.members.prepared import PreparedModel, keep_all, ones_mask, prepare, random_signs
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 from puredrop.rng import Key
@@ -152,16 +152,16 @@ def gradient_noise(
         raise ValueError(
             "x comes in batches of its own (a DataLoader?); expected all rows, from which batches are drawn"
         )
-    ((data, targets),) = prepared.parts(y)
+    ((data, targets),) = prepared.with_targets(y)
     if batch > prepared.rows:
         raise ValueError(f"batch is {batch}, but x has {prepared.rows} rows; expected at most as many")
     weights = [one for one in prepared.root.parameters() if one.requires_grad]
     if not weights:
         raise ValueError("model has no parameter that requires a gradient")
     key = Key(seed).fold_in("gradient")
-    with prepared.opened() as instrumented, torch.enable_grad():
+    with prepared.instrument() as instrumented, torch.enable_grad():
         few = data.chosen(torch.arange(batch))
-        check(loss, prepared.forward(instrumented, few, plain).detach(), targets[:batch], targets)
+        check(loss, prepared.forward(instrumented, few, keep_all).detach(), targets[:batch], targets)
         gradients = _Gradients(prepared, instrumented, loss, weights)
         found = []
         for number, rows in enumerate(_rows(key, prepared.rows, batch, batches)):
@@ -215,9 +215,9 @@ class _Gradients:
         def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             if not 0 < use.p < 1:
                 return input
-            ones = factors(use, input, dim).requires_grad_()
+            ones = ones_mask(use, input, dim).requires_grad_()
             leaves.append(ones)
-            noises.append(math.sqrt(use.p / (1 - use.p)) * signs(ones, generator))
+            noises.append(math.sqrt(use.p / (1 - use.p)) * random_signs(ones, generator))
             return input * ones
 
         value = self._loss(self._probe.forward(self._drive, batch, intervention), y)

@@ -15,7 +15,7 @@ from torch.nn import Module
 from puredrop.explanation._loss import Loss, check, root
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, noises, prepare
+from puredrop.members.prepared import PreparedModel, prepare, probe_vectors
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 from puredrop.rng import Key
@@ -98,14 +98,14 @@ def l2_strength(
     prepared = prepare(model, x, seed=seed, batch_size=batch_size)
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
     found: dict[str, _Sums] = {}
-    with prepared.opened() as instrumented:
-        for batch, targets in prepared.parts(y):
+    with prepared.instrument() as instrumented:
+        for batch, targets in prepared.with_targets(y):
             outputs, readers = _read(prepared, instrumented, batch)
             check(loss, outputs.detach(), targets)
             multiply = root(loss, outputs, targets)
             drawn = {one.path: _Sums(one, batch.rows / prepared.rows) for one in readers}
             ends = [one.output for one in readers]
-            each, number, is_drawn = noises(outputs, probes, generator)
+            each, number, is_drawn = probe_vectors(outputs, probes, generator)
             for noise in each:
                 slopes = torch.autograd.grad(outputs, ends, multiply(noise), retain_graph=True)
                 for one, slope in zip(readers, slopes, strict=True):

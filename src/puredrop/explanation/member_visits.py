@@ -150,7 +150,7 @@ def member_visits(
     blocks = _drawn(prepared, draws) if masks is None else _replayed(prepared, masks)
     draws, distinct, kept = _counted(prepared, blocks)
     same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in prepared.uses)
-    with prepared.opened() as instrumented:
+    with prepared.instrument() as instrumented:
         parts = [
             prepared.members(instrumented, batch, range(members), is_shared=True).cpu() for batch in prepared.batches
         ]

@@ -16,7 +16,16 @@ from puredrop.explanation._loss import Loss, check, is_squared, root
 from puredrop.members.inputs import checked_number
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
-from puredrop.members.prepared import Parts, PreparedModel, alone, factors, noises, plain, prepare, units_of
+from puredrop.members.prepared import (
+    PreparedModel,
+    TargetedBatches,
+    drop_only_at,
+    flatten_units,
+    keep_all,
+    ones_mask,
+    prepare,
+    probe_vectors,
+)
 from puredrop.members.sites import Intervention, SiteUse
 from puredrop.report.figures import Figure
 from puredrop.rng import Key
@@ -186,8 +195,8 @@ def penalty(
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
     prepared = prepare(model, x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
-    parts = prepared.parts(y)
-    with prepared.opened() as instrumented:
+    parts = prepared.with_targets(y)
+    with prepared.instrument() as instrumented:
         base = _base(prepared, instrumented, parts, loss)
         truth, error = _under_masks(prepared, instrumented, parts, loss, members)
         is_exact = is_squared(loss) and prepared.is_per_row and _is_linear(prepared, instrumented)
@@ -196,7 +205,7 @@ def penalty(
         )
         sites = [SitePenalty(use.place, use.p, part) for use, part in zip(prepared.uses, units, strict=True)]
         for i, site in enumerate(sites if per_site else []):
-            value, noise = _under_masks(prepared, instrumented, parts, loss, members, alone(site.path))
+            value, noise = _under_masks(prepared, instrumented, parts, loss, members, drop_only_at(site.path))
             sites[i] = replace(site, measured=value - base, standard_error=noise)
     number = 2**prepared.units if prepared.can_list else members
     return Penalty(
@@ -204,11 +213,11 @@ def penalty(
     )
 
 
-def _base(prepared: PreparedModel, instrumented: InstrumentedModel, parts: Parts, loss: Loss) -> float:
+def _base(prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss) -> float:
     """The loss of one pass, every unit active."""
     total = 0.0
     for batch, y in parts:
-        outputs = prepared.forward(instrumented, batch, plain)
+        outputs = prepared.forward(instrumented, batch, keep_all)
         check(loss, outputs, y)
         total += batch.rows * float(loss(outputs, y))
     return total / prepared.rows
@@ -217,7 +226,7 @@ def _base(prepared: PreparedModel, instrumented: InstrumentedModel, parts: Parts
 def _under_masks(
     prepared: PreparedModel,
     instrumented: InstrumentedModel,
-    parts: Parts,
+    parts: TargetedBatches,
     loss: Loss,
     members: int,
     intervention: Intervention | None = None,
@@ -240,7 +249,7 @@ def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
 
 
 def _gauss_newton(
-    prepared: PreparedModel, instrumented: InstrumentedModel, parts: Parts, loss: Loss, most: int
+    prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss, most: int
 ) -> tuple[list[Tensor], float, int]:
     """Each unit's part by use, float64, the standard error of the whole, and the number of products.
 
@@ -256,12 +265,12 @@ def _gauss_newton(
         with torch.enable_grad():
             outputs = prepared.forward(instrumented, batch, _leaving(leaves))
         multiply, share = root(loss, outputs, y), batch.rows / prepared.rows
-        each, number, is_drawn = noises(outputs, most, generator, can_sum=prepared.is_per_row)
+        each, number, is_drawn = probe_vectors(outputs, most, generator, can_sum=prepared.is_per_row)
         estimates = torch.zeros(number, dtype=torch.float64)
         for at, noise in enumerate(each):
             slopes = torch.autograd.grad(outputs, [leaf for leaf, _ in leaves], multiply(noise), retain_graph=True)
             for use, total, slope, (_, dim) in zip(prepared.uses, units, slopes, leaves, strict=True):
-                squares = units_of(slope, batch.rows, dim).square().sum(0).double().cpu()
+                squares = flatten_units(slope, batch.rows, dim).square().sum(0).double().cpu()
                 part = share * 0.5 * use.p / (1 - use.p) * squares
                 total += part / number if is_drawn else part
                 estimates[at] += part.sum()
@@ -275,7 +284,7 @@ def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Intervention:
     def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if not 0 < use.p < 1:
             return input
-        leaf = factors(use, input, dim).requires_grad_()
+        leaf = ones_mask(use, input, dim).requires_grad_()
         leaves.append((leaf, dim))
         return input * leaf
 
@@ -291,7 +300,7 @@ def _is_linear(prepared: PreparedModel, instrumented: InstrumentedModel) -> bool
         generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("linear")))
 
         def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
-            ones = factors(use, input, dim)
+            ones = ones_mask(use, input, dim)
             one, two = (torch.rand(ones.shape, generator=generator).to(ones) for _ in range(2))
             return input * (ones + a * one + b * two)
 

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, plain
+from puredrop.members.prepared import PreparedModel
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 
@@ -97,7 +97,7 @@ def unit_over_masks(prepared: PreparedModel, instrumented: InstrumentedModel, ma
     Raises:
         ValueError: if no module with weights follows a site.
     """
-    if prepared.found.per_row > _LARGE:
+    if prepared.survey.per_row > _LARGE:
         masks //= 4
     size = max(1, min(masks, 1000))
     row = prepared.batches[0].chosen(torch.zeros(size, dtype=torch.long))

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from puredrop.members.inputs import checked_number
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, factors, plain, prepare, signs
+from puredrop.members.prepared import PreparedModel, ones_mask, prepare, random_signs
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure
 from puredrop.report.intervals import jackknife_error
@@ -140,7 +140,7 @@ def variance_shift(
     norms = {path: one for path, one in prepared.root.named_modules() if isinstance(one, _BatchNorm)}
     if not norms:
         return VarianceShift((), (), members, prepared.rows, prepared.skipped)
-    with prepared.opened() as instrumented, _Watched(instrumented, norms) as watched:
+    with prepared.instrument() as instrumented, _Watched(instrumented, norms) as watched:
         tested = _Sums(watched, prepared, instrumented, None)
         trained = [_Sums(watched, prepared, instrumented, number) for number in range(members)]
         noises = [_noise(watched, prepared, instrumented, number) for number in range(probes)]
@@ -198,7 +198,7 @@ class _Sums:
         totals: dict[str, Tensor] = {}
         first = 0
         for batch in prepared.batches:
-            prepared.forward(instrumented, batch, plain if member is None else None, member=member or 0, first=first)
+            prepared.forward(instrumented, batch, keep_all if member is None else None, member=member or 0, first=first)
             first += batch.rows
             for path, input in watched.inputs.items():
                 h = _by_channel(input)
@@ -239,8 +239,8 @@ def _noise(
     def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if not 0 < use.p < 1:
             return input
-        ones = factors(use, input, dim)
-        noise = math.sqrt(use.p / (1 - use.p)) * signs(ones, generator)
+        ones = ones_mask(use, input, dim)
+        noise = math.sqrt(use.p / (1 - use.p)) * random_signs(ones, generator)
         output: Tensor = input * forward_ad.make_dual(ones, noise)
         return output
 

@@ -15,7 +15,7 @@ from torch.nn import Module
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output, probabilities
-from puredrop.members.prepared import PreparedModel, alone, factors, plain, prepare, units_of
+from puredrop.members.prepared import PreparedModel, drop_only_at, flatten_units, keep_all, ones_mask, prepare
 from puredrop.members.sites import Intervention, SiteUse
 from puredrop.report.figures import Figure
 from puredrop.report.intervals import jackknife_error
@@ -170,14 +170,14 @@ def weight_scaling_gap(
     prepared = prepare(model, x, seed=seed, batch_size=batch_size)
     averaged = (lambda z: probabilities(z, 1)) if task == "classification" else (lambda z: z)
     places = [use.place for use in prepared.uses]
-    with prepared.opened() as instrumented:
+    with prepared.instrument() as instrumented:
         one = torch.cat([_plain(prepared, instrumented, batch) for batch in prepared.batches])
         raw, means = _under_masks(prepared, instrumented, members, averaged)
         gap, whole = raw.mean(0) - one, _distance(raw - one)
         sites = {places[0]: whole} if len(places) == 1 else {}
         if per_site and not sites:
             sites = {
-                at: _distance(_under_masks(prepared, instrumented, members, averaged, alone(at))[0] - one)
+                at: _distance(_under_masks(prepared, instrumented, members, averaged, drop_only_at(at))[0] - one)
                 for at in places
             }
         first_order = (
@@ -193,7 +193,7 @@ def weight_scaling_gap(
 
 
 def _plain(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> Tensor:
-    return prepared.forward(instrumented, batch, plain).double().cpu()
+    return prepared.forward(instrumented, batch, keep_all).double().cpu()
 
 
 def _under_masks(
@@ -275,7 +275,7 @@ def _first_order(prepared: PreparedModel, instrumented: InstrumentedModel, batch
     with forward_ad.dual_level():
 
         def slope(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
-            ones = factors(use, input, dim)
+            ones = ones_mask(use, input, dim)
             output: Tensor = input * forward_ad.make_dual(ones, use.p * ones)
             return output
 
@@ -295,8 +295,8 @@ def _leaving_out(place: str, unit: int, rows: int) -> Intervention:
     def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if use.place != place:
             return input
-        ones = factors(use, input, dim)
+        ones = ones_mask(use, input, dim)
         numbers = torch.arange(ones.numel(), device=ones.device).view(ones.shape)
-        return input * ones.flatten().index_fill(0, units_of(numbers, rows, dim)[:, unit], 0).view(ones.shape)
+        return input * ones.flatten().index_fill(0, flatten_units(numbers, rows, dim)[:, unit], 0).view(ones.shape)
 
     return intervention

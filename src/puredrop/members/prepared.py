@@ -1,11 +1,11 @@
-"""A model in eval mode whose sites do what a question asks: drop as members do, scale, remove, or nothing."""
+"""A model in eval mode whose sites follow an intervention: drop as members do, scale, remove units, or keep all."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,78 +21,114 @@ from puredrop.members.sites import Intervention, SiteUse
 from puredrop.members.survey import Survey, look
 from puredrop.pinning import unwrapped
 
-__all__ = ["Parts", "PreparedModel", "alone", "factors", "noises", "plain", "prepare", "signs", "units_of"]
+__all__ = [
+    "PreparedModel",
+    "TargetedBatches",
+    "drop_only_at",
+    "flatten_units",
+    "keep_all",
+    "ones_mask",
+    "prepare",
+    "probe_vectors",
+    "random_signs",
+]
 
 _MEMORY = 256 * 2**20
 _ENUMERATED = 12
-"""Units of which all 2^n masks are run."""
+"""Up to so many units all 2^n masks are run."""
 
-Parts = tuple[tuple[Batch, Tensor], ...]
-"""Batches with what belongs to their rows."""
+TargetedBatches = tuple[tuple[Batch, Tensor], ...]
+"""Batches of rows, each with the targets of its rows."""
 
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model and its data, ready to be asked.
+    """A model that was surveyed, and rows of data: every measure of `puredrop.explain` takes it in place of the model.
 
     Args:
         root: the model, unwrapped.
-        found: what a look has found.
+        survey: where the model drops, and how that is reached.
         batches: all rows.
         seed: of the members' masks.
+        output_shape: of what the model returns for two rows.
+        class_dim: dimension of the classes in the model's outputs; `forward` and `members` move it to dimension 1.
     """
 
     root: Module
-    found: Survey
+    survey: Survey
     batches: tuple[Batch, ...]
     seed: int
+    output_shape: tuple[int, ...]
+    class_dim: int = 1
 
     @property
     def uses(self) -> tuple[SiteUse, ...]:
-        """Of one forward, those that decide anything."""
-        return tuple(use for use in self.found.uses if 0 < use.p < 1)
+        """The uses of sites in one forward that leave anything to chance."""
+        return tuple(use for use in self.survey.uses if 0 < use.p < 1)
 
     @property
     def units(self) -> int:
-        """Decisions of a member."""
+        """The number of decisions in a member's mask."""
         return sum(use.units for use in self.uses)
 
     @property
     def rows(self) -> int:
-        """Of all batches."""
+        """The number of rows in all batches."""
         return sum(batch.rows for batch in self.batches)
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Path of what drops and is not reached -> why."""
-        return dict(self.found.skipped)
+        """Path of a module or call that drops and is off here -> the reason."""
+        return dict(self.survey.skipped)
 
     @property
     def is_per_row(self) -> bool:
-        """Whether each row has decisions of its own at every site; weights that drop have them for all rows."""
+        """Whether each row has decisions of its own at every site; dropped weights are shared by all rows."""
         return all(use.is_per_row for use in self.uses)
 
     @property
     def can_list(self) -> bool:
-        """Whether all masks are run in place of some."""
+        """Whether the model has so few units that all masks are run."""
         return self.units <= _ENUMERATED and self.is_per_row
 
-    def parts(self, y: Any) -> Parts:
-        """Batches with what belongs to their rows.
+    def targets(self, y: Any) -> Tensor:
+        """Return the targets as a tensor on the model's device.
 
         Raises:
             ValueError: if y has not one entry for each row.
         """
-        found = torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)
-        if not found.dim() or len(found) != self.rows:
-            raise ValueError(f"y has shape {tuple(found.shape)}; expected one entry for each of {self.rows} rows of x")
-        split = found.to(self.batches[0].tensors[0].device).split([batch.rows for batch in self.batches])
-        return tuple(zip(self.batches, split, strict=True))
+        targets = torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)
+        if not targets.dim() or len(targets) != self.rows:
+            raise ValueError(
+                f"y has shape {tuple(targets.shape)}; expected one entry for each of {self.rows} rows of x"
+            )
+        return targets.to(self.batches[0].tensors[0].device)
+
+    def with_targets(self, y: Any) -> TargetedBatches:
+        """Return each batch with the targets of its rows.
+
+        Raises:
+            ValueError: if y has not one entry for each row.
+        """
+        return tuple(zip(self.batches, self.targets(y).split([batch.rows for batch in self.batches]), strict=True))
+
+    def on(self, x: Any, *, seed: int, sample_dim: int = 0, batch_size: int = 1024) -> PreparedModel:
+        """Return the same survey of the model with other rows.
+
+        Raises:
+            TypeError, ValueError: for what is no data, or fewer than two rows.
+        """
+        return replace(self, batches=_batches(self.root, x, sample_dim, batch_size), seed=seed)
+
+    def read(self, output: Any) -> Tensor:
+        """Return the tensor among what the model returns, classes in dimension 1."""
+        tensor = main_output(output)
+        return tensor if self.class_dim == 1 else tensor.movedim(self.class_dim, 1)
 
     @contextmanager
-    def opened(self) -> Iterator[InstrumentedModel]:
-        """Take the model over; it is as it was afterwards. No gradients, unless they are switched on inside."""
-        instrumented = InstrumentedModel(self.root, self.found.plan, self.batches[0].dim)
+    def instrument(self) -> Iterator[InstrumentedModel]:
+        """Take the model over until the block ends. Gradients are off, unless they are switched on inside."""
+        instrumented = InstrumentedModel(self.root, self.survey.plan, self.batches[0].dim)
         with instrumented.opened():
             yield instrumented
 
@@ -106,9 +142,18 @@ class PreparedModel:
         first: int = 0,
         is_shared: bool = False,
     ) -> Tensor:
-        """One forward, every site doing what `act` says, or a member's; differentiable where gradients are on."""
+        """Return the outputs of one forward, differentiable where gradients are on.
+
+        Args:
+            instrumented: the model, taken over.
+            batch: the rows.
+            intervention: what sites do in place of dropping; where it gives None, they drop as the member does.
+            member: number of the member whose masks apply.
+            first: number of rows before these.
+            is_shared: whether all rows share the member's mask.
+        """
         members = Members(self.seed, is_shared, balanced=False)
-        return Engine(instrumented, members, main_output, [], is_batched=False, intervention=intervention).outputs(
+        return Engine(instrumented, members, self.read, [], is_batched=False, intervention=intervention).outputs(
             batch, [member], first
         )[0]
 
@@ -117,36 +162,36 @@ class PreparedModel:
         instrumented: InstrumentedModel,
         batch: Batch,
         numbers: Sequence[int],
-        read: Callable[[Any], Tensor] = main_output,
+        read: Callable[[Any], Tensor] | None = None,
         *,
         first: int = 0,
         intervention: Intervention | None = None,
         is_shared: bool = False,
     ) -> Tensor:
-        """What members give on a batch, (members, ...), computed so many at a time as memory holds.
+        """Return what members give on a batch, (members, ...), computed so many at a time as memory holds.
 
         Args:
-            drive: the open model.
+            instrumented: the model, taken over.
             batch: the rows.
-            numbers: of the members, whose masks are iid.
-            read: from what the model returns.
-            first: rows before these.
-            act: what sites do in the place of dropping; None for each where it says so.
-            is_shared: whether a member has one mask for all rows, not one for each.
+            numbers: of the members, whose masks are independent.
+            read: from what the model returns to a tensor; by default to its outputs.
+            first: number of rows before these.
+            intervention: what sites do in place of dropping; where it gives None, they drop.
+            is_shared: whether all rows share a member's mask.
         """
         engine = self._engine(instrumented, Members(self.seed, is_shared, balanced=False), read, intervention)
-        size = self.found.at_once(batch.rows, _MEMORY)
-        few = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        return torch.cat([engine.outputs(batch, some, first) for some in few])
+        size = self.survey.at_once(batch.rows, _MEMORY)
+        groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        return torch.cat([engine.outputs(batch, group, first) for group in groups])
 
     def mean_of_all(
         self,
         instrumented: InstrumentedModel,
         batch: Batch,
-        read: Callable[[Any], Tensor] = main_output,
+        read: Callable[[Any], Tensor] | None = None,
         intervention: Intervention | None = None,
     ) -> Tensor:
-        """The mean of what is read over all 2^n masks, float64."""
+        """Return the mean over all 2^n masks of what is read, float64."""
         # Each row's mean is over the same masks, whether rows share them or not.
         members = Members(self.seed, is_shared=True, given=listed(self.uses))
         return exact(self._engine(instrumented, members, read, intervention), batch, self.uses, 256)
@@ -155,19 +200,27 @@ class PreparedModel:
         self,
         instrumented: InstrumentedModel,
         members: Members,
-        read: Callable[[Any], Tensor],
+        read: Callable[[Any], Tensor] | None,
         intervention: Intervention | None,
     ) -> Engine:
-        return Engine(instrumented, members, read, [], is_batched=not self.found.slow, intervention=intervention)
+        return Engine(
+            instrumented, members, read or self.read, [], is_batched=not self.survey.slow, intervention=intervention
+        )
 
 
 def prepare(
-    model: Module, x: Any, *, seed: int = 0, sample_dim: int = 0, batch_size: int = 1024, may_be_silent: bool = False
+    model: Module | PreparedModel,
+    x: Any,
+    *,
+    seed: int = 0,
+    sample_dim: int = 0,
+    batch_size: int = 1024,
+    may_be_silent: bool = False,
 ) -> PreparedModel:
-    """Look at a model and its data.
+    """Survey a model on its data; a model that is prepared keeps its survey and gets the data.
 
     Args:
-        model: any module.
+        model: any module, or one that is prepared.
         x: rows, as `DropoutEnsemble.predict` takes them.
         seed: of the members' masks.
         sample_dim: dimension of the rows.
@@ -177,22 +230,27 @@ def prepare(
     Raises:
         TypeError, ValueError: for what is no data, or fewer than two rows; for a model of which no dropout is reached.
     """
-    root = unwrapped(model)
-    batches = tuple(Inputs(root, sample_dim).batches(x, checked_number("batch_size", batch_size)))
-    rows = sum(batch.rows for batch in batches)
-    if rows < 2:
-        raise ValueError(f"x has {rows} row; expected two at least, or nothing can be said about other rows")
+    if isinstance(model, PreparedModel):
+        return model.on(x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
+    root, shapes = unwrapped(model), []
+
+    def read(output: Any) -> Tensor:
+        tensor = main_output(output)
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    batches = _batches(root, x, sample_dim, batch_size)
     members = Members(seed, is_shared=False, balanced=False)
-    found = look(root, batches[0], members, main_output, may_be_silent=may_be_silent)
-    for use in found.uses:
+    survey = look(root, batches[0], members, read, may_be_silent=may_be_silent)
+    for use in survey.uses:
         if math.isnan(use.p):
             if ":" in use.path:
                 raise ValueError(
                     f"model draws more than decisions in a function ({use.path}); expected a layer there, which can be "
                     "switched off"
                 )
-            found.skipped[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
-    prepared = PreparedModel(root, found, batches, seed)
+            survey.skipped[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
+    prepared = PreparedModel(root, survey, batches, seed, shapes[0])
     if not may_be_silent and not prepared.uses:
         raise ValueError(
             "model has only noise that is no decision on elements (Gaussian or alpha), which is not explained"
@@ -200,53 +258,61 @@ def prepare(
     return prepared
 
 
-def plain(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
-    """Nothing is dropped."""
+def _batches(root: Module, x: Any, sample_dim: int, batch_size: int) -> tuple[Batch, ...]:
+    batches = tuple(Inputs(root, sample_dim).batches(x, checked_number("batch_size", batch_size)))
+    rows = sum(batch.rows for batch in batches)
+    if rows < 2:
+        raise ValueError(f"x has {rows} row; expected two at least, or nothing can be said about other rows")
+    return batches
+
+
+def keep_all(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+    """Return the input: the intervention under which nothing is dropped."""
     return input
 
 
-def alone(place: str) -> Intervention:
-    """One use of a site drops, all others do not."""
+def drop_only_at(place: str) -> Intervention:
+    """Return the intervention under which one use of a site drops, and no other."""
     return lambda use, input, dim: None if use.place == place else input
 
 
-def factors(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
-    """Ones, a number for each decision of a forward, in a shape that multiplies the input."""
+def ones_mask(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+    """Return ones, a number for each decision of a forward, in a shape that multiplies the input."""
     sizes = list(use.sizes[1:])
     if dim is not None:
         sizes.insert(dim, input.shape[dim])
     return torch.ones(sizes, dtype=input.dtype, device=input.device)
 
 
-def units_of(values: Tensor, rows: int, dim: int | None) -> Tensor:
-    """Values in the shape of `factors` as (rows, units); of decisions that all rows share, (1, units)."""
+def flatten_units(values: Tensor, rows: int, dim: int | None) -> Tensor:
+    """Reshape values in the shape of `ones_mask` to (rows, units), or (1, units) where all rows share decisions."""
     return values.reshape(1, -1) if dim is None else values.movedim(dim, 0).reshape(rows, -1)
 
 
-def signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """-1 or 1 with equal chances, drawn on the CPU so that the device does not matter."""
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw -1 or 1 with equal chances, on the CPU so that the device does not matter."""
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
 
 
-def noises(
+def probe_vectors(
     outputs: Tensor, most: int, generator: torch.Generator, *, can_sum: bool = True
 ) -> tuple[Iterator[Tensor], int, bool]:
-    """The ε of products JᵀSε whose squares make up diag(JᵀSSᵀJ).
+    """Return the vectors ε of products JᵀSε whose squares make up diag(JᵀSSᵀJ).
 
-    With an ε for each output of a row, they add up to it: no error, and seldom more of them than an estimate takes.
-    Else ε are drawn, and the expected square is the diagonal.
+    One ε for each output of a row gives the diagonal as a sum: without error, and seldom with more of them than an
+    estimate takes. Otherwise random signs are drawn (Hutchinson), and the expected square is the diagonal.
 
     Args:
         outputs: (rows, ...).
         most: how many ε may be taken.
         generator: of those that are drawn.
-        can_sum: whether no row's outputs depend on another's factors, so that all rows can be asked at once.
+        can_sum: whether no row's outputs depend on another row's mask, so that one product serves all rows.
 
     Returns:
         The ε, their number, and whether they were drawn.
     """
     size = outputs[0].numel()
     if size > most or not can_sum:
-        return (signs(outputs, generator) for _ in range(most)), most, True
+        return (random_signs(outputs, generator) for _ in range(most)), most, True
     basis = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *outputs.shape[1:])
-    return (one.expand_as(outputs) for one in basis), size, False
+    return (vector.expand_as(outputs) for vector in basis), size, False

@@ -1,4 +1,4 @@
-"""A part of the page: one question, one sentence, one number, its pictures, and how it was measured."""
+"""Sections of a page: a question, the answer in a sentence and a number, figures, and how it was measured."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Claim", "Section", "signed", "unable"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What was seen of one of the sentences that explain dropout everywhere.
+    """Whether one of the usual explanations of dropout held here.
 
     Args:
-        id: of the part of the page that it comes from.
-        held: whether the sentence held.
-        text: the sentence, and what was seen.
+        id: of the section that it comes from.
+        held: whether it held.
+        text: the explanation, and what was measured.
     """
 
     id: str
@@ -27,17 +27,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says to one question.
+    """What a page says to one question.
 
     Args:
-        id: of the part, in its address.
+        id: the section's name in the page's address.
         question: its heading.
         sentence: the answer.
-        number: the one that says it, with its unit; empty where there is none.
+        number: the number that says it, with its unit; empty where there is none.
         label: what the number is.
         figures: with their text alternatives.
         how: how it was measured.
-        drawing: of the network, as `drawing` gives it.
+        drawing: of the network: columns of units, and the masks of some members.
     """
 
     id: str
@@ -49,21 +49,21 @@ class Section:
     how: str = ""
     drawing: dict[str, Any] | None = None
 
-    def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the section as JSON holds it."""
         return asdict(self)
 
     @staticmethod
-    def restored(record: dict[str, Any]) -> Section:
-        """The inverse of `record`."""
-        return Section(**{**record, "figures": tuple(Figure(**one) for one in record["figures"])})
+    def from_dict(record: dict[str, Any]) -> Section:
+        """Make a section from what `to_dict` returned."""
+        return Section(**{**record, "figures": tuple(Figure(**figure) for figure in record["figures"])})
 
 
 def unable(id: str, question: str, error: Exception) -> Section:
-    """The part of what cannot be measured on a model, which says why."""
+    """Return the section of a question that cannot be answered for a model: it gives the reason."""
     return Section(id, question, f"Not measured on this model: {' '.join(str(error).split())}.")
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """A number with its sign, for a sentence."""
+    """Return a number with its sign, for a sentence."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
