@@ -209,7 +209,7 @@ def _difference(tables: dict[str, Floats], before: str, after: str) -> Differenc
 
 def _cell(found: Difference, scale: float, digits: int) -> str:
     text = f"{scale * found.estimate:+.{digits}f} [{scale * found.low:+.{digits}f}, {scale * found.high:+.{digits}f}]"
-    return f"**{text}**" if found.found else text
+    return f"**{text}**" if found.excludes_zero else text
 
 
 def _table(title: str, found: dict[int, Tables], what: str, scale: float, digits: int) -> Iterator[str]:

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from dropping import relu_net
-from puredrop.explanation import _sections
-from puredrop.explanation.analysis import Subject, analyse
+from puredrop.explanation.analysis import QUESTIONS, Subject, analyse
 from puredrop.explanation.averages import averages
-from puredrop.explanation.drawing import drawing, power_of_two
+from puredrop.explanation.member_visits import _power_of_two, drawing
 from puredrop.explanation.unit_over_masks import unit_over_masks
 from puredrop.members.prepared import prepare
 from puredrop.report.page import rendered
@@ -27,9 +26,7 @@ def net():
 def test_a_unit_behind_the_first_site_keeps_its_mean_and_not_that_behind_a_relu():
     """4000 masks, five standard errors; the variance is the theory's, within a tenth (its own error is 2 %)."""
     model, x = net(), torch.randn(20, 6)
-    probe = prepare(model, x)
-    with probe.instrument() as drive:
-        found = unit_over_masks(probe, drive)
+    found = unit_over_masks(prepare(model, x))
     h = model[1](model[0](x[:1])).detach().double()[0]
     w = model[3].weight.detach().double()[found.unit]
     assert found.path == "3"
@@ -45,9 +42,7 @@ def test_chance_is_no_bias():
     model = nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Dropout(0.5), nn.Linear(400, 400)).double()
     nn.init.constant_(model[3].bias, 100)
     x = torch.ones(2, 6, dtype=torch.float64)
-    probe = prepare(model, x)
-    with probe.instrument() as drive:
-        found = unit_over_masks(probe, drive, 40)
+    found = unit_over_masks(prepare(model, x), 40)
     h = model[:2](x).detach()[0]
     chance = (model[3].weight.detach().square() @ h.square()).mean().div(40).sqrt()
     assert found.values.min() > 0
@@ -55,19 +50,21 @@ def test_chance_is_no_bias():
 
 
 def test_what_has_no_weights_behind_dropout_has_no_such_unit():
-    probe = prepare(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), torch.randn(20, 6))
-    with probe.instrument() as drive, pytest.raises(ValueError, match="no module with a weight matrix follows"):
-        unit_over_masks(probe, drive)
+    prepared = prepare(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), torch.randn(20, 6))
+    with pytest.raises(ValueError, match="no module with a weight matrix follows"):
+        unit_over_masks(prepared)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_averages_are_those_of_members_run_one_by_one(task):
     model, x = net(), torch.randn(30, 6)
     y = torch.randint(3, (30,)) if task == "classification" else torch.randn(30, 3)
-    probe = prepare(model, x, batch_size=20)
-    with probe.instrument() as drive:
-        found = averages(probe, drive, probe.with_targets(y), task, 8)
-        each = torch.cat([probe.members(drive, b, range(8), is_shared=True) for b in probe.batches], 1).double()
+    prepared = prepare(model, x, batch_size=20)
+    found = averages(prepared, prepared.with_targets(y), task, 8)
+    with prepared.instrument() as instrumented:
+        each = torch.cat(
+            [prepared.members(instrumented, b, range(8), is_shared=True) for b in prepared.batches], 1
+        ).double()
     one = model.eval()(x).detach().double()
     if task == "classification":
         each, one = each.softmax(2), one.softmax(1)
@@ -95,14 +92,14 @@ def test_the_drawing_holds_masks_of_the_members_that_the_library_runs():
         ("inputs", 6, 6), ("2, p=0.5", 24, 9), ("5, p=0.2", 16, 9), ("outputs", 3, 3),
     ]  # fmt: skip
     assert len(plan["members"]) == 24
-    probe, seen = prepare(model, x), []
+    prepared, seen = prepare(model, x), []
 
     def look(module, inputs, output):
         seen.append(inputs[0][0])
 
     hook = model[6].register_forward_hook(look)
-    with probe.instrument() as drive:
-        probe.forward(drive, probe.batches[0], member=5, is_shared=True)
+    with prepared.instrument() as instrumented:
+        prepared.forward(instrumented, prepared.batches[0], member=5, is_shared=True)
     hook.remove()
     kept = torch.tensor(plan["members"][5][2]["shown"])
     assert not bool((seen[0][:9] != 0)[~kept].any())  # what the drawing hides is 0 in that member
@@ -111,8 +108,8 @@ def test_the_drawing_holds_masks_of_the_members_that_the_library_runs():
 
 
 def test_powers():
-    assert power_of_two(10) == "2^10 = 1,024"
-    assert power_of_two(768) == "2^768 ≈ 10^231"
+    assert _power_of_two(10) == "2^10 = 1,024"
+    assert _power_of_two(768) == "2^768 ≈ 10^231"
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +137,7 @@ def told():
 def test_every_question_has_a_sentence_a_number_and_a_picture(told):
     found, asked = told
     assert [section.id for section in found.sections] == [
-        "network", "division", "reliance", "one-pass", "l2", "noise", "doubt", "why",
+        "network", "division", "reliance", "one-pass", "l2", "noise", "uncertainty", "why",
     ]  # fmt: skip
     assert asked == [section.question for section in found.sections]
     for section in found.sections:
@@ -216,7 +213,7 @@ def test_a_regression_and_a_net_with_batchnorm():
         model.train()(x)
     found = analyse(Subject("r", model.eval(), x, torch.randn(80), "regression", members=16), exclude=("noise",))
     ids = [section.id for section in found.sections]
-    assert ids == ["network", "division", "reliance", "one-pass", "l2", "doubt", "batchnorm", "why"]
+    assert ids == ["network", "division", "reliance", "one-pass", "l2", "uncertainty", "batchnorm", "why"]
     assert "mean squared error" in found.verdict
     assert [one.held for one in found.findings if one.id == "reliance"] == [False]  # no twin to compare with
 
@@ -237,4 +234,4 @@ def test_an_exact_penalty_says_exactly():
     by_id = {section.id: section for section in found.sections}
     assert by_id["l2"].sentence.startswith("Exactly, here")
     assert [one.held for one in found.findings if one.id == "l2"] == [True]
-    assert set(by_id) <= set(_sections.QUESTIONS)
+    assert set(by_id) <= {question.id for question, _ in QUESTIONS}

@@ -194,7 +194,10 @@ def test_every_way_of_dropping_is_reached(name):
             r"y has shape \(40,\); expected \(40, 3\)",
         ),
         (lambda net, x, y: explain.weight_scaling_gap(net, x, members=20), "members is 20; expected a multiple of 8"),
-        (lambda net, x, y: explain.gradient_noise(net, x, y, F.cross_entropy), "batch is 128, but x has 40 rows"),
+        (
+            lambda net, x, y: explain.gradient_noise(net, x, y, F.cross_entropy, batch=128),
+            "batch is 128, but x has 40 rows",
+        ),
         (
             lambda net, x, y: explain.gradient_noise(net, iter(x.split(20)), y, F.cross_entropy, batch=8),
             "x comes in batches of its own",

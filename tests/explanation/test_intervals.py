@@ -32,7 +32,7 @@ def test_the_detectable_difference_is_found_eight_times_in_ten():
     # 1 500 runs: 5 sigma is 5 points.
     rng = np.random.default_rng(2)
     size = np.mean([paired_difference(crossed(rng, 10, 100, 1, 2, 2)).detectable for _ in range(100)])
-    found = [paired_difference(crossed(rng, 10, 100, 1, 2, 2, mean=size)).found for _ in range(1500)]
+    found = [paired_difference(crossed(rng, 10, 100, 1, 2, 2, mean=size)).excludes_zero for _ in range(1500)]
     assert abs(np.mean(found) - 0.8) < 0.06
 
 
@@ -53,11 +53,11 @@ def test_by_hand():
     assert d.estimate == 3
     assert d.standard_error**2 == pytest.approx(4.5 / 2 + 2 / 2 - (4 * 0.25) / 1 / 4)
     assert d.low == pytest.approx(6 - d.high)
-    assert not d.found
+    assert not d.excludes_zero
 
 
 def test_no_variance_is_an_exact_answer_and_one_seed_is_none():
     d = paired_difference(np.full((3, 4), 0.5))
-    assert (d.estimate, d.low, d.high, d.found) == (0.5, 0.5, 0.5, True)
+    assert (d.estimate, d.low, d.high, d.excludes_zero) == (0.5, 0.5, 0.5, True)
     with pytest.raises(ValueError, match=r"shapes \[\(1, 4\)\]; expected one number >= 2 of seeds"):
         paired_difference(np.ones((1, 4)))

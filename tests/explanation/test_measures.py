@@ -10,8 +10,8 @@ from torch import nn
 import puredrop
 from dropping import relu_net
 from puredrop import explain
-from puredrop.explanation._interaction import _share
-from puredrop.explanation._loss import root
+from puredrop.explanation._ablation import _explained_share
+from puredrop.explanation._loss import curvature_root
 from puredrop.explanation.weight_scaling_gap import _geometric, _squared
 
 
@@ -119,7 +119,7 @@ def test_channels_share_a_factor_and_functions_are_reached():
 def test_roots_are_those_of_the_hessian(loss, y):
     z = torch.randn(4, 3)
     hessian = torch.func.hessian(lambda z: loss(z, y))(z)
-    multiply = root(loss, z, y)
+    multiply = curvature_root(loss, z, y)
     basis = torch.eye(3)
     columns = torch.stack([multiply(one.expand(4, 3)) for one in basis], 2)  # (rows, outputs, noise)
     for row in range(4):
@@ -242,7 +242,7 @@ def test_many_that_say_the_same_survive_what_one_does_not():
     survive = one.curves["random"].score[1]
     assert 0.5 < survive < 1  # right on zeros, and on ones where the one unit is among those left
     difference = many.curves["random"].minus(one.curves["random"])[1]
-    assert difference.found
+    assert difference.excludes_zero
     assert difference.estimate == pytest.approx(1 - survive)
     assert many.sparsity == pytest.approx(0.5)
     assert many.correlation == pytest.approx(1)
@@ -328,7 +328,7 @@ def test_the_first_order_share_has_no_bias_with_fewer_members_than_units():
     for _ in range(400):
         signs = 2.0 * torch.randint(2, (24, 40)).double() - 1
         outputs = signs @ weights
-        shares.append(float(_share(outputs.outer(outputs), signs @ signs.T)))
+        shares.append(float(_explained_share(outputs.outer(outputs), signs @ signs.T)))
     assert sum(shares) / 400 == pytest.approx(1, abs=0.25)
 
 

@@ -178,7 +178,7 @@ class Comparison:
         weights = {name: self.arms[name].best for name in ("none", "dropout")}
         asked = subject(self.data, self.network, weights, 0, self.arms["dropout"].epoch)
         try:
-            return analyse(asked.fewer(_ROWS), exclude=("one-pass", "doubt")).to_dict()
+            return analyse(asked.fewer(_ROWS), exclude=("one-pass", "uncertainty")).to_dict()
         except (TypeError, ValueError) as error:
             return Explanation("", (), (), {"model": " ".join(str(error).split())}).to_dict()
 

@@ -1,19 +1,40 @@
-"""The loss a user trains with: checked, and the root of its curvature in the model's outputs."""
+"""Losses that users train with: named or given, checked, and the root of their curvature in the model's outputs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Loss", "check", "check_classes", "is_squared", "root"]
+__all__ = ["Loss", "check", "check_classes", "curvature_root", "is_cross_entropy", "is_squared", "loss_function"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+_NAMED: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse_loss": F.mse_loss, "mse": F.mse_loss}
 _MOST_OUTPUTS = 64
-"""Of a row, for a loss whose curvature is found by differentiating it."""
+"""Outputs of a row, at most, for a loss whose curvature is found by differentiating it."""
+
+
+def loss_function(loss: Any) -> Loss:
+    """Return the loss that a user names or gives.
+
+    Raises:
+        TypeError, ValueError: for what is no loss; the message says what to pass.
+    """
+    expected = "expected 'cross_entropy', 'mse_loss', or a function (outputs, y) -> mean over rows"
+    if loss is None:
+        raise TypeError(f"loss is missing; {expected}")
+    if isinstance(loss, str):
+        if loss not in _NAMED:
+            raise ValueError(f"loss is {loss!r}; {expected}")
+        return _NAMED[loss]
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}; {expected}")
+    named: Loss = loss
+    return named
 
 
 def check_classes(y: Tensor, number: int, ignored: int | None = None) -> None:
@@ -21,32 +42,32 @@ def check_classes(y: Tensor, number: int, ignored: int | None = None) -> None:
 
     Args:
         y: labels.
-        number: of classes.
-        ignored: a label that may stand for none.
+        number: of the model's classes.
+        ignored: the label of entries without a class.
 
     Raises:
-        ValueError: with those that there are.
+        ValueError: with the range of the labels.
     """
-    given = y[y != ignored] if ignored is not None else y
-    if y.is_floating_point() or (given.numel() and not 0 <= int(given.min()) <= int(given.max()) < number):
+    labels = y[y != ignored] if ignored is not None else y
+    if y.is_floating_point() or (labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < number):
         raise ValueError(
-            f"y has classes {float(given.min()):g} to {float(given.max()):g}; expected 0 to {number - 1}, "
-            f"whole numbers, since the model returns {number} logits"
+            f"y has classes {float(labels.min()):g} to {float(labels.max()):g}; expected 0 to {number - 1}, whole "
+            f"numbers, since the model returns {number} logits (class_dim= names their dimension, 1 by default)"
         )
 
 
 def check(loss: Loss, outputs: Tensor, y: Tensor, every: Tensor | None = None) -> None:
-    """Refuse what is no mean over rows.
+    """Refuse a loss that is no mean over rows.
 
     Args:
         loss: the user's.
         outputs, y: of some rows.
-        every: what belongs to all rows, where these are a part of them.
+        every: the targets of all rows, where y is a part of them.
 
     Raises:
         ValueError: for a loss without reduction, or one that is a sum; for classes that the model does not have.
     """
-    if _is_cross_entropy(loss) and not y.is_floating_point():
+    if is_cross_entropy(loss) and not y.is_floating_point():
         check_classes(y if every is None else every, outputs.shape[1], _ignored(loss))
     value = loss(outputs, y)
     if value.dim():
@@ -62,11 +83,12 @@ def check(loss: Loss, outputs: Tensor, y: Tensor, every: Tensor | None = None) -
 
 
 def is_squared(loss: Loss) -> bool:
-    """Whether it is the mean squared error."""
+    """Return whether the loss is the mean squared error."""
     return loss is F.mse_loss or type(loss) is nn.MSELoss
 
 
-def _is_cross_entropy(loss: Loss) -> bool:
+def is_cross_entropy(loss: Loss) -> bool:
+    """Return whether the loss is the cross entropy of classes without weights."""
     return loss is F.cross_entropy or (type(loss) is nn.CrossEntropyLoss and loss.weight is None)
 
 
@@ -74,11 +96,12 @@ def _ignored(loss: Loss) -> int:
     return int(getattr(loss, "ignore_index", -100))
 
 
-def root(loss: Loss, outputs: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    """S of H = SSᵀ, where H is the second derivative of the loss in the outputs, as a product with a tensor like them.
+def curvature_root(loss: Loss, outputs: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the product with S, where H = SSᵀ is the second derivative of the loss in the outputs.
 
-    Rows must not meet in the loss. Of cross entropy S is diag √π - π√πᵀ, which is exact for any number of classes; of
-    the mean squared error a number; of another loss it comes from its Hessian in each row's outputs.
+    The loss of a row must not depend on other rows. For cross entropy S is diag √π - π√πᵀ, which is exact for any
+    number of classes; for the mean squared error a number; for other losses it comes from the Hessian in each row's
+    outputs.
 
     Args:
         loss: a mean over rows.
@@ -92,7 +115,7 @@ def root(loss: Loss, outputs: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     if is_squared(loss):
         scale = math.sqrt(2 / outputs.numel())
         return lambda noise: scale * noise
-    if _is_cross_entropy(loss):
+    if is_cross_entropy(loss):
         pi = outputs.double().softmax(1).to(outputs.dtype)
         half, counted = pi.sqrt(), torch.ones_like(pi[:, :1])
         if not y.is_floating_point():
@@ -107,13 +130,14 @@ def _by_hessian(loss: Loss, outputs: Tensor, y: Tensor) -> Callable[[Tensor], Te
     if size > _MOST_OUTPUTS:
         raise ValueError(
             f"loss is {getattr(loss, '__name__', type(loss).__name__)} of {size} outputs a row; expected cross "
-            f"entropy, the mean squared error, or at most {_MOST_OUTPUTS} outputs"
+            f"entropy, the mean squared error, or at most {_MOST_OUTPUTS} outputs (outputs (rows, time, classes): pass "
+            "loss='cross_entropy', class_dim=-1)"
         )
     with torch.enable_grad():
         z = outputs.clone().requires_grad_()
         (slope,) = torch.autograd.grad(loss(z, y), z, create_graph=True)
-        columns = [torch.autograd.grad(one.sum(), z, retain_graph=True)[0] for one in slope.flatten(1).unbind(1)]
-    hessian = torch.stack([one.flatten(1) for one in columns], 1).double()
+        columns = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0] for part in slope.flatten(1).unbind(1)]
+    hessian = torch.stack([column.flatten(1) for column in columns], 1).double()
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
     if float(values.min()) < -1e-4 * float(values.abs().max()):
         raise ValueError("loss is not convex in the model's outputs; expected one that is, such as cross entropy")

@@ -1,4 +1,4 @@
-"""One pass beside means of members: how good each is, and whether it knows when it is wrong."""
+"""One pass compared with means of members: how good each is, and whether it knows when it is wrong."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor
 
 from puredrop.ensemble import risk_coverage
 from puredrop.explanation._loss import check_classes
-from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, TargetedBatches
-from puredrop.report.figures import Figure
+from puredrop.explanation.subject import Case, Question
+from puredrop.members.prepared import PreparedModel, TargetedBatches, keep_all
+from puredrop.report.figures import Figure, axis, band, level, line
+from puredrop.report.section import Section
 
-__all__ = ["Averages", "averages"]
+__all__ = ["QUESTION", "Averages", "averages", "measure", "section"]
 
+QUESTION = Question("uncertainty", "Does it know when it is wrong?")
 _SHARES = tuple(k / 20 for k in range(2, 21))
-"""Of rows kept: with fewer than a tenth of them a row or two decide."""
+"""Shares of rows kept: of fewer than a tenth a row or two would decide."""
 _TINY = 1e-12
 
 
@@ -28,15 +30,15 @@ class Averages:
 
     Args:
         numbers: of members whose predictions are averaged.
-        score: of each mean: nats of a classification's NLL, else the mean squared error; the mean over groups.
+        score: of each mean, averaged over groups: NLL of a classification in nats, else the mean squared error.
         low, high: the tenth and the ninetieth percentile over disjoint groups of so many members.
         one_pass: score of the pass in eval mode.
-        difference: all members less one pass; low and high are ends of its 95 % interval over rows.
-        risk: way of predicting -> error on the surest share of rows, by `shares`; of a regression the members alone.
+        difference: score of all members less that of one pass; then the ends of its 95 % interval over rows.
+        risk: name of a prediction -> its error on the most confident rows, by `shares`; for a regression the members'.
         shares: of rows kept.
-        area: way of predicting -> mean of the error over all shares.
+        area: name of a prediction -> mean of the error over all shares.
         task: what was predicted.
-        rows: of the data.
+        rows: number of rows of the data.
     """
 
     numbers: tuple[int, ...]
@@ -53,112 +55,112 @@ class Averages:
 
     @property
     def name(self) -> str:
-        """What the score is called in a sentence."""
+        """The score's name in a sentence."""
         return "NLL" if self.task == "classification" else "mean squared error"
 
     @property
     def unit(self) -> str:
-        """What the score is."""
+        """The score's name with its unit."""
         return "NLL (nats)" if self.task == "classification" else "mean squared error"
 
     @property
-    def found(self) -> bool:
-        """Whether averaging made a difference that these rows can tell from none."""
+    def excludes_zero(self) -> bool:
+        """Whether averaging made a difference whose 95 % interval excludes 0."""
         return self.difference[1] > 0 or self.difference[2] < 0
 
     def figure(self) -> Figure:
-        """The score by the number of members."""
+        """Draw the score by the number of members."""
         numbers = list(self.numbers)
-        edge = {"x": numbers, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-        level = [self.one_pass, self.one_pass]
+        hover = "%{x} members: %{y:.4f}"
         traces = [
-            {**edge, "y": list(self.low)},
-            {**edge, "y": list(self.high), "fill": "tonexty", "fillcolor": "@members-soft"},
-            {"x": numbers, "y": list(self.score), "mode": "lines+markers", "name": "mean of members",
-             "line": {"color": "@members", "width": 2.5}, "hovertemplate": "%{x} members: %{y:.4f}<extra></extra>"},
-            {"x": [numbers[0], numbers[-1]], "y": level, "mode": "lines", "name": "one pass",
-             "line": {"color": "@dropout", "width": 2, "dash": "dash"},
-             "hovertemplate": "one pass: %{y:.4f}<extra></extra>"},
-        ]  # fmt: skip
-        said = ", ".join(f"{n} members {value:.4g}" for n, value in zip(numbers, self.score, strict=True))
-        alt = f"{self.unit} by the number of members averaged: {said}; one pass {self.one_pass:.4g}"
-        xaxis = {"title": {"text": "members averaged (log scale)"}, "type": "log", "tickvals": numbers}
-        return Figure(alt, traces, {"xaxis": xaxis, "yaxis": {"title": {"text": self.unit}}})
+            *band(numbers, self.low, self.high, "@members-soft"),
+            line(numbers, self.score, "@members", hover, width=2.5, mode="lines+markers", name="mean of members"),
+            level(numbers, self.one_pass, "@dropout", "one pass", "one pass: %{y:.4f}"),
+        ]
+        scores = ", ".join(f"{n} members {value:.4g}" for n, value in zip(numbers, self.score, strict=True))
+        alt = f"{self.unit} by the number of members averaged: {scores}; one pass {self.one_pass:.4g}"
+        xaxis = axis("members averaged (log scale)", type="log", tickvals=numbers)
+        return Figure(alt, traces, {"xaxis": xaxis, "yaxis": axis(self.unit)})
 
     def risk_figure(self) -> Figure:
-        """The error on the rows that are kept, the surest first."""
+        """Draw the error on the rows that are kept, the most confident first."""
         factor, unit = (100, " (%)") if self.task == "classification" else (1, "")
         label = "error" if self.task == "classification" else "mean squared error"
-        colors = {"one pass": "@dropout"}
+        x, hover = [100 * share for share in self.shares], "most confident %{x:.0f} %: %{y:.3g}"
         traces = [
-            {"x": [100 * share for share in self.shares], "y": [factor * one for one in risk], "mode": "lines",
-             "name": name, "line": {"color": colors.get(name, "@members"), "width": 2.5},
-             "hovertemplate": "surest %{x:.0f} %: %{y:.3g}<extra>" + name + "</extra>"}
+            line(
+                x, [factor * error for error in risk], "@dropout" if name == "one pass" else "@members", hover,
+                extra=name, width=2.5, name=name,
+            )
             for name, risk in self.risk.items()
         ]  # fmt: skip
         half = self.shares.index(0.5)
-        said = "; ".join(f"{name} {factor * risk[half]:.3g} on the surest half" for name, risk in self.risk.items())
+        halves = "; ".join(
+            f"{name} {factor * risk[half]:.3g} on the most confident half" for name, risk in self.risk.items()
+        )
         axes = {
-            "xaxis": {"title": {"text": "share of rows kept, the surest first (%)"}, "range": [8, 102], "dtick": 20},
-            "yaxis": {"title": {"text": f"{label} on them{unit}"}, "rangemode": "tozero"},
+            "xaxis": axis("share of rows kept, the most confident first (%)", range=[8, 102], dtick=20),
+            "yaxis": axis(f"{label} on them{unit}", rangemode="tozero"),
         }
-        return Figure(f"{label} by the share of rows kept{unit}: {said}", traces, axes)
+        return Figure(f"{label} by the share of rows kept{unit}: {halves}", traces, axes)
 
 
 def averages(
     prepared: PreparedModel,
-    instrumented: InstrumentedModel,
-    parts: TargetedBatches,
+    pairs: TargetedBatches,
     task: Literal["classification", "regression"],
     members: int = 64,
 ) -> Averages:
-    """Judge one pass, and the mean of so many members and of fewer, each member one sub-network for all rows.
+    """Score one pass, and the mean of so many members and of fewer, each member one sub-network for all rows.
 
     Raises:
         ValueError: for classes that the model does not have.
     """
-    found = [
-        (
-            prepared.forward(instrumented, batch, keep_all).double().cpu(),
-            prepared.members(instrumented, batch, range(members), is_shared=True).double().cpu(),
-            y.cpu(),
-        )
-        for batch, y in parts
-    ]
-    one, y = torch.cat([a for a, *_ in found]), torch.cat([c for *_, c in found])
-    every = torch.cat([b for _, b, _ in found], 1)
+    with prepared.instrument() as instrumented:
+        outputs = [
+            (
+                prepared.forward(instrumented, batch, keep_all).double().cpu(),
+                prepared.members(instrumented, batch, range(members), is_shared=True).double().cpu(),
+                y.cpu(),
+            )
+            for batch, y in pairs
+        ]
+    one_pass, y = torch.cat([a for a, *_ in outputs]), torch.cat([c for *_, c in outputs])
+    every = torch.cat([b for _, b, _ in outputs], 1)
     if task == "classification":
-        check_classes(y, one.shape[1], -100)
-        one, every = one.softmax(1), every.softmax(2)
+        check_classes(y, one_pass.shape[1], -100)
+        one_pass, every = one_pass.softmax(1), every.softmax(2)
     numbers = [2**k for k in range(int(math.log2(members)) + 1)]
     groups = {n: _by_group(every, y, n, task) for n in numbers}
-    last = _score(every.mean(0), y, task)
-    away = last - _score(one, y, task)
+    away = _score(every.mean(0), y, task) - _score(one_pass, y, task)
     reach = 1.96 * float(away.std()) / math.sqrt(len(away))
-    risk, area = _risks(one, every, y, task)
+    risk, area = _risks(one_pass, every, y, task)
     low, high = (tuple(float(groups[n].quantile(q)) for n in numbers) for q in (0.1, 0.9))
     return Averages(
         tuple(numbers),
         tuple(float(groups[n].mean()) for n in numbers),
         low,
         high,
-        float(_score(one, y, task).mean()),
+        float(_score(one_pass, y, task).mean()),
         (float(away.mean()), float(away.mean()) - reach, float(away.mean()) + reach),
         risk,
         area,
         task,
-        len(one),
+        len(one_pass),
     )
 
 
+measure = averages
+
+
 def _by_group(every: Tensor, y: Tensor, number: int, task: str) -> Tensor:
-    """The score of each disjoint group of so many members."""
+    """Return the score of each disjoint group of so many members."""
     groups = every.split(number)
     return torch.stack([_score(group.mean(0), y, task).mean() for group in groups if len(group) == number])
 
 
 def _score(predicted: Tensor, y: Tensor, task: str) -> Tensor:
-    """Of each row: nats of the truth, or the squared error."""
+    """Return each row's NLL in nats, or its squared error."""
     if task == "regression":
         return (predicted - y.reshape(predicted.shape).to(predicted)).square().flatten(1).mean(1)
     picked = predicted.gather(1, y.clamp_min(0).unsqueeze(1)).squeeze(1)
@@ -166,19 +168,46 @@ def _score(predicted: Tensor, y: Tensor, task: str) -> Tensor:
     return (nats * counted).reshape(len(y), -1).sum(1) / counted.reshape(len(y), -1).sum(1).clamp_min(1)
 
 
-def _risks(one: Tensor, every: Tensor, y: Tensor, task: str) -> tuple[dict[str, tuple[float, ...]], dict[str, float]]:
+def _risks(
+    one_pass: Tensor, every: Tensor, y: Tensor, task: str
+) -> tuple[dict[str, tuple[float, ...]], dict[str, float]]:
+    """Return each prediction's error by the share of rows kept, and the area under that curve."""
     ways = {f"{len(every)} members": every.mean(0)}
     if task == "classification":
-        ways = {"one pass": one, **ways}
+        ways = {"one pass": one_pass, **ways}
     risk, area = {}, {}
     for name, predicted in ways.items():
         if task == "classification":
-            doubt = -(predicted * predicted.clamp_min(_TINY).log()).sum(1)
+            uncertainty = -(predicted * predicted.clamp_min(_TINY).log()).sum(1)
             wrong = (predicted.argmax(1) != y) & (y != -100)
         else:
-            doubt, wrong = every.var(0), (predicted - y.reshape(predicted.shape).to(predicted)).square()
-        rows = [part.double().reshape(len(y), -1).mean(1) for part in (doubt, wrong)]
+            uncertainty, wrong = every.var(0), (predicted - y.reshape(predicted.shape).to(predicted)).square()
+        rows = [part.double().reshape(len(y), -1).mean(1) for part in (uncertainty, wrong)]
         curve = risk_coverage(*rows)
         risk[name] = tuple(float(curve.risk[max(1, round(share * len(y))) - 1]) for share in _SHARES)
         area[name] = curve.area
     return risk, area
+
+
+def section(case: Case) -> Section:
+    """Say what leaving out uncertain rows does to the error."""
+    means = case.results["averages"]
+    factor, unit = (100, " %") if means.task == "classification" else (1, "")
+    label = "error" if means.task == "classification" else "mean squared error"
+    most = means.shares.index(0.9)
+    parts = [
+        f"from {factor * risk[-1]:.3g}{unit} to {factor * risk[most]:.3g}{unit} by {name}"
+        for name, risk in means.risk.items()
+    ]
+    risk = list(means.risk.values())[-1]
+    sentence = (
+        f"Leaving the tenth of the rows that it is least sure of to somebody else takes the {label} {', '.join(parts)}."
+    )
+    area = ", ".join(f"{name} {factor * area:.3g}{unit}" for name, area in means.area.items())
+    by = "the entropy of the predicted classes" if means.task == "classification" else "the variance over members"
+    how = (
+        f"Unsure is measured by {by}. Mean over all shares (area under the curve): {area}. Differences between "
+        f"ways were not tested: {means.rows} rows of one network."
+    )
+    number = f"{factor * risk[most]:.3g}{unit}"
+    return QUESTION.answer(sentence, number, f"{label} on the most confident 90 %", how, means.risk_figure())

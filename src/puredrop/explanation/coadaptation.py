@@ -1,4 +1,4 @@
-"""Do units rely on each other: what is left when some are removed, and how much of the masks' effect is interaction."""
+"""Do units rely on each other: predictions with units removed or perturbed, and the interaction among masks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,32 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.explanation._ablation import Damage, Places, Recorder, gaussian, largest, ordered
-from puredrop.explanation._interaction import interaction_share
+from puredrop.explanation._ablation import (
+    Perturbation,
+    Places,
+    Recorder,
+    add_noise,
+    interaction_share,
+    remove_largest,
+    remove_ranked,
+)
+from puredrop.explanation._inputs import check_task, prepare_with_targets
 from puredrop.explanation._loss import check_classes
+from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
 from puredrop.members.outputs import reader
-from puredrop.members.prepared import prepare
-from puredrop.report.figures import Figure
+from puredrop.members.prepared import PreparedModel
+from puredrop.report.figures import Figure, Trace, axis, error_bars, line
 from puredrop.report.intervals import Difference, paired_difference
+from puredrop.report.section import Section, signed
 from puredrop.rng import Key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Coadaptation", "Curve", "coadaptation"]
+__all__ = ["QUESTION", "Coadaptation", "Curve", "coadaptation", "measure", "section"]
 
+QUESTION = Question("reliance", "Do units stop relying on each other?")
 Task = Literal["classification", "regression"]
 _NAMES = {
     "random": "units removed at random",
@@ -37,14 +48,14 @@ _AXES = {"random": "units removed (%)", "largest": "activations removed (%)", "n
 
 @dataclass(frozen=True)
 class Curve:
-    """How good predictions are under damage of growing size.
+    """How good predictions are under perturbation of growing size: one of the curves of a `Coadaptation`.
 
     Args:
-        kind: "random", "largest" or "noise".
-        sizes: of the damage: a share of units, or of noise the multiple of the activations' root mean square.
-        score: at each: the share of rows that is right, or, of a regression, the mean squared error.
-        standard_error: of it, over orders and rows.
-        tables: float64 (sizes, orders, rows), score by row; of "largest", for which nothing is drawn, the same twice.
+        kind: "random" (units removed at random), "largest" (largest activations removed) or "noise".
+        sizes: of the perturbation: a share of units, or the multiple of the activations' root mean square.
+        score: at each size: the share of rows predicted right, or, for a regression, the mean squared error.
+        standard_error: of each score, over orders and rows.
+        tables: float64 (sizes, orders, rows), score by row; for "largest", where nothing is drawn, two equal orders.
     """
 
     kind: str
@@ -54,10 +65,10 @@ class Curve:
     tables: NDArray[np.float64]
 
     def minus(self, other: Curve) -> tuple[Difference, ...]:
-        """Difference of the scores at each size, paired by order and row, with 95 % intervals.
+        """Return the difference of the scores at each size, paired by order and row, with 95 % intervals.
 
         Raises:
-            ValueError: for curves of other damage, orders or rows.
+            ValueError: for a curve of another perturbation, or other orders or rows.
         """
         if self.tables.shape != other.tables.shape or (self.kind, self.sizes) != (other.kind, other.sizes):
             raise ValueError("other has other sizes, orders or rows; expected a curve measured in the same way")
@@ -66,20 +77,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class Coadaptation:
-    """How much units rely on each other.
+    """How much units rely on each other: what `puredrop.explain.coadaptation` returns.
 
     Args:
-        curves: damage by kind. A net that was trained on removed units is robust to that by construction; the other two
-            it was not trained on.
+        curves: kind -> scores under that perturbation. A net that was trained with units removed is robust to "random"
+            by construction; "largest" and "noise" it was not trained on.
         interaction: 1 - S1, the share of the masks' variance in probabilities (a regression's outputs) that is no sum
             over units, at `probe_rate`.
         interaction_error: its standard error over masks.
-        probe_rate: the rate at which every model is probed, whatever it was trained with.
+        probe_rate: the rate at which the interaction is measured, whatever the model was trained with.
         sparsity: share of activations that are 0.
         correlation: mean |correlation| between units over rows: shown because people ask for it. It says little: .33
             with dropout and .35 without on the digits, where the other figures differ by half (docs/theory.md).
-        task: what was scored.
-        rows: of the data.
+        task: "classification" or "regression".
+        rows: number of rows of the data.
     """
 
     curves: dict[str, Curve]
@@ -113,37 +124,36 @@ class Coadaptation:
     def figure(
         self, kind: str = "random", against: Coadaptation | None = None, name: str = "", other: str = ""
     ) -> Figure:
-        """A curve of damage with 95 % bars, and beside it that of another model.
+        """Draw one curve with 95 % intervals, and that of another model.
 
         Args:
             kind: "random", "largest" or "noise".
-            against: measured likewise.
-            name, other: of the two.
+            against: the result of another model, measured in the same way.
+            name, other: labels of the two curves.
         """
-        traces: list[dict[str, Any]] = []
+        traces: list[Trace] = []
         is_class, words = self.task == "classification", []
         factor = 100 if is_class else 1
-        for found, label, color in ((self, name or "this model", "@dropout"), (against, other or "other", "@none")):
-            if found is None:
+        for result, label, color in ((self, name or "this model", "@dropout"), (against, other or "other", "@none")):
+            if result is None:
                 continue
-            curve = found.curves[kind]
+            curve = result.curves[kind]
             x = [size if kind == "noise" else 100 * size for size in curve.sizes]
             y = [factor * score for score in curve.score]
-            bars = {"array": [1.96 * factor * error for error in curve.standard_error], "thickness": 1.5, "width": 4}
+            errors = error_bars(curve.standard_error, scale=factor, width=4)
             traces.append(
-                {"x": x, "y": y, "error_y": bars, "mode": "lines+markers", "name": label, "line": {"color": color},
-                 "hovertemplate": "%{x:g}: %{y:.4g}<extra>" + label + "</extra>"}
-            )  # fmt: skip
+                line(x, y, color, "%{x:g}: %{y:.4g}", extra=label, mode="lines+markers", name=label, error_y=errors)
+            )
             words.append(f"{label} " + ", ".join(f"{b:.4g} at {a:g}" for a, b in zip(x, y, strict=True)))
         title = "rows that are right (%)" if is_class else "mean squared error"
-        layout = {"xaxis": {"title": {"text": _AXES[kind]}}, "yaxis": {"title": {"text": title}}}
+        layout = {"xaxis": axis(_AXES[kind]), "yaxis": axis(title)}
         return Figure(f"{_NAMES[kind]}: {'; '.join(words)}", traces, layout)
 
 
 def coadaptation(
-    model: Module,
+    model: Module | PreparedModel,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     task: Task = "classification",
     at: Sequence[str] | None = None,
@@ -153,26 +163,32 @@ def coadaptation(
     orders: int = 16,
     probe_rate: float = 0.5,
     members: int = 256,
+    class_dim: int | None = None,
     seed: int = 0,
     batch_size: int = 1024,
 ) -> Coadaptation:
     """Measure how much the units of a model rely on each other.
 
-    Units are removed (the others scaled, so that sums keep their size) at every place at once, in random orders: the
-    same ones for every model of the same shape, so that two can be compared pair by pair (`Curve.minus`). Then each
-    row's largest activations are removed, and Gaussian noise is added: damage that no dropout was trained on.
+    Use it to check "dropout prevents co-adaptation": call it for the model and for the same model trained without
+    dropout, and compare their curves (`Curve.minus`). Units are removed (the others scaled, so that sums keep their
+    size) at every place at once, in random orders: the same orders for every model with these places and sizes, so
+    that models can be compared pair by pair. Then each row's largest activations are removed, and Gaussian noise is
+    added: perturbations that no dropout was trained on.
 
     Args:
         model: trained, any module; its dropout layers may have rate 0.
-        x, y: rows, and what belongs to each: classes, or a regression's targets.
-        task: how a prediction is scored: right or wrong, or by its squared error.
-        at: paths of modules whose outputs are the units; by default what dropout layers and functions are given.
-        shares: of units removed at random.
-        top_fractions: of each row's activations, the largest of which are removed.
+        x: rows, (rows, ...): a tensor, an array, a table, or a mapping or tuple of them; with y left out, a batch
+            (x, y) or a DataLoader of such batches.
+        y: the class of each row, (rows,), or a regression's targets, in the shape of the outputs.
+        task: how a prediction is scored: "classification" by right or wrong, "regression" by its squared error.
+        at: paths of modules whose outputs are the units; by default the inputs of dropout layers and functions.
+        shares: shares of units removed at random, in [0, 1].
+        top_fractions: shares of each row's activations, the largest of which are removed, in [0, 1].
         noises: sizes of the noise, in root mean squares of each place's activations.
-        orders: random orders; of the noise, draws.
-        probe_rate: at which the interaction share is measured.
-        members: masks for that.
+        orders: number of random orders, and of draws of the noise.
+        probe_rate: rate at which the interaction share is measured, between 0 and 1.
+        members: number of masks for the interaction share.
+        class_dim: dimension of the classes in the outputs: -1 for (rows, time, classes). By default found from y.
         seed: of orders, noise and masks.
         batch_size: rows at once.
 
@@ -186,9 +202,10 @@ def coadaptation(
     Reference: Srivastava et al.: Dropout (JMLR 2014), section 7; Morcos et al.: On the importance of single directions
         for generalization (ICLR 2018).
 
+    >>> from puredrop import explain
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3))
     >>> x = torch.randn(100, 4)
-    >>> found = coadaptation(net, x, net.eval()(x).argmax(1))
+    >>> found = explain.coadaptation(net, x, net.eval()(x).argmax(1))
     >>> found.curves["random"].score[0], 0 < found.interaction < 1
     (1.0, True)
     """
@@ -199,26 +216,27 @@ def coadaptation(
             raise ValueError(f"{name} is {values}; expected numbers in [0, 1]")
     if not 0 < probe_rate < 1:
         raise ValueError(f"probe_rate is {probe_rate}; expected a number between 0 and 1, such as 0.5")
-    if task not in ("classification", "regression"):
-        raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
-    prepared = prepare(model, x, seed=seed, batch_size=batch_size, may_be_silent=True)
-    parts, recorder, read = prepared.with_targets(y), Recorder(), reader(task, 1)
-    with Places(prepared, at).opened() as outputs:
-        undamaged = torch.cat([outputs(batch, recorder) for batch, _ in parts])
+    check_task(task)
+    prepared, parts = prepare_with_targets(
+        model, x, y, class_dim, task == "classification", seed=seed, batch_size=batch_size, may_be_silent=True
+    )
+    recorder, read = Recorder(), reader(task, 1)
+    with Places(prepared, at).instrument() as outputs:
+        unperturbed = torch.cat([outputs(batch, recorder) for batch, _ in parts])
         targets = torch.cat([y for _, y in parts])
         if task == "classification":
-            check_classes(targets, undamaged.shape[1])
-        elif targets.numel() != undamaged.numel():
+            check_classes(targets, unperturbed.shape[1])
+        elif targets.numel() != unperturbed.numel():
             raise ValueError(
-                f"y has shape {tuple(targets.shape)}; expected {tuple(undamaged.shape)}, as the model's outputs have"
+                f"y has shape {tuple(targets.shape)}; expected {tuple(unperturbed.shape)}, as the model's outputs have"
             )
 
-        def table(damage: Damage) -> NDArray[np.float64]:
-            found = [_scores(outputs(batch, damage), y, task) for batch, y in parts]
-            return torch.cat(found).double().cpu().numpy()
+        def table(perturb: Perturbation) -> NDArray[np.float64]:
+            scores = [_scores(outputs(batch, perturb), y, task) for batch, y in parts]
+            return torch.cat(scores).double().cpu().numpy()
 
-        def run(damage: Damage) -> Tensor:
-            return torch.cat([read(outputs(batch, damage)).double().cpu().flatten() for batch, _ in parts])
+        def run(perturb: Perturbation) -> Tensor:
+            return torch.cat([read(outputs(batch, perturb)).double().cpu().flatten() for batch, _ in parts])
 
         activations, key = recorder.activations, Key(seed).fold_in("coadaptation")
         curves = {
@@ -233,11 +251,14 @@ def coadaptation(
     )
 
 
-_Table = Callable[[Damage], "NDArray[np.float64]"]
+measure = coadaptation
+
+
+_Table = Callable[[Perturbation], "NDArray[np.float64]"]
 
 
 def _scores(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
-    """How good each row's prediction is."""
+    """Return how good each row's prediction is."""
     if task == "classification":
         right = outputs.argmax(1) == y
         return right.double().reshape(len(y), -1).mean(1)
@@ -250,27 +271,104 @@ def _random(table: _Table, activations: dict[str, Tensor], shares: tuple[float, 
          for place, h in activations.items()}
         for number in range(orders)
     ]  # fmt: skip
-    return _curve("random", shares, [[table(ordered(share, one)) for one in ranks] for share in shares])
+    return _curve("random", shares, [[table(remove_ranked(share, rank)) for rank in ranks] for share in shares])
 
 
 def _largest(table: _Table, shares: tuple[float, ...]) -> Curve:
-    found = [table(largest(share)) for share in shares]
-    return _curve("largest", shares, [[one, one] for one in found])  # an interval wants two
+    tables = [table(remove_largest(share)) for share in shares]
+    return _curve("largest", shares, [[each, each] for each in tables])  # an interval needs two orders
 
 
 def _noise(table: _Table, activations: dict[str, Tensor], scales: tuple[float, ...], key: Key, draws: int) -> Curve:
     sizes = {place: float(h.square().mean().sqrt()) for place, h in activations.items()}
-    found = [
-        [table(gaussian(scale, sizes, _generator(key.fold_in(number)))) for number in range(draws)] for scale in scales
+    tables = [
+        [table(add_noise(scale, sizes, _generator(key.fold_in(number)))) for number in range(draws)] for scale in scales
     ]
-    return _curve("noise", scales, found)
+    return _curve("noise", scales, tables)
 
 
 def _curve(kind: str, sizes: tuple[float, ...], tables: list[list[NDArray[np.float64]]]) -> Curve:
-    found = np.array(tables)
-    errors = tuple(paired_difference(one).standard_error for one in found)
-    return Curve(kind, sizes, tuple(found.mean((1, 2)).tolist()), errors, found)
+    scores = np.array(tables)
+    errors = tuple(paired_difference(table).standard_error for table in scores)
+    return Curve(kind, sizes, tuple(scores.mean((1, 2)).tolist()), errors, scores)
 
 
 def _generator(key: Key) -> torch.Generator:
     return torch.Generator().manual_seed(int(key))
+
+
+def section(case: Case) -> Section:
+    """Say how predictions hold under ablation, with dropout and, where there is such a model, without."""
+    s = case.subject
+    options: dict[str, Any] = {
+        "task": s.task, "orders": max(2, s.members // 4), "members": 4 * s.members, "seed": s.seed,
+    }  # fmt: skip
+    dropped = measure(case.prepared, s.x, s.y, **options)
+    undropped = None
+    if s.undropped is not None:
+        undropped = measure(s.undropped, s.x, s.y, class_dim=case.prepared.class_dim, **options)
+    case.results["coadaptation"] = (dropped, undropped)
+    return _alone(dropped) if undropped is None else _compared(dropped, undropped)
+
+
+def _how(dropped: Coadaptation) -> str:
+    return (
+        f"{dropped.rows} rows, {dropped.curves['random'].tables.shape[1]} random orders. A network that was trained "
+        "with units removed is robust to that by construction, so look at the right: there each row's largest "
+        "activations are removed, which no dropout does. Bars: 95 % over orders and rows. Interaction share of the "
+        f"masks' variance at p={dropped.probe_rate:g}: {dropped.interaction:.2f} ± {dropped.interaction_error:.2f}; "
+        f"activations that are 0: {dropped.sparsity:.0%}; mean |correlation| {dropped.correlation:.2f}, which hardly "
+        "differs between networks with and without dropout."
+    )
+
+
+def _scores_of(result: Coadaptation) -> list[str]:
+    """Return the scores without ablation, with 75 % of units removed, and with the 5 % largest activations removed."""
+    removed, largest = result.curves["random"], result.curves["largest"]
+    scores = (removed.score[0], removed.score[removed.sizes.index(0.75)], largest.score[largest.sizes.index(0.05)])
+    return [result._shown(score) for score in scores]
+
+
+def _alone(dropped: Coadaptation) -> Section:
+    what = "of rows right" if dropped.task == "classification" else "mean squared error"
+    whole, removed, largest = _scores_of(dropped)
+    sentence = (
+        f"With 75 % of its units removed at random the network is left with {removed} ({what}), down from {whole}; "
+        f"with the 5 % largest activations removed, with {largest}. Whether dropout made it so only a network trained "
+        "without can tell."
+        if dropped.task == "classification"
+        else f"With 75 % of its units removed at random the {what} goes from {whole} to {removed}; with the 5 % "
+        f"largest activations removed, to {largest}."
+    )
+    figures = (dropped.figure("random"), dropped.figure("largest"))
+    return QUESTION.answer(sentence, removed, f"{what}, 75 % removed", _how(dropped), *figures)
+
+
+def _compared(dropped: Coadaptation, undropped: Coadaptation) -> Section:
+    is_class = dropped.task == "classification"
+    what = "of rows right" if is_class else "mean squared error"
+    (_, removed, largest), (_, other, others) = _scores_of(dropped), _scores_of(undropped)
+    curve = dropped.curves["largest"]
+    difference = curve.minus(undropped.curves["largest"])[curve.sizes.index(0.05)]
+    sentence = (
+        f"With 75 % of units removed at random: {other} without dropout, {removed} with it ({what}). With each row's "
+        f"5 % largest activations removed, which neither was trained on: {others} and {largest}, "
+        f"{_difference(difference, is_class)}."
+    )
+    how = (
+        f"{_how(dropped)} Without dropout: interaction {undropped.interaction:.2f} ± "
+        f"{undropped.interaction_error:.2f}, zeros {undropped.sparsity:.0%}, |correlation| "
+        f"{undropped.correlation:.2f}. Both networks are perturbed at the same places in the same orders. An "
+        "accuracy-matched network with weight decay was not trained."
+    )
+    names = ("with dropout", "without dropout")
+    figures = (dropped.figure("random", undropped, *names), dropped.figure("largest", undropped, *names))
+    return QUESTION.answer(sentence, f"{other} → {removed}", f"{what}, 75 % removed", how, *figures)
+
+
+def _difference(difference: Difference, is_class: bool) -> str:
+    factor, unit, digits = (100, " points", 1) if is_class else (1, "", 4)
+    low, high = (signed(factor * end, digits) for end in (difference.low, difference.high))
+    if not difference.excludes_zero:
+        return f"no difference found [{low}, {high}{unit}]"
+    return f"a difference of {signed(factor * difference.estimate, digits)}{unit} [{low}, {high}]"

@@ -6,17 +6,21 @@ from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 from puredrop.explanation import analysis
+from puredrop.explanation._inputs import check_task, split_targets
 from puredrop.explanation.coadaptation import Coadaptation, Curve, coadaptation
 from puredrop.explanation.gradient_noise import GradientNoise, gradient_noise
 from puredrop.explanation.l2_strength import L2Strength, l2_strength
 from puredrop.explanation.member_visits import MemberVisits, member_visits
 from puredrop.explanation.penalty import Penalty, SitePenalty, penalty
 from puredrop.explanation.ridge import Descent, Margins, Ridge, margins, ridge
+from puredrop.explanation.subject import Subject
 from puredrop.explanation.variance_shift import Shift, VarianceShift, variance_shift
 from puredrop.explanation.weight_scaling_gap import Distance, LeaveOneOut, WeightScalingGap, weight_scaling_gap
+from puredrop.members.inputs import checked_number
 
 __all__ = ["Explainer"]
 
@@ -48,40 +52,43 @@ class Explainer:
         self,
         model: Module,
         x: Any,
-        y: Any,
+        y: Any = None,
         *,
         task: Literal["classification", "regression"] | None = None,
         undropped: Module | None = None,
         train_x: Any = None,
         train_y: Any = None,
+        class_dim: int | None = None,
         name: str = "",
         rows: int = 1024,
         draws: int = 60_000,
         members: int = 64,
         seed: int = 0,
         exclude: Collection[str] = (),
-        on_question: Callable[[str], None] = lambda question: None,
+        on_question: Callable[[str], None] = lambda heading: None,
     ) -> analysis.Explanation:
-        """Analyse what dropout did to a trained model: the questions of `puredrop explain`, with its numbers and page.
+        """Analyse what dropout did to a trained model, with the questions, numbers and page of `puredrop explain`.
 
-        Use it when you want to know everything at once; it takes some ten seconds for a small network. Use one of the
-        measures, such as `puredrop.explain.penalty`, for one question with its own options.
+        Use it to learn everything at once; a small network takes some ten seconds. Use one of the measures, such as
+        `puredrop.explain.penalty`, for one question with its own options.
 
         Args:
             model: trained; the rates of its dropout above 0.
-            x: rows that it was not trained on, (rows, ...), or a mapping of them by argument name; two at least.
+            x: rows that it was not trained on, (rows, ...), two at least: a tensor, an array, a table, or a mapping or
+                tuple of them; with y left out, a batch (x, y) or a DataLoader of such batches.
             y: classes from 0, or numbers of a regression, (rows, ...).
             task: "classification" or "regression"; by default regression for floating-point y.
             undropped: the same network trained without dropout, with dropout layers of rate 0 at the same places.
                 Without it nothing shows whether dropout made the network robust.
-            train_x, train_y: rows that it was trained on, which the penalty, the gradient and BatchNorm are measured
-                on; by default x and y.
+            train_x, train_y: rows that it was trained on, for the penalty, the gradient and BatchNorm; by default x
+                and y. train_y is left out as y is.
+            class_dim: dimension of the classes in the outputs: -1 for (rows, time, classes). By default found from y.
             name: for the page's heading; by default the model's class.
             rows: at most so many rows are used, drawn at random.
             draws: masks to count: epochs times rows of the training.
-            members: masks, members and orders that are run; more is more exact.
+            members: number of masks, members and orders that are run; more is more exact and slower.
             seed: of all masks, and of the choice of rows.
-            exclude: ids of sections that are not measured, such as ("noise", "doubt").
+            exclude: ids of sections that are not measured, such as ("noise", "uncertainty").
             on_question: called with the heading of each section before it is measured, to show progress.
 
         Returns:
@@ -91,15 +98,25 @@ class Explainer:
             TypeError, ValueError: for fewer than two rows, classes that the model does not have, or a model of which
                 no dropout is reached.
 
+        >>> from puredrop import explain
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(9, 3))
-        >>> found = puredrop.explain(net, torch.randn(40, 4), torch.randint(3, (40,)), members=16, exclude=("noise",))
+        >>> found = explain(net, torch.randn(40, 4), torch.randint(3, (40,)), members=16, exclude=("noise",))
         >>> [section.id for section in found.sections]
-        ['network', 'division', 'reliance', 'one-pass', 'l2', 'doubt', 'why']
+        ['network', 'division', 'reliance', 'one-pass', 'l2', 'uncertainty', 'why']
         """
-        y = torch.as_tensor(y)
-        subject = analysis.Subject(
-            name or type(model).__name__, model, x, y,
-            task or ("regression" if y.is_floating_point() else "classification"), train_x,
-            None if train_y is None else torch.as_tensor(train_y), undropped, draws, None, members, seed,
+        x, y = _rows_of(x, y)
+        if train_x is not None:
+            train_x, train_y = _rows_of(train_x, train_y)
+        if task is None:
+            task = "regression" if y.is_floating_point() else "classification"
+        check_task(task)
+        subject = Subject(
+            name or type(model).__name__, model, x, y, task, train_x, train_y, undropped, draws, None,
+            checked_number("members", members, 16), seed, class_dim,
         )  # fmt: skip
-        return analysis.analyse(subject.fewer(rows), on_question, exclude)
+        return analysis.analyse(subject.fewer(checked_number("rows", rows, 2)), on_question, exclude)
+
+
+def _rows_of(x: Any, y: Any) -> tuple[Any, Tensor]:
+    x, y = split_targets(x, y)
+    return x, torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)

@@ -11,31 +11,39 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.explanation._loss import Loss, check
+from puredrop.explanation._inputs import prepare_with_targets
+from puredrop.explanation._loss import Loss, check, is_cross_entropy, loss_function
+from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, keep_all, ones_mask, prepare, random_signs
+from puredrop.members.prepared import PreparedModel, keep_all, ones_mask, random_signs
 from puredrop.members.sites import SiteUse
-from puredrop.report.figures import Figure
+from puredrop.report.figures import Figure, axis, bars, error_bars
+from puredrop.report.section import Section
 from puredrop.rng import Key
 
-__all__ = ["GradientNoise", "gradient_noise"]
+__all__ = ["QUESTION", "GradientNoise", "gradient_noise", "measure", "section"]
+
+QUESTION = Question("noise", "Is it also noise?")
+_LARGEST_BATCH = 128
 
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """Variances of the gradient, summed over all parameters, in the unit of the loss squared over parameters squared.
+    """Variances of a mini-batch's gradient: what `puredrop.explain.gradient_noise` returns.
+
+    Variances are summed over all parameters, in the unit of the loss squared over that of the parameters squared.
 
     Args:
-        masks: of a mini-batch's gradient over masks, a mask for each row.
-        rows: over which rows are in the mini-batch, at the mean over masks.
-        shared: over masks that all rows of the batch share.
-        predicted: of `masks`, by first order in the noise: ρ Σ_j ‖∂/∂θ (h_j ∂ℓ/∂h_j)‖².
-        masks_error, rows_error, shared_error, predicted_error: standard errors, over batches.
+        masks: variance over masks, where each row has a mask of its own.
+        rows: variance over the choice of the mini-batch's rows, of the mean over masks.
+        shared: variance over masks, where all rows of the batch share a mask.
+        predicted: `masks` by first order in the noise: ρ Σ_j ‖∂/∂θ (h_j ∂ℓ/∂h_j)‖², ρ = p/(1-p).
+        masks_error, rows_error, shared_error, predicted_error: standard errors over batches.
         size: squared length of the mean gradient.
         batch: rows of a mini-batch.
-        draws: masks of each mini-batch.
-        skipped: path of what drops and was off -> why.
+        draws: masks drawn for each mini-batch.
+        skipped: path of a module or call that drops and was off -> the reason.
     """
 
     masks: float
@@ -52,13 +60,14 @@ class GradientNoise:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def averaged(self, k: int) -> float:
-        """Variance over masks of the mean over k masks of each row: 1/k of it."""
+        """Return the variance over masks where each row's gradient is the mean over k masks: 1/k of `masks`."""
         return self.masks / checked_number("k", k)
 
     def grouped(self, groups: int) -> float:
-        """Variance over masks where each of so many groups of the batch shares one: (V - C)/B + C/G.
+        """Return the variance over masks where each of G groups of the batch shares a mask: (V - C)/B + C/G.
 
-        V is a single row's, V/B = `masks`; C the part that rows have in common, so that one group has `shared`.
+        V is the variance of a single row, V/B = `masks`, B the batch; C is the part that rows have in common, so that
+        one group has `shared`.
 
         Reference: Graham, Reizenstein and Robinson: Efficient batchwise dropout training (2015).
         """
@@ -79,121 +88,128 @@ class GradientNoise:
         )
 
     def figure(self) -> Figure:
-        """Masks and rows beside each other, and what averaging and sharing do."""
+        """Draw the variances from rows and from masks, and what averaging and sharing masks do."""
         few = [g for g in (16, 4, 1) if g <= self.batch]
         names = ["choice of rows", "masks", "4 masks a row", *(f"{g} group{'s' * (g > 1)}" for g in few)]
         values = [self.rows, self.masks, self.averaged(4), *(self.grouped(g) for g in few)]
         known = (self.rows_error, self.masks_error, self.masks_error / 4)
-        # Of groups between the two that were measured the error is not known.
-        errors = [*(1.96 * one for one in known), *[None] * (len(few) - 1), 1.96 * self.shared_error]
-        traces: list[dict[str, Any]] = [
-            {"type": "bar", "x": names, "y": values, "error_y": {"array": errors, "thickness": 1.5},
-             "marker": {"color": ["@none"] + ["@dropout"] * 2 + ["@batchwise"] * len(few)},
-             "hovertemplate": "%{x}: %{y:.3g}<extra></extra>"}
-        ]  # fmt: skip
+        # Only one group and a mask for each row were measured; the error of groups between them is not known.
+        errors = error_bars([*known, *[None] * (len(few) - 1), self.shared_error])
+        colors = ["@none"] + ["@dropout"] * 2 + ["@batchwise"] * len(few)
+        traces = [bars(names, values, colors, "%{x}: %{y:.3g}", error_y=errors)]
         axes = {
-            "xaxis": {"title": {"text": f"source of noise, batches of {self.batch}"}},
-            "yaxis": {"title": {"text": "variance of the gradient"}, "rangemode": "tozero"},
+            "xaxis": axis(f"source of noise, batches of {self.batch}"),
+            "yaxis": axis("variance of the gradient", rangemode="tozero"),
         }
         return Figure(str(self), traces, {**axes, "showlegend": False})
 
 
 def gradient_noise(
-    model: Module,
+    model: Module | PreparedModel,
     x: Any,
-    y: Any,
-    loss: Loss,
+    y: Any = None,
+    loss: Loss | str | None = None,
     *,
-    batch: int = 128,
+    batch: int | None = None,
     batches: int = 16,
     draws: int = 8,
     probes: int = 4,
+    class_dim: int | None = None,
     seed: int = 0,
 ) -> GradientNoise:
-    """Measure how much noise dropout's masks add to a mini-batch's gradient, beside the choice of its rows.
+    """Measure how much noise dropout's masks add to a mini-batch's gradient, compared with the choice of its rows.
 
-    Two draws of masks for the same rows tell one from the other. Costs 2 x `batches` x `draws` forward and backward
+    Use it to see whether dropout slows training by noise, and whether averaging masks or larger batches would help. Two
+    draws of masks for the same rows tell the two sources apart. Costs 2 x `batches` x `draws` forward and backward
     passes of `batch` rows, and for each of `batches` x `probes` a forward and two backward passes.
 
     Args:
         model: any module, at any point of its training.
-        x, y: rows to draw mini-batches from, not as a DataLoader, and what belongs to them.
-        loss: (outputs, y) -> mean over rows.
-        batch: rows of a mini-batch, at most as many as there are.
-        batches: how many are drawn, with other rows as often as there are enough.
-        draws: masks of each.
-        probes: for the prediction, of each.
+        x: rows to draw mini-batches from, (rows, ...): a tensor, an array, a table, or a mapping or tuple of them;
+            with y left out, a batch (x, y) or a DataLoader of such batches.
+        y: targets of the rows, (rows, ...).
+        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows.
+        batch: rows of a mini-batch, at most as many as there are; by default 128, or half of the rows if they are
+            fewer than 256.
+        batches: number of mini-batches, 3 at least; rows repeat only where there are too few.
+        draws: masks drawn for each mini-batch, 2 at least.
+        probes: random signs for the prediction, for each mini-batch.
+        class_dim: dimension of the classes in the outputs, which `loss` gets in dimension 1: -1 for (rows, time,
+            classes). By default found from y for cross entropy, else outputs stay as they are.
         seed: of rows and masks.
 
     Returns:
-        Variances with standard errors; it prints, `averaged` and `grouped` say what changes them.
+        Variances with standard errors; it prints, `averaged` and `grouped` give what changes them.
 
     Raises:
-        TypeError, ValueError: as `penalty`; for a batch larger than the data.
+        TypeError, ValueError: for a loss that is no mean over rows, fewer than two rows, a batch larger than the data,
+            or a model of which no dropout is reached.
 
     Reference: Wei, Kakade and Ma: The implicit and explicit regularization effects of dropout (ICML 2020); Graham et
         al.: Efficient batchwise dropout training (2015).
 
+    >>> from puredrop import explain
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(16, 3))
     >>> x, y = torch.randn(200, 4), torch.randint(3, (200,))
-    >>> found = gradient_noise(net, x, y, torch.nn.functional.cross_entropy, batch=32)
+    >>> found = explain.gradient_noise(net, x, y, torch.nn.functional.cross_entropy, batch=32)
     >>> found.masks > 0, found.averaged(2) == found.masks / 2, found.grouped(32) < found.grouped(1)
     (True, True, True)
     """
-    for name, value, least in (
-        ("batches", batches, 3),
-        ("draws", draws, 2),
-        ("probes", probes, 1),
-        ("batch", batch, 2),
-    ):
+    for name, value, least in (("batches", batches, 3), ("draws", draws, 2), ("probes", probes, 1)):
         checked_number(name, value, least)
-    prepared = prepare(model, x, seed=seed, batch_size=2**31)
-    if len(prepared.batches) > 1:
+    loss = loss_function(loss)
+    prepared, pairs = prepare_with_targets(model, x, y, class_dim, is_cross_entropy(loss), seed=seed, batch_size=2**31)
+    if len(pairs) > 1:
         raise ValueError(
-            "x comes in batches of its own (a DataLoader?); expected all rows, from which batches are drawn"
+            "x comes in batches of its own; expected all rows, from which batches are drawn, or a DataLoader of (x, y) "
+            "with y left out"
         )
-    ((data, targets),) = prepared.with_targets(y)
+    ((data, targets),) = pairs
+    batch = min(_LARGEST_BATCH, max(2, prepared.rows // 2)) if batch is None else checked_number("batch", batch, 2)
     if batch > prepared.rows:
         raise ValueError(f"batch is {batch}, but x has {prepared.rows} rows; expected at most as many")
-    weights = [one for one in prepared.root.parameters() if one.requires_grad]
+    weights = [weight for weight in prepared.root.parameters() if weight.requires_grad]
     if not weights:
         raise ValueError("model has no parameter that requires a gradient")
     key = Key(seed).fold_in("gradient")
     with prepared.instrument() as instrumented, torch.enable_grad():
-        few = data.chosen(torch.arange(batch))
-        check(loss, prepared.forward(instrumented, few, keep_all).detach(), targets[:batch], targets)
+        first = data.chosen(torch.arange(batch))
+        check(loss, prepared.forward(instrumented, first, keep_all).detach(), targets[:batch], targets)
         gradients = _Gradients(prepared, instrumented, loss, weights)
-        found = []
+        drawn = []
         for number, rows in enumerate(_rows(key, prepared.rows, batch, batches)):
-            few, some = data.chosen(rows), targets[rows.to(targets.device)]
+            few, y_few = data.chosen(rows), targets[rows.to(targets.device)]
             members = range(number * draws, (number + 1) * draws)
-            free = [gradients.drawn(few, some, member, is_shared=False) for member in members]
-            one = [gradients.drawn(few, some, member, is_shared=True) for member in members]
-            own = key.fold_in("probe").fold_in(number)
-            squares = [gradients.first_order(few, some, own.fold_in(probe_number)) for probe_number in range(probes)]
-            found.append((torch.stack(free), torch.stack(one).var(0).sum(), torch.tensor(squares).mean()))
-    return _summary(found, batch, draws, prepared.skipped)
+            separate = [gradients.drawn(few, y_few, member, is_shared=False) for member in members]
+            shared = [gradients.drawn(few, y_few, member, is_shared=True) for member in members]
+            signs = key.fold_in("probe").fold_in(number)
+            squares = [gradients.first_order(few, y_few, signs.fold_in(probe)) for probe in range(probes)]
+            drawn.append((torch.stack(separate), torch.stack(shared).var(0).sum(), torch.tensor(squares).mean()))
+    return _summary(drawn, batch, draws, prepared.skipped)
+
+
+measure = gradient_noise
 
 
 def _rows(key: Key, count: int, batch: int, batches: int) -> Sequence[Tensor]:
-    """Of each mini-batch, from one order after the other of all rows."""
-    found: list[Tensor] = []
+    """Return the rows of each mini-batch, taken from one random order of all rows after the other."""
+    chosen: list[Tensor] = []
     order = 0
-    while len(found) < batches:
+    while len(chosen) < batches:
         generator = torch.Generator().manual_seed(int(key.fold_in("rows").fold_in(order)))
         parts = torch.randperm(count, generator=generator).split(batch)
-        found += [part for part in parts if len(part) == batch]
+        chosen += [part for part in parts if len(part) == batch]
         order += 1
-    return found[:batches]
+    return chosen[:batches]
 
 
 class _Gradients:
-    """Gradients of a loss in all weights, as one vector, dropout as it is told."""
+    """Computes the gradient of a loss in all weights as one vector, under masks or to first order in their noise."""
 
     def __init__(
         self, prepared: PreparedModel, instrumented: InstrumentedModel, loss: Loss, weights: Sequence[Tensor]
     ) -> None:
-        self._probe, self._drive, self._loss, self._weights = prepared, instrumented, loss, weights
+        self._prepared, self._instrumented, self._loss, self._weights = prepared, instrumented, loss, weights
 
     def _flat(self, value: Tensor) -> Tensor:
         parts = torch.autograd.grad(value, self._weights, allow_unused=True)
@@ -202,12 +218,12 @@ class _Gradients:
         )
 
     def drawn(self, batch: Batch, y: Tensor, member: int, *, is_shared: bool) -> Tensor:
-        """Under a member's masks, one of each row or one of all together; float64."""
-        outputs = self._probe.forward(self._drive, batch, member=member, is_shared=is_shared)
+        """Return the gradient under a member's masks, a mask for each row or one for all; float64."""
+        outputs = self._prepared.forward(self._instrumented, batch, member=member, is_shared=is_shared)
         return self._flat(self._loss(outputs, y)).double().cpu()
 
     def first_order(self, batch: Batch, y: Tensor, key: Key) -> float:
-        """One estimate of ρ Σ_j ‖∂/∂θ (h_j ∂ℓ/∂h_j)‖², by signs: the slope of the loss along them, differentiated."""
+        """Estimate ρ Σ_j ‖∂/∂θ (h_j ∂ℓ/∂h_j)‖² by random signs: the loss's slope along them, differentiated."""
         generator = torch.Generator().manual_seed(int(key))
         leaves: list[Tensor] = []
         noises: list[Tensor] = []
@@ -220,22 +236,22 @@ class _Gradients:
             noises.append(math.sqrt(use.p / (1 - use.p)) * random_signs(ones, generator))
             return input * ones
 
-        value = self._loss(self._probe.forward(self._drive, batch, intervention), y)
+        value = self._loss(self._prepared.forward(self._instrumented, batch, intervention), y)
         slopes = torch.autograd.grad(value, leaves, create_graph=True)
         along = torch.stack([(a * b).sum() for a, b in zip(slopes, noises, strict=True)]).sum()
         return float(self._flat(along).double().square().sum())
 
 
 def _summary(
-    found: list[tuple[Tensor, Tensor, Tensor]], batch: int, draws: int, skipped: dict[str, str]
+    drawn: list[tuple[Tensor, Tensor, Tensor]], batch: int, draws: int, skipped: dict[str, str]
 ) -> GradientNoise:
-    number = len(found)
-    masks = torch.stack([free.var(0).sum() for free, *_ in found])
-    means = torch.stack([free.mean(0) for free, *_ in found])
+    number = len(drawn)
+    masks = torch.stack([separate.var(0).sum() for separate, *_ in drawn])
+    means = torch.stack([separate.mean(0) for separate, *_ in drawn])
     away = (means - means.mean(0)).square().sum(1) * number / (number - 1)  # its mean is the variance of the means
     rows = away - masks / draws
-    shared = torch.stack([one for _, one, _ in found])
-    predicted = torch.stack([one for *_, one in found]).double()
+    shared = torch.stack([variance for _, variance, _ in drawn])
+    predicted = torch.stack([variance for *_, variance in drawn]).double()
     size = means.mean(0).square().sum() - away.mean() / number
 
     def error(of: Tensor) -> float:
@@ -245,3 +261,23 @@ def _summary(
         float(masks.mean()), float(rows.mean()), float(shared.mean()), float(predicted.mean()),
         error(masks), error(rows), error(shared), error(predicted), float(size), batch, draws, skipped,
     )  # fmt: skip
+
+
+def section(case: Case) -> Section:
+    """Compare the gradient's variance from masks with that from the choice of rows."""
+    x, _ = case.subject.trained
+    batch = min(_LARGEST_BATCH, len(case.train_y) // 2)
+    noise = measure(case.prepared, x, case.train_y, case.loss, batch=batch, seed=case.subject.seed)
+    case.results["gradient_noise"] = noise
+    ratio = noise.masks / noise.rows if noise.rows > 0 else float("nan")
+    sentence = (
+        f"Masks give the gradient of a batch of {noise.batch} rows {ratio:.2f} times the variance that the choice of "
+        "its rows gives it."
+    )
+    how = (
+        f"Variances summed over all parameters, from two sets of masks for the same rows: masks {noise.masks:.3g} ± "
+        f"{noise.masks_error:.2g}, rows {noise.rows:.3g} ± {noise.rows_error:.2g} (standard errors over batches); "
+        f"first order in the noise says {noise.predicted:.3g}. Averaging k masks of a row divides the first by k; "
+        f"sharing one among all rows makes it {noise.grouped(1):.3g}."
+    )
+    return QUESTION.answer(sentence, f"{ratio:.2f}", "variance from masks / from rows", how, noise.figure())

@@ -1,4 +1,4 @@
-"""Which L2 penalty dropout amounts to, for each weight of a trained net."""
+"""The L2 penalty that dropout amounts to, for each weight of a trained net."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.explanation._loss import Loss, check, root
+from puredrop.explanation._inputs import prepare_with_targets
+from puredrop.explanation._loss import Loss, check, curvature_root, is_cross_entropy, loss_function
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, prepare, probe_vectors
+from puredrop.members.prepared import PreparedModel, probe_vectors
 from puredrop.members.sites import SiteUse
-from puredrop.report.figures import Figure
+from puredrop.report.figures import COLORS, Figure, axis, line
 from puredrop.rng import Key
 
-__all__ = ["L2Strength", "l2_strength"]
+__all__ = ["L2Strength", "l2_strength", "measure"]
 
 
 @dataclass(frozen=True)
 class L2Strength:
-    """For each weight that reads a dropped input, the L2 penalty that dropout amounts to there: ½ λ w².
+    """The L2 penalty ½ λ w² that dropout amounts to, by weight: what `puredrop.explain.l2_strength` returns.
 
     Args:
-        layers: path -> float64 like the layer's weight, λ in the unit of the loss over that of the weight squared.
-        errors: path -> their standard errors over probes; 0 where each output had one of its own.
-        shares: path -> Σ ½ λ w² over the layer's part of the Gauss-Newton penalty, which also has terms in pairs of
-            weights of one unit: 1 where the diagonal says it all.
-        probes: how many products with the transposed Jacobian of a batch.
-        skipped: path of what drops, and has no strength here -> why.
+        layers: path of a Linear that reads dropped inputs -> float64 like its weight, λ in the unit of the loss over
+            that of the weight squared.
+        errors: path -> standard errors of λ over probes; 0 where each output had a probe of its own.
+        shares: path -> Σ ½ λ w² divided by the layer's part of the Gauss-Newton penalty, which also has products of
+            two weights of one unit: 1 where the squares make up all of it.
+        probes: products with the transposed Jacobian of a batch.
+        skipped: path of a module or call that drops, and has no strength here -> the reason.
     """
 
     layers: dict[str, Tensor]
@@ -55,76 +57,98 @@ class L2Strength:
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """How the strengths of each layer's weights are spread."""
+        """Draw how the strengths of each layer's weights are spread."""
         traces, shares = [], torch.linspace(0, 1, 101)
-        colors = ("@dropout", "@none", "@members", "@batchwise") * 99
-        for (path, strength), color in zip(self.layers.items(), colors, strict=False):
+        hover = "%{x:.0f} % of weights below %{y:.3g}"
+        for (path, strength), color in zip(self.layers.items(), COLORS, strict=False):
             values = strength.flatten().quantile(shares.double()).tolist()
-            traces.append(
-                {"x": (100 * shares).tolist(), "y": values, "mode": "lines", "name": path, "line": {"color": color},
-                 "hovertemplate": "%{x:.0f} % of weights below %{y:.3g}<extra>" + path + "</extra>"}
-            )  # fmt: skip
-        layout = {
-            "xaxis": {"title": {"text": "share of weights (%)"}},
-            "yaxis": {"title": {"text": "L2 strength below (log scale)"}, "type": "log"},
-        }
+            traces.append(line((100 * shares).tolist(), values, color, hover, extra=path, name=path))
+        layout = {"xaxis": axis("share of weights (%)"), "yaxis": axis("L2 strength below (log scale)", type="log")}
         return Figure(str(self), traces, layout)
 
 
 def l2_strength(
-    model: Module, x: Any, y: Any, loss: Loss, *, probes: int = 64, seed: int = 0, batch_size: int = 1024
+    model: Module | PreparedModel,
+    x: Any,
+    y: Any = None,
+    loss: Loss | str | None = None,
+    *,
+    probes: int = 64,
+    class_dim: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1024,
 ) -> L2Strength:
-    """The L2 strength per weight that dropout amounts to in a trained net, to second order.
+    """Measure the L2 strength of each weight that dropout amounts to in a trained net, to second order.
 
-    The Gauss-Newton penalty of a layer that reads dropped inputs h is ½ρ Σ_j E (h_j Σ_k w_kj δ_k)², δ the loss's
-    curvature root at the layer's outputs: quadratic in the weights of each input j. Its diagonal is
-    λ_kj = ρ E h_j² δ_k²: stronger for inputs that are large, and for outputs to which the loss is sensitive.
+    Use it to see which weight decay dropout stands for, and for which weights. The Gauss-Newton penalty of a layer that
+    reads dropped inputs h is ½ρ Σ_j E (h_j Σ_k w_kj δ_k)², δ the loss's curvature root at the layer's outputs:
+    quadratic in the weights of each input j. Its diagonal is λ_kj = ρ E h_j² δ_k²: stronger for inputs that are large,
+    and for outputs to which the loss is sensitive.
 
     Args:
-        model: with `torch.nn.Linear` layers right behind dropout layers.
-        x, y, loss, probes, seed, batch_size: as for `penalty`.
+        model: with `torch.nn.Linear` layers right after dropout layers.
+        x: rows, (rows, ...), two at least: a tensor, an array, a table, or a mapping or tuple of them; with y left
+            out, a batch (x, y) or a DataLoader of such batches.
+        y: targets of the rows, (rows, ...).
+        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows.
+        probes: products with the transposed Jacobian, at most.
+        class_dim: dimension of the classes in the outputs, which `loss` gets in dimension 1: -1 for (rows, time,
+            classes). By default found from y for cross entropy, else outputs stay as they are.
+        seed: of the probes.
+        batch_size: rows at once.
+
+    Returns:
+        Strengths by weight, and how much of the penalty they make up; it prints, and `figure()` draws it.
 
     Raises:
-        ValueError: as `penalty`; if no Linear reads a dropout layer's output.
+        TypeError, ValueError: for a loss that is no mean over rows, classes that the model does not have, fewer than
+            two rows, or a model in which no Linear reads a dropout layer's output.
 
     Reference: Wager, Wang and Liang: Dropout training as adaptive regularization (NeurIPS 2013), on its adaptivity.
 
+    >>> from puredrop import explain
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 1))
-    >>> found = l2_strength(net, torch.randn(50, 4), torch.randn(50, 1), torch.nn.functional.mse_loss)
+    >>> found = explain.l2_strength(net, torch.randn(50, 4), torch.randn(50, 1), "mse_loss")
     >>> abs(found.shares["3"] - 1) < 1e-5
     True
     """
     checked_number("probes", probes, 2)
-    prepared = prepare(model, x, seed=seed, batch_size=batch_size)
+    loss = loss_function(loss)
+    prepared, pairs = prepare_with_targets(
+        model, x, y, class_dim, is_cross_entropy(loss), seed=seed, batch_size=batch_size
+    )
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
-    found: dict[str, _Sums] = {}
+    layers: dict[str, _Sums] = {}
     with prepared.instrument() as instrumented:
-        for batch, targets in prepared.with_targets(y):
+        for batch, targets in pairs:
             outputs, readers = _read(prepared, instrumented, batch)
             check(loss, outputs.detach(), targets)
-            multiply = root(loss, outputs, targets)
-            drawn = {one.path: _Sums(one, batch.rows / prepared.rows) for one in readers}
-            ends = [one.output for one in readers]
-            each, number, is_drawn = probe_vectors(outputs, probes, generator)
-            for noise in each:
+            multiply = curvature_root(loss, outputs, targets)
+            sums = {reader.path: _Sums(reader, batch.rows / prepared.rows) for reader in readers}
+            ends = [reader.output for reader in readers]
+            vectors, number, is_drawn = probe_vectors(outputs, probes, generator)
+            for noise in vectors:
                 slopes = torch.autograd.grad(outputs, ends, multiply(noise), retain_graph=True)
-                for one, slope in zip(readers, slopes, strict=True):
-                    drawn[one.path].add(slope, number, is_drawn)
-            found = {path: sums.joined(found.get(path)) for path, sums in drawn.items()}
-    read = {one.place for one in readers}
+                for reader, slope in zip(readers, slopes, strict=True):
+                    sums[reader.path].add(slope, number, is_drawn)
+            layers = {path: layer.joined(layers.get(path)) for path, layer in sums.items()}
+    read = {reader.place for reader in readers}
     skipped = {use.place: "no torch.nn.Linear reads it" for use in prepared.uses if use.place not in read}
     return L2Strength(
-        {path: one.strength for path, one in found.items()},
-        {path: one.variance.sqrt() for path, one in found.items()},
-        {path: one.diagonal / one.whole if one.whole else math.nan for path, one in found.items()},
+        {path: layer.strength for path, layer in layers.items()},
+        {path: layer.variance.sqrt() for path, layer in layers.items()},
+        {path: layer.diagonal / layer.whole if layer.whole else math.nan for path, layer in layers.items()},
         number,
         {**prepared.skipped, **skipped},
     )
 
 
+measure = l2_strength
+
+
 @dataclass(frozen=True)
 class _Reader:
-    """A Linear that reads what a site leaves: its path, input, output and weight, and the site's use and rate."""
+    """A Linear whose input a site dropped: its path, input, output and weight, and the site's place and rate."""
 
     path: str
     input: Tensor
@@ -135,7 +159,7 @@ class _Reader:
 
 
 class _Sums:
-    """Strengths of one layer, from some rows: by all probes, the variance of that, and both penalties."""
+    """Strengths of one layer from some rows: their mean or sum over probes, its variance, and both penalties."""
 
     def __init__(self, reader: _Reader, share: float) -> None:
         self._squares = reader.input.flatten(0, -2).double().square()
@@ -146,25 +170,25 @@ class _Sums:
 
     @property
     def diagonal(self) -> float:
-        """The penalty of the strengths."""
+        """The penalty ½ Σ λ w² of the strengths."""
         return 0.5 * float((self.strength * self._weight.square()).sum())
 
     def add(self, slope: Tensor, number: int, is_drawn: bool) -> None:
-        """One of so many probes: drawn ones have a mean, others a sum, which has no error."""
+        """Add one of so many probes: drawn probes are averaged, the others summed, without error."""
         slope = slope.flatten(0, -2).double()
-        found = self._scale * slope.square().T @ self._squares
+        strength = self._scale * slope.square().T @ self._squares
         whole = 0.5 * self._scale * float(((slope @ self._weight).square() * self._squares).sum())
         if not is_drawn:
-            self.strength, self.whole = self.strength + found, self.whole + whole
+            self.strength, self.whole = self.strength + strength, self.whole + whole
             return
         self._count += 1
-        away = found - self.strength  # Welford's sums
+        away = strength - self.strength  # Welford's sums
         self.strength = self.strength + away / self._count
-        self.variance = self.variance + away * (found - self.strength) / (number * (number - 1))
+        self.variance = self.variance + away * (strength - self.strength) / (number * (number - 1))
         self.whole += whole / number
 
     def joined(self, other: _Sums | None) -> _Sums:
-        """With those of other rows."""
+        """Return the sums with those of other rows added."""
         if other is not None:
             self.strength = self.strength + other.strength
             self.variance = self.variance + other.variance
@@ -173,21 +197,21 @@ class _Sums:
 
 
 def _read(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> tuple[Tensor, list[_Reader]]:
-    """Outputs, and the layers that read a site."""
+    """Return the outputs, and the layers whose input a site dropped."""
     dropped: dict[int, tuple[Tensor, SiteUse]] = {}
     readers: list[_Reader] = []
 
     def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         passed = input.view_as(input)
         if dim is not None and 0 < use.p < 1 and use.units * batch.rows == input.numel():
-            dropped[id(passed)] = (passed, use)  # held, so that no other tensor has its number
+            dropped[id(passed)] = (passed, use)  # holding the tensor keeps its id from being given to another
         return passed
 
     def hook(path: str, layer: torch.nn.Linear) -> Callable[[Module, tuple[Any, ...], Tensor], None]:
         def seen(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             if inputs and id(inputs[0]) in dropped:
                 use = dropped[id(inputs[0])][1]
-                name = path if not any(one.path == path for one in readers) else f"{path} behind {use.place}"
+                name = path if not any(reader.path == path for reader in readers) else f"{path} behind {use.place}"
                 readers.append(_Reader(name, inputs[0].detach(), output, layer.weight.detach(), use.place, use.p))
 
         return seen

@@ -12,35 +12,41 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop.explanation._inputs import check_task, resolve_class_dim
+from puredrop.explanation.subject import Case, Question
 from puredrop.members.engine import Members
 from puredrop.members.inputs import checked_number
 from puredrop.members.prepared import PreparedModel, prepare
 from puredrop.members.sites import SiteUse
-from puredrop.report.figures import Figure
+from puredrop.report.figures import Figure, axis, histogram
 from puredrop.report.intervals import jackknife_error
+from puredrop.report.section import Section
 
-__all__ = ["MemberVisits", "member_visits"]
+__all__ = ["QUESTION", "MemberVisits", "drawing", "measure", "member_visits", "section"]
 
+QUESTION = Question("network", "How does dropout work?")
 _AT_ONCE = 8192
+_SHOWN, _DRAWN_MEMBERS, _COLUMNS = 9, 24, 6
 
 
 @dataclass(frozen=True)
 class MemberVisits:
-    """The sub-networks that so many draws of masks are.
+    """The sub-networks that a number of drawn masks selects: what `puredrop.explain.member_visits` returns.
 
     Args:
         units: decisions of a mask; there are 2^units sub-networks.
         draws: masks drawn, one for each row of each step of a training.
-        distinct: different ones among them.
+        distinct: different masks among them.
         expected_repeats: pairs of draws that chance makes the same: draws (draws - 1)/2 Π (p² + q²).
-        keep: path (with a number behind it where it is used again) -> float64 (units,), how often each unit was kept.
-        rates: the same -> the rate at which the site drops.
-        disagreement: share of rows of which two members predict another class, or, of a regression, their root mean
-            squared difference.
+        keep: path of a site (with a number after it where it is used again) -> float64 (units,), the share of masks
+            that keep each unit.
+        rates: path of a site -> the rate at which it drops.
+        disagreement: share of rows of which two members predict different classes, or, for a regression, their root
+            mean squared difference.
         disagreement_error: its standard error over members.
-        members: whose predictions were compared.
-        task: what disagreement is about.
-        skipped: path of what drops and was off -> why.
+        members: number of members whose predictions were compared.
+        task: "classification" or "regression".
+        skipped: path of a module or call that drops and was off -> the reason.
     """
 
     units: int
@@ -57,18 +63,18 @@ class MemberVisits:
 
     @property
     def share(self) -> float:
-        """Of the 2^units sub-networks, those that were visited."""
+        """The share of the 2^units sub-networks that was visited."""
         return self.distinct * 2.0**-self.units
 
     def worst(self, path: str) -> float:
-        """Of a site's units the largest deviation of the keep frequency from 1 - p, in its standard errors."""
+        """Return a site's largest deviation of a keep frequency from 1 - p, in standard errors."""
         p = self.rates[path]
         return float((self.keep[path] - (1 - p)).abs().max()) / math.sqrt(p * (1 - p) / self.draws)
 
     def __str__(self) -> str:
         lines = [
             f"{self.draws} masks drawn: {self.distinct} different sub-networks of 2^{self.units} (a share of "
-            f"{_power(self.distinct, self.units)}; by chance {self.expected_repeats:.2g} pairs would be the same)"
+            f"{_share(self.distinct, self.units)}; by chance {self.expected_repeats:.2g} pairs would be the same)"
         ]
         for path, keep in self.keep.items():
             lines.append(
@@ -82,49 +88,51 @@ class MemberVisits:
         return "\n".join([*lines, f"{shown} ± {error} {what} ({self.members} members)"])
 
     def figure(self) -> Figure:
-        """How often each unit was kept."""
-        traces = []
-        for (path, keep), color in zip(self.keep.items(), ("@dropout", "@none", "@members") * 99, strict=False):
-            traces.append(
-                {"type": "histogram", "x": (100 * keep).tolist(), "name": path, "opacity": 0.7,
-                 "marker": {"color": color}, "hovertemplate": "%{x} %: %{y} units<extra>" + path + "</extra>"}
-            )  # fmt: skip
-        axes = {
-            "xaxis": {"title": {"text": "masks that keep the unit (%)"}},
-            "yaxis": {"title": {"text": "units"}},
-        }
+        """Draw how often each unit was kept."""
+        colors = ("@dropout", "@none", "@members") * 99
+        traces = [
+            histogram(
+                (100 * keep).tolist(), color, "%{x} %: %{y} units", extra=path, name=path, opacity=0.7
+            )
+            for (path, keep), color in zip(self.keep.items(), colors, strict=False)
+        ]  # fmt: skip
+        axes = {"xaxis": axis("masks that keep the unit (%)"), "yaxis": axis("units")}
         return Figure(str(self), traces, {**axes, "barmode": "overlay"})
 
 
-def _power(count: int, units: int) -> str:
+def _share(count: int, units: int) -> str:
     exponent = math.log10(count) - units * math.log10(2)
     return f"1e{exponent:.0f}" if exponent < -4 else f"{10**exponent:.2%}"
 
 
 def member_visits(
-    model: Module,
+    model: Module | PreparedModel,
     x: Any,
     *,
     task: Literal["classification", "regression"] = "classification",
     draws: int = 60_000,
     masks: Iterable[Mapping[str, Tensor]] | None = None,
     members: int = 32,
+    class_dim: int | None = None,
     seed: int = 0,
     batch_size: int = 1024,
 ) -> MemberVisits:
-    """Count the sub-networks that a training visits, and see how much they disagree.
+    """Count the sub-networks that a training visits, and measure how much they disagree.
 
-    A training of e epochs over n rows draws e x n masks. These here are drawn as training draws them: for each row
-    anew, each unit by itself, at its site's rate.
+    Use it to see what "dropout trains 2^n networks" means for a model: a training of e epochs over n rows draws e x n
+    masks. They are drawn here as training draws them: for each row anew, each unit by itself, at its site's rate.
 
     Args:
-        model: any module.
-        x: rows, on which members' predictions are compared.
-        task: what a prediction is: the class with the highest output in dimension 1, or the outputs.
+        model: any module with dropout.
+        x: rows, (rows, ...), on which members' predictions are compared: a tensor, an array, a table, a mapping or
+            tuple of them, or a DataLoader, of whose batches the model takes what it has arguments for.
+        task: "classification": a prediction is the class with the highest output; "regression": the outputs.
         draws: masks to draw: epochs times rows of the training in question.
-        masks: those of a training, to be counted in place of drawn ones: blocks of path -> bool (rows, units), such as
-            one for each of its steps. With keys they can be had again at any time: `functional.keep_mask`.
-        members: whose predictions are compared.
+        masks: masks of a training, which are counted in place of drawn ones: blocks of path -> bool (rows, units),
+            such as one block for each step. Keys give them again at any time: `puredrop.keep_mask`.
+        members: number of members whose predictions are compared.
+        class_dim: dimension of the classes in the outputs: -1 for (rows, time, classes). By default 1; outputs of
+            three dimensions or more need it.
         seed: of the masks.
         batch_size: rows at once.
 
@@ -132,21 +140,23 @@ def member_visits(
         Counts, frequencies and the disagreement; it prints.
 
     Raises:
-        TypeError, ValueError: for fewer than two rows, or a model of which no dropout is reached;
-            for masks of other sites or units.
+        TypeError, ValueError: for fewer than two rows, or a model of which no dropout is reached; for masks of other
+            sites or units.
 
     Reference: Srivastava et al.: Dropout (JMLR 2014).
 
+    >>> from puredrop import explain
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(6, 3))
-    >>> found = member_visits(net, torch.randn(10, 4), draws=10_000)
+    >>> found = explain.member_visits(net, torch.randn(10, 4), draws=10_000)
     >>> found.units, found.distinct
     (6, 64)
     """
     checked_number("draws", draws)
     checked_number("members", members, 3)
-    if task not in ("classification", "regression"):
-        raise ValueError(f"task is {task!r}; expected 'classification' or 'regression'")
+    check_task(task)
     prepared = prepare(model, x, seed=seed, batch_size=batch_size)
+    if task == "classification":
+        prepared = resolve_class_dim(prepared, class_dim)
     blocks = _drawn(prepared, draws) if masks is None else _replayed(prepared, masks)
     draws, distinct, kept = _counted(prepared, blocks)
     same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in prepared.uses)
@@ -162,8 +172,11 @@ def member_visits(
     )
 
 
+measure = member_visits
+
+
 def _drawn(prepared: PreparedModel, draws: int) -> Iterator[list[Tensor]]:
-    """Masks of so many rows, each with its own, by use: blocks of bool (rows, units)."""
+    """Draw masks, one for each of so many rows, as blocks: a bool (rows, units) for each use."""
     members = Members(prepared.seed, is_shared=False, balanced=False)
     for first in range(0, draws, _AT_ONCE):
         rows = min(_AT_ONCE, draws - first)
@@ -171,27 +184,27 @@ def _drawn(prepared: PreparedModel, draws: int) -> Iterator[list[Tensor]]:
 
 
 def _replayed(prepared: PreparedModel, masks: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
-    """Those of a training, checked."""
+    """Check the masks of a training, and give them as blocks."""
     for block in masks:
         parts = [block.get(use.place) for use in prepared.uses]
         sizes = [None if part is None else tuple(part.shape[1:]) for part in parts]
         expected = {use.place: (use.units,) for use in prepared.uses}
         if sizes != list(expected.values()) or len(block) != len(parts):
-            given = {place: tuple(part.shape[1:]) for place, part in block.items()}
-            raise ValueError(f"masks has {given} of each row; expected {expected}")
+            shapes = {place: tuple(part.shape[1:]) for place, part in block.items()}
+            raise ValueError(f"masks has {shapes} of each row; expected {expected}")
         yield [part.bool().cpu() for part in parts if part is not None]
 
 
 def _counted(prepared: PreparedModel, blocks: Iterable[list[Tensor]]) -> tuple[int, int, dict[str, Tensor]]:
-    """How many masks, how many different ones, and how often each unit was kept."""
-    draws, seen = 0, set[bytes]()
+    """Count masks and different masks, and how often each unit was kept."""
+    draws, distinct = 0, set[bytes]()
     kept = {use.place: torch.zeros(use.units, dtype=torch.float64) for use in prepared.uses}
     for parts in blocks:
         draws += len(parts[0])
-        seen.update(row.tobytes() for row in np.packbits(torch.cat(parts, 1).numpy(), axis=1))
+        distinct.update(row.tobytes() for row in np.packbits(torch.cat(parts, 1).numpy(), axis=1))
         for use, keep in zip(prepared.uses, parts, strict=True):
             kept[use.place] += keep.sum(0)
-    return draws, len(seen), {place: count / max(1, draws) for place, count in kept.items()}
+    return draws, len(distinct), {place: count / max(1, draws) for place, count in kept.items()}
 
 
 def _keep(members: Members, use: SiteUse, first: int, rows: int) -> Tensor:
@@ -200,7 +213,7 @@ def _keep(members: Members, use: SiteUse, first: int, rows: int) -> Tensor:
 
 
 def _disagreement(outputs: Tensor, is_class: bool) -> tuple[float, float]:
-    """Over all pairs of members, and the jackknife's error over members."""
+    """Return the disagreement over all pairs of members, and the jackknife's error over members."""
     predicted, number = (outputs.argmax(2) if is_class else outputs.double()), len(outputs)
     pairs = torch.zeros(number, number, dtype=torch.float64)
     for a in range(number):
@@ -211,6 +224,67 @@ def _disagreement(outputs: Tensor, is_class: bool) -> tuple[float, float]:
         mean = float(of.sum()) / (len(of) * (len(of) - 1))
         return mean if is_class else math.sqrt(mean)
 
-    others = [torch.arange(number) != one for one in range(number)]
+    others = [torch.arange(number) != member for member in range(number)]
     without = torch.tensor([value(pairs[which][:, which]) for which in others])
     return value(pairs), float(jackknife_error(without))
+
+
+def section(case: Case) -> Section:
+    """Draw the network, and say how many sub-networks its training visited."""
+    s = case.subject
+    masks = None if s.masks is None else s.masks()
+    visits = measure(case.prepared, s.x, task=s.task, draws=s.draws, masks=masks, members=32, seed=s.seed)
+    plan = drawing(case.prepared, case.outputs[0].numel())
+    seen = "all of them different" if visits.distinct == visits.draws else f"{visits.distinct:,} of them different"
+    worst = max(visits.worst(path) for path in visits.keep)
+    is_class = visits.task == "classification"
+    apart = f"{visits.disagreement:.1%}" if is_class else f"{visits.disagreement:.3g}"
+    what = "of rows two sub-networks predict another class" if is_class else "(rms) is between two of their predictions"
+    sentence = (
+        f"In training each of {visits.units:,} units is dropped at random, for every row and step anew: one of "
+        f"{_power_of_two(visits.units)} sub-networks that share their weights. In eval mode every unit works."
+    )
+    drawn = f"{visits.draws:,} masks were drawn as training draws them"
+    if masks is not None:
+        drawn = f"Training used {visits.draws:,} masks, drawn again here from seed and step"
+    how = (
+        f"The button steps through real members, whose masks come from their seed and number; the drawing shows a few "
+        f"of each site's units. {drawn}: {seen}; no unit was kept "
+        f"more or less often than its rate says, up to {worst:.1f} standard errors. On {apart} {what} "
+        f"({visits.members} members)."
+    )
+    if plan["more"]:
+        how += f" The drawing leaves out {plan['more']} more sites."
+    return QUESTION.answer(sentence, _power_of_two(visits.units).split(" ")[0], "sub-networks", how, drawing=plan)
+
+
+def drawing(prepared: PreparedModel, outputs: int) -> dict[str, Any]:
+    """Return the columns of a drawing from inputs over sites to outputs, and members' masks of the units shown.
+
+    Args:
+        prepared: the model and its data.
+        outputs: of a row.
+
+    Returns:
+        A dict for JSON: `columns`, each with `name`, `units` and `shown`; `members`, for each column that drops which
+        of its shown units are kept, and how many of all; None stands for columns where nothing drops.
+    """
+    members, uses = Members(prepared.seed, is_shared=True, balanced=False), prepared.uses[:_COLUMNS]
+    inputs = prepared.batches[0].tensors[0][0].numel()
+    columns: list[dict[str, Any]] = [{"name": "inputs", "units": inputs, "shown": min(inputs, _SHOWN)}]
+    for use in uses:
+        columns.append(
+            {"name": f"{use.place or 'model'}, p={use.p:g}", "units": use.units, "shown": min(use.units, _SHOWN)}
+        )
+    columns.append({"name": "outputs", "units": outputs, "shown": min(outputs, _SHOWN)})
+    drawn: list[list[dict[str, Any] | None]] = [[None] for _ in range(_DRAWN_MEMBERS)]
+    for use in uses:
+        masks = members.masks(use.path, use.call).keep(range(_DRAWN_MEMBERS), use.p, use.units, 0, torch.device("cpu"))
+        for kept, keep in zip(drawn, masks, strict=True):
+            kept.append({"shown": keep[:_SHOWN].tolist(), "kept": int(keep.sum())})
+    return {"columns": columns, "members": [[*kept, None] for kept in drawn], "more": len(prepared.uses) - len(uses)}
+
+
+def _power_of_two(units: int) -> str:
+    """Return 2^n as text, and for a large n the power of ten that is nearest."""
+    return f"2^{units}" + (f" ≈ 10^{units * math.log10(2):.0f}" if units > 20 else f" = {2**units:,}")

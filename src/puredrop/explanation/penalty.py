@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.explanation._loss import Loss, check, is_squared, root
+from puredrop.explanation._inputs import prepare_with_targets
+from puredrop.explanation._loss import Loss, check, curvature_root, is_cross_entropy, is_squared, loss_function
+from puredrop.explanation.l2_strength import l2_strength
+from puredrop.explanation.ridge import Descent, Ridge, landing
+from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.outputs import main_output
 from puredrop.members.prepared import (
     PreparedModel,
     TargetedBatches,
@@ -23,29 +26,31 @@ from puredrop.members.prepared import (
     flatten_units,
     keep_all,
     ones_mask,
-    prepare,
     probe_vectors,
 )
 from puredrop.members.sites import Intervention, SiteUse
-from puredrop.report.figures import Figure
+from puredrop.report.figures import Figure, axis, bars, error_bars
+from puredrop.report.section import Section
 from puredrop.rng import Key
 
-__all__ = ["Penalty", "SitePenalty", "penalty"]
+__all__ = ["QUESTION", "Penalty", "SitePenalty", "measure", "penalty", "section"]
 
+QUESTION = Question("l2", "Does it act like L2?")
 _ROUNDING = 1e-4
-"""By what share a float32 network may miss a linear law that it follows."""
+"""The share by which a float32 network may miss a linear law that it follows."""
 
 
 @dataclass(frozen=True)
 class SitePenalty:
-    """One site's part.
+    """One site's part of a `Penalty`.
 
     Args:
-        path: of the site, with a number behind it where it is used again.
+        path: of the site, with a number after it where it is used again.
         p: its rate.
-        units: float64, each unit's part by the approximation, loss units, in the order of the site's elements.
-        measured: what this site alone adds, with the others off; None where that was not asked for.
-        standard_error: of it, over masks.
+        units: float64 (units,), each unit's part by the approximation, in the unit of the loss, in the order of the
+            site's elements.
+        measured: what this site alone adds, with the others off; None with per_site=False.
+        standard_error: of `measured`, over masks.
     """
 
     path: str
@@ -56,26 +61,27 @@ class SitePenalty:
 
     @property
     def gauss_newton(self) -> float:
-        """Sum over units."""
+        """The site's part by the approximation: the sum over its units."""
         return float(self.units.sum())
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """What dropout adds to the loss of these rows at these weights.
+    """What dropout adds to the loss of these rows at these weights: what `puredrop.explain.penalty` returns.
 
-    Every number is a mean over rows, in the unit of the loss (nats of a cross entropy).
+    Every number is a mean over rows, in the unit of the loss (nats for cross entropy).
 
     Args:
-        loss: without dropout, one pass in eval mode.
+        loss: of one pass in eval mode, without dropout.
         measured: mean loss under masks less `loss`: the truth.
-        standard_error: of it, over masks; 0 where all masks were run.
-        gauss_newton_error: of the approximation, over probes; 0 where each output had one of its own.
-        is_exact: whether the approximation is the truth itself: squared loss of outputs that are linear in the masks.
-        sites: the parts.
-        members: how many masks a row; probes: how many products with the transposed Jacobian of a batch.
-        rows: of the data.
-        skipped: path of what drops and was off -> why.
+        standard_error: of `measured`, over masks; 0 where all masks were run.
+        gauss_newton_error: standard error of `gauss_newton` over probes; 0 where each output had a probe of its own.
+        is_exact: whether the approximation equals the truth: squared loss of outputs that are linear in the masks.
+        sites: the part of each site.
+        members: masks of each row.
+        probes: products with the transposed Jacobian of a batch.
+        rows: number of rows of the data.
+        skipped: path of a module or call that drops and was off -> the reason.
     """
 
     loss: float
@@ -91,17 +97,17 @@ class Penalty:
 
     @property
     def gauss_newton(self) -> float:
-        """½ρ Σ diag(JᵀHJ) h², the approximation."""
+        """The approximation ½ρ Σ diag(JᵀHJ) h²."""
         return sum(site.gauss_newton for site in self.sites)
 
     @property
     def ratio(self) -> float:
-        """The approximation over the truth; NaN where the truth is 0."""
+        """The approximation divided by the truth; NaN where the truth is 0."""
         return self.gauss_newton / self.measured if self.measured else math.nan
 
     @property
     def ratio_error(self) -> float:
-        """Standard error of the ratio, by its derivatives."""
+        """The standard error of the ratio, by the delta method."""
         if not self.measured:
             return math.nan
         return math.hypot(self.gauss_newton_error, self.ratio * self.standard_error) / abs(self.measured)
@@ -123,40 +129,41 @@ class Penalty:
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Measured beside approximated, of all sites together and, where that was asked for, of each alone."""
+        """Draw the measured and the approximated penalty of all sites and, where it was measured, of each alone."""
         alone = [site for site in self.sites if site.measured is not None]
         names = ["all sites", *(f"{site.path} alone" for site in alone)]
         truth = [self.measured, *(float(site.measured or 0) for site in alone)]
-        errors = [1.96 * self.standard_error, *(1.96 * float(site.standard_error or 0) for site in alone)]
+        errors = error_bars([self.standard_error, *(float(site.standard_error or 0) for site in alone)])
         guess = [self.gauss_newton, *(site.gauss_newton for site in alone)]
-        traces: list[dict[str, Any]] = [
-            {"type": "bar", "x": names, "y": truth, "name": "measured", "marker": {"color": "@dropout"},
-             "error_y": {"array": errors, "thickness": 1.5}, "hovertemplate": "%{x}: %{y:.4g}<extra>measured</extra>"},
-            {"type": "bar", "x": names, "y": guess, "name": "Gauss-Newton", "marker": {"color": "@none"},
-             "hovertemplate": "%{x}: %{y:.4g}<extra>Gauss-Newton</extra>"},
-        ]  # fmt: skip
+        hover = "%{x}: %{y:.4g}"
+        traces = [
+            bars(names, truth, "@dropout", hover, extra="measured", name="measured", error_y=errors),
+            bars(names, guess, "@none", hover, extra="Gauss-Newton", name="Gauss-Newton"),
+        ]
         alt = "what dropout adds to the loss, measured and by Gauss-Newton: " + "; ".join(
             f"{name} {a:.4g} and {b:.4g}" for name, a, b in zip(names, truth, guess, strict=True)
         )
-        yaxis = {"title": {"text": "added to the loss"}, "rangemode": "tozero"}
-        return Figure(alt, traces, {"xaxis": {"title": {"text": "dropout at"}}, "yaxis": yaxis, "barmode": "group"})
+        yaxis = axis("added to the loss", rangemode="tozero")
+        return Figure(alt, traces, {"xaxis": axis("dropout at"), "yaxis": yaxis, "barmode": "group"})
 
 
 def penalty(
-    model: Module,
+    model: Module | PreparedModel,
     x: Any,
-    y: Any,
-    loss: Loss,
+    y: Any = None,
+    loss: Loss | str | None = None,
     *,
     members: int = 64,
     probes: int = 64,
     per_site: bool = False,
+    class_dim: int | None = None,
     seed: int = 0,
     sample_dim: int = 0,
     batch_size: int = 1024,
 ) -> Penalty:
     """Measure what dropout adds to the loss, and what the Gauss-Newton approximation says it adds.
 
+    Use it to see how strongly dropout regularises a trained model, at which site, and how far "dropout is L2" holds.
     The truth is the mean loss under masks less the loss of one pass with every unit active; the model is in eval mode
     but for dropout. By the approximation dropout is a penalty ½ρ Σ_j (JᵀHJ)_jj h_j² over its units, ρ = p/(1-p), J the
     Jacobian of the outputs in the units' factors, H the curvature of the loss. No Jacobian is formed: with a noise ε of
@@ -167,18 +174,22 @@ def penalty(
 
     Args:
         model: trained, any module.
-        x: rows, as `DropoutEnsemble.predict` takes them; two at least.
-        y: what belongs to them, (rows, ...).
-        loss: (outputs, y) -> mean over rows, such as `torch.nn.functional.cross_entropy`.
-        members: masks of each row, for the truth; up to 12 units all are run.
-        probes: for the approximation, at most.
-        per_site: measure each site alone, too.
+        x: rows, (rows, ...), two at least: a tensor, an array, a table, or a mapping or tuple of them; with y left
+            out, a batch (x, y) or a DataLoader of such batches.
+        y: targets of the rows, (rows, ...).
+        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows, such as
+            `torch.nn.functional.cross_entropy`.
+        members: masks of each row, for the truth, 2 at least; up to 12 units all masks are run.
+        probes: products for the approximation, at most.
+        per_site: whether each site is also measured alone.
+        class_dim: dimension of the classes in the outputs, which `loss` gets in dimension 1: -1 for (rows, time,
+            classes). By default found from y for cross entropy, else outputs stay as they are.
         seed: of masks and probes.
-        sample_dim: dimension of the rows in what the model is given.
+        sample_dim: dimension of the rows in the model's inputs.
         batch_size: rows at once.
 
     Returns:
-        The penalty; it prints, and draws itself.
+        The penalty, of all sites and by site and unit; it prints, and `figure()` draws it.
 
     Raises:
         TypeError, ValueError: for a loss that is no mean over rows, classes that the model does not have, fewer than
@@ -187,15 +198,18 @@ def penalty(
     Reference: Wager, Wang and Liang: Dropout training as adaptive regularization (NeurIPS 2013); Wei, Kakade and Ma:
         The implicit and explicit regularization effects of dropout (ICML 2020).
 
+    >>> from puredrop import explain
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3))
-    >>> found = penalty(net, torch.randn(100, 4), torch.randint(3, (100,)), torch.nn.functional.cross_entropy)
+    >>> found = explain.penalty(net, torch.randn(100, 4), torch.randint(3, (100,)), "cross_entropy")
     >>> 0 < found.measured < 1, 0.5 < found.ratio < 2
     (True, True)
     """
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
-    prepared = prepare(model, x, seed=seed, sample_dim=sample_dim, batch_size=batch_size)
-    parts = prepared.with_targets(y)
+    loss = loss_function(loss)
+    prepared, parts = prepare_with_targets(
+        model, x, y, class_dim, is_cross_entropy(loss), seed=seed, sample_dim=sample_dim, batch_size=batch_size
+    )
     with prepared.instrument() as instrumented:
         base = _base(prepared, instrumented, parts, loss)
         truth, error = _under_masks(prepared, instrumented, parts, loss, members)
@@ -213,8 +227,11 @@ def penalty(
     )
 
 
+measure = penalty
+
+
 def _base(prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss) -> float:
-    """The loss of one pass, every unit active."""
+    """Return the loss of one pass, every unit active."""
     total = 0.0
     for batch, y in parts:
         outputs = prepared.forward(instrumented, batch, keep_all)
@@ -231,10 +248,10 @@ def _under_masks(
     members: int,
     intervention: Intervention | None = None,
 ) -> tuple[float, float]:
-    """The mean loss over masks, and its standard error."""
+    """Return the mean loss over masks, and its standard error."""
     totals, first = torch.zeros(1 if prepared.can_list else members, dtype=torch.float64), 0
     for batch, y in parts:
-        read = _of(loss, y)
+        read = _loss_of(prepared, loss, y)
         if prepared.can_list:
             losses = prepared.mean_of_all(instrumented, batch, read, intervention)
         else:
@@ -244,19 +261,20 @@ def _under_masks(
     return float(totals.mean()), 0.0 if prepared.can_list else float(totals.std()) / math.sqrt(members)
 
 
-def _of(loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
-    return lambda output: loss(main_output(output), y)
+def _loss_of(prepared: PreparedModel, loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
+    return lambda output: loss(prepared.read(output), y)
 
 
 def _gauss_newton(
     prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss, most: int
 ) -> tuple[list[Tensor], float, int]:
-    """Each unit's part by use, float64, the standard error of the whole, and the number of products.
+    """Return each unit's part by use, float64, the standard error of their sum, and the number of products.
 
     Args:
-        probe, drive: the open model.
-        parts, loss: what it is judged by.
-        most: how many products; where rows have no more outputs, one for each of those, and then there is no error.
+        prepared, instrumented: the model, taken over.
+        parts: batches with their targets.
+        loss: a mean over rows.
+        most: number of products, at most; rows with no more outputs get one for each output, without error.
     """
     generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("probes")))
     units, variance = [torch.zeros(use.units, dtype=torch.float64) for use in prepared.uses], 0.0
@@ -264,10 +282,10 @@ def _gauss_newton(
         leaves: list[tuple[Tensor, int | None]] = []
         with torch.enable_grad():
             outputs = prepared.forward(instrumented, batch, _leaving(leaves))
-        multiply, share = root(loss, outputs, y), batch.rows / prepared.rows
-        each, number, is_drawn = probe_vectors(outputs, most, generator, can_sum=prepared.is_per_row)
+        multiply, share = curvature_root(loss, outputs, y), batch.rows / prepared.rows
+        vectors, number, is_drawn = probe_vectors(outputs, most, generator, can_sum=prepared.is_per_row)
         estimates = torch.zeros(number, dtype=torch.float64)
-        for at, noise in enumerate(each):
+        for at, noise in enumerate(vectors):
             slopes = torch.autograd.grad(outputs, [leaf for leaf, _ in leaves], multiply(noise), retain_graph=True)
             for use, total, slope, (_, dim) in zip(prepared.uses, units, slopes, leaves, strict=True):
                 squares = flatten_units(slope, batch.rows, dim).square().sum(0).double().cpu()
@@ -279,7 +297,7 @@ def _gauss_newton(
 
 
 def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Intervention:
-    """A factor for each decision, with gradients, and where its rows lie."""
+    """Return the intervention that multiplies by a factor for each decision, and records the factors for gradients."""
 
     def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
         if not 0 < use.p < 1:
@@ -292,20 +310,76 @@ def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Intervention:
 
 
 def _is_linear(prepared: PreparedModel, instrumented: InstrumentedModel) -> bool:
-    """Whether outputs are affine in all factors together: f(1 + a) + f(1 + b) = f(1 + a + b) + f(1), on a few rows."""
+    """Return whether outputs are affine in all factors: f(1 + a) + f(1 + b) = f(1 + a + b) + f(1), on a few rows."""
     batch = prepared.batches[0].chosen(torch.arange(min(8, prepared.batches[0].rows)))
 
     def at(a: bool, b: bool) -> Tensor:
-        """At the ones, moved by either of two random points."""
+        """Return the outputs at factors of one, moved by either of two random points."""
         generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("linear")))
 
         def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             ones = ones_mask(use, input, dim)
-            one, two = (torch.rand(ones.shape, generator=generator).to(ones) for _ in range(2))
-            return input * (ones + a * one + b * two)
+            point_a, point_b = (torch.rand(ones.shape, generator=generator).to(ones) for _ in range(2))
+            return input * (ones + a * point_a + b * point_b)
 
         return prepared.forward(instrumented, batch, intervention).double()
 
     here, one, two, both = at(False, False), at(True, False), at(False, True), at(True, True)
     size = float((one - here).abs().max() + (two - here).abs().max())
     return float((one + two - here - both).abs().max()) <= _ROUNDING * size
+
+
+def section(case: Case) -> Section:
+    """Compare the measured penalty with the approximated one, and show the linear model where the two are one."""
+    s, (x, _) = case.subject, case.subject.trained
+    options: dict[str, Any] = {"per_site": case.per_site, "members": s.members, "seed": s.seed}
+    found = case.results["penalty"] = measure(case.prepared, x, case.train_y, case.loss, **options)
+    try:
+        shares = l2_strength(case.prepared, x, case.train_y, case.loss, seed=s.seed).shares
+    except ValueError:  # no Linear follows a site
+        shares = {}
+    landed = landing(case)
+    figures = [found.figure()] if landed is None else [found.figure(), landed[1].figure()]
+    how = _how(found, landed, shares)
+    return QUESTION.answer(_sentence(found, landed), f"{found.ratio:.2f}", "approximation / truth", how, *figures)
+
+
+def _sentence(found: Penalty, landed: tuple[Ridge, Descent] | None) -> str:
+    sentence = (
+        f"Up to a factor: dropout adds {found.measured:.4g} ± {1.96 * found.standard_error:.2g} to the loss, and the "
+        f"quadratic (L2-like) form says {found.gauss_newton:.4g}: {found.ratio:.2f} of it."
+    )
+    if found.is_exact:
+        sentence = (
+            f"Exactly, here: dropout adds {found.measured:.4g} to the loss, and so says the quadratic form, because "
+            "the loss is squared and the outputs are linear in the masks."
+        )
+    if landed is None:
+        return sentence
+    _, descent = landed
+    return (
+        f"{sentence} For a linear model it is L2 to the letter: SGD with dropout lands {descent.to_ridge[-1]:.1%} from "
+        f"the ridge solution, {descent.to_plain[-1]:.0%} from least squares."
+    )
+
+
+def _how(found: Penalty, landed: tuple[Ridge, Descent] | None, shares: dict[str, float]) -> str:
+    how = (
+        f"Loss of {found.rows} rows under {found.members} masks a row less that of one pass ({found.loss:.4g}). The "
+        f"quadratic form is Gauss-Newton's, by {found.probes} products with the transposed Jacobian; ratio "
+        f"{found.ratio:.3f} ± {found.ratio_error:.2g} (standard error). ± in the sentence is half a 95 % interval. "
+    )
+    if shares:
+        parts = ", ".join(f"{share:.2f} of it at {path}" for path, share in shares.items())
+        how += (
+            "Squared weights alone, each with its own strength, make up so much of the quadratic form (the rest is in "
+            f"products of weights): {parts}. "
+        )
+    if landed is not None:
+        solved, descent = landed
+        how += (
+            f"Right: a linear model of {len(solved.weights)} of the network's own units before its last site, trained "
+            f"for {descent.steps[-1]:,} steps by SGD with real dropout of p={solved.p:g}, against the ridge solution "
+            "in closed form, whose strength follows each unit's size."
+        )
+    return how

@@ -8,28 +8,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop import functional
+from puredrop.explanation.subject import Case
 from puredrop.members.inputs import checked_number
-from puredrop.report.figures import Figure
+from puredrop.members.sites import SiteUse
+from puredrop.report.figures import Figure, axis, line
 from puredrop.rng import Key
 
-__all__ = ["Descent", "Margins", "Ridge", "margins", "ridge"]
+__all__ = ["Descent", "Margins", "Ridge", "landing", "margins", "measure", "ridge"]
 
 _MOST_FEATURES = 12
-"""Of a row, for the exact mean over 2^n masks."""
+"""Features of a row, at most, for the exact mean over 2^n masks."""
+_UNITS, _STEPS = 64, 8000
+"""Units of a network in its linear model, and steps of SGD."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Stochastic gradient descent with dropout, on its way to the ridge solution.
+    """The way of stochastic gradient descent with dropout to the ridge solution: what `Ridge.descend` returns.
 
     Args:
-        steps: at which the weights were looked at.
-        to_ridge: distance of the weights to the ridge solution, over the length of that solution, at each.
-        to_plain: distance to the solution without dropout, likewise.
-        weights: float64 (features, targets), where it landed: the mean of the last half of all steps.
+        steps: numbers of the steps at which the weights were recorded.
+        to_ridge: at each of them, the distance of the weights to the ridge solution, divided by that solution's length.
+        to_plain: the distance to least squares, divided by the length of that solution.
+        weights: float64 (features, targets), where the descent landed: the mean of the last half of all steps.
     """
 
     steps: tuple[int, ...]
@@ -44,31 +49,30 @@ class Descent:
         )
 
     def figure(self) -> Figure:
-        """Both distances by steps."""
+        """Draw both distances by the number of steps."""
         traces = [
-            {"x": list(self.steps), "y": [100 * one for one in values], "mode": "lines", "name": name,
-             "line": {"color": color, "width": 2.5}, "hovertemplate": "step %{x}: %{y:.3g} %<extra></extra>"}
+            line(self.steps, [100 * value for value in values], color, "step %{x}: %{y:.3g} %", width=2.5, name=name)
             for name, values, color in (
                 ("to the ridge solution", self.to_ridge, "@dropout"), ("to least squares", self.to_plain, "@none"),
             )
         ]  # fmt: skip
         layout = {
-            "xaxis": {"title": {"text": "steps of SGD with dropout (log scale)"}, "type": "log", "dtick": 1},
-            "yaxis": {"title": {"text": "distance (%, log scale)"}, "type": "log", "dtick": 1},
+            "xaxis": axis("steps of SGD with dropout (log scale)", type="log", dtick=1),
+            "yaxis": axis("distance (%, log scale)", type="log", dtick=1),
         }
         return Figure(str(self), traces, layout)
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """What dropout on the inputs of a linear model does, in closed form; everything in the unit of y (squared).
+    """The weights of a linear model with dropout on its inputs, in closed form: what `puredrop.explain.ridge` returns.
 
     Args:
-        weights: float64 (features, targets), (XᵀX + ρ diag XᵀX)⁻¹ Xᵀy.
-        strengths: float64 (features,), what is added to the diagonal: ρ Σ_i x_ij², for each feature its own.
+        weights: float64 (features, targets), (XᵀX + ρ diag XᵀX)⁻¹ Xᵀy with ρ = p/(1-p).
+        strengths: float64 (features,), the ridge's strength for each feature: ρ Σ_i x_ij².
         plain: float64 (features, targets), least squares without dropout.
-        p: the rate.
-        x, y: the data.
+        p: drop probability of the features.
+        x, y: the data, float64 (rows, features) and (rows, targets).
     """
 
     weights: Tensor
@@ -87,16 +91,19 @@ class Ridge:
         )
 
     def expected_loss(self, weights: Tensor) -> Tensor:
-        """E ‖y - (M∘X/(1-p))w‖² over masks: ‖y - Xw‖² + ρ Σ_j w_j² Σ_i x_ij², at any weights (features, targets)."""
+        """Return E ‖y - (M∘X/(1-p))w‖² over masks at any weights w (features, targets), in the unit of y squared.
+
+        It is ‖y - Xw‖² + ρ Σ_j w_j² Σ_i x_ij²: the squared error, and the ridge's penalty.
+        """
         return (self.y - self.x @ weights).square().sum() + (self.strengths[:, None] * weights.square()).sum()
 
     def descend(self, steps: int = 20_000, *, batch: int = 32, rate: float | None = None, seed: int = 0) -> Descent:
-        """Train by SGD with real dropout, and see where it lands.
+        """Train by SGD with real dropout, and record how near the weights come to the ridge solution.
 
         Args:
-            steps: how many.
+            steps: number of steps, 10 at least.
             batch: rows of a step.
-            rate: learning rate; falls as 1/(1 + 10 step/steps). By default from the largest squared row.
+            rate: learning rate at the start; it falls as 1/(1 + 10 step/steps). By default from the largest row.
             seed: of batches and masks.
         """
         checked_number("steps", steps, 10)
@@ -104,7 +111,7 @@ class Ridge:
         generator = torch.Generator().manual_seed(int(key.fold_in("rows")))
         w = torch.zeros_like(self.weights)
         rate = rate or 0.5 * (1 - self.p) / float(x.square().sum(1).max())
-        mean, seen, to_ridge, to_plain = torch.zeros_like(w), [], [], []
+        mean, recorded, to_ridge, to_plain = torch.zeros_like(w), [], [], []
         marks = {round(10 ** (k / 12)) for k in range(int(12 * math.log10(steps)) + 1)} | {steps}
         for step in range(1, steps + 1):
             rows = torch.randint(len(x), (batch,), generator=generator)
@@ -113,33 +120,35 @@ class Ridge:
             w = w - rate / (1 + 10 * step / steps) * slope
             mean = w if step <= steps // 2 else mean + (w - mean) / (step - steps // 2)
             if step in marks:
-                seen.append(step)
+                recorded.append(step)
                 to_ridge.append(float((mean - self.weights).norm() / self.weights.norm()))
                 to_plain.append(float((mean - self.plain).norm() / self.plain.norm()))
-        return Descent(tuple(seen), tuple(to_ridge), tuple(to_plain), mean)
+        return Descent(tuple(recorded), tuple(to_ridge), tuple(to_plain), mean)
 
 
 def ridge(x: Any, y: Any, p: float) -> Ridge:
-    """The weights to which dropout on the inputs of a linear model leads: ridge regression, scaled for each feature.
+    """Solve for the weights to which dropout on the inputs of a linear model leads: ridge regression by feature.
 
-    Because each feature's strength follows its own size, predictions do not change when a column is rescaled; those of
-    plain ridge regression do.
+    Use it to see the one case in which dropout is L2 exactly. Because each feature's strength follows its own size,
+    predictions do not change when a column is rescaled; those of plain ridge regression do.
 
     Args:
-        x: (rows, features), no column of zeros alone; rescaled, but not centred, as it was trained on.
-        y: (rows,) or (rows, targets).
+        x: features as the model is trained on them, (rows, features); no column of zeros alone.
+        y: targets, (rows,) or (rows, targets).
         p: drop probability of the features, in [0, 1).
 
     Returns:
-        The solution, with `.weights` (features, targets); it prints, and `.descend()` trains by real dropout.
+        The solution, with `.weights` (features, targets); it prints, and `.descend()` trains with real dropout.
 
     Raises:
         ValueError: for fewer than two rows, other shapes, a rate outside [0, 1), or a singular problem.
 
     Reference: Wager, Wang and Liang: Dropout training as adaptive regularization (NeurIPS 2013).
 
+    >>> from puredrop import explain
     >>> x = torch.randn(50, 3, dtype=torch.float64)
-    >>> a, b = (ridge(x * torch.tensor(scale), x[:, 0], 0.5) for scale in ([1.0, 1.0, 1.0], [1.0, 1.0, 9.0]))
+    >>> scales = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 9.0])
+    >>> a, b = (explain.ridge(x * scale, x[:, 0], 0.5) for scale in scales)
     >>> torch.allclose(a.weights[2], 9 * b.weights[2])
     True
     """
@@ -161,15 +170,50 @@ def ridge(x: Any, y: Any, p: float) -> Ridge:
     return Ridge(weights, strengths, torch.linalg.lstsq(x, y, driver="gelsd").solution, float(p), x, y)
 
 
+measure = ridge
+
+
+def landing(case: Case) -> tuple[Ridge, Descent] | None:
+    """Solve and train a linear model of some of the units before a network's last site.
+
+    Returns:
+        The ridge solution and the descent; None where these units are no features of rows, or depend on each other.
+    """
+    last, parts = case.prepared.uses[-1], []
+
+    def record(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+        if use.place == last.place and dim == 0 and input.dim() == 2:
+            parts.append(input.detach().double().cpu())
+        return input
+
+    with case.prepared.instrument() as instrumented:
+        for batch in case.prepared.batches:
+            case.prepared.forward(instrumented, batch, record)
+    y = case.subject.y.cpu()
+    if not parts or y.dim() > 1:
+        return None
+    h = torch.cat(parts)
+    size = h.square().mean(0).sqrt()
+    which = size.topk(min(_UNITS, int((size > 0).sum()), len(h) // 4)).indices
+    if not len(which):
+        return None
+    targets = F.one_hot(y).double() if case.subject.task == "classification" else y.double()
+    try:
+        solved = ridge(h[:, which] / size[which], targets, last.p)
+    except ValueError:  # units that are sums of others
+        return None
+    return solved, solved.descend(_STEPS, seed=case.subject.seed)
+
+
 @dataclass(frozen=True)
 class Margins:
-    """The quadratic form of a logistic regression beside the truth, in nats a row, by the size of the margin.
+    """Dropout's penalty on a logistic regression by the margin: what `puredrop.explain.margins` returns.
 
     Args:
-        margin: |x·w| of each row that was looked at.
-        truth: E A(x̃·w) - A(x·w), over all masks.
-        quadratic: ½ρ A''(x·w) Σ_j x_j² w_j².
-        p: the rate.
+        margin: sizes of |x·w|, in logits.
+        truth: at each, E A(x̃·w) - A(x·w) over all masks, in nats a row.
+        quadratic: at each, the L2-like form ½ρ A''(x·w) Σ_j x_j² w_j², in nats a row.
+        p: drop probability of the features.
     """
 
     margin: tuple[float, ...]
@@ -179,7 +223,7 @@ class Margins:
 
     @property
     def ratio(self) -> tuple[float, ...]:
-        """The quadratic form over the truth."""
+        """The quadratic form divided by the truth, at each margin."""
         return tuple(a / b if b else math.nan for a, b in zip(self.quadratic, self.truth, strict=True))
 
     def __str__(self) -> str:
@@ -187,35 +231,36 @@ class Margins:
         return f"quadratic form over truth, logistic regression at p={self.p:g}: {at}"
 
     def figure(self) -> Figure:
-        """The ratio by the margin."""
-        line = {"x": list(self.margin), "y": list(self.ratio), "mode": "lines+markers", "line": {"color": "@dropout"},
-                "hovertemplate": "margin %{x:.2f}: %{y:.3f}<extra></extra>"}  # fmt: skip
-        axes = {
-            "xaxis": {"title": {"text": "margin |x·w| (logits)"}},
-            "yaxis": {"title": {"text": "quadratic form / truth"}},
-        }
-        return Figure(str(self), [line], {**axes, "showlegend": False})
+        """Draw the ratio by the margin."""
+        curve = line(self.margin, self.ratio, "@dropout", "margin %{x:.2f}: %{y:.3f}", mode="lines+markers")
+        axes = {"xaxis": axis("margin |x·w| (logits)"), "yaxis": axis("quadratic form / truth")}
+        return Figure(str(self), [curve], {**axes, "showlegend": False})
 
 
 def margins(x: Any, w: Any, p: float, sizes: Sequence[float] = (0.5, 1, 2, 3, 4, 5, 6)) -> Margins:
-    """How far the quadratic form of dropout's penalty on a logistic regression holds, as predictions grow surer.
+    """Measure how far the L2-like form of dropout's penalty on a logistic regression holds as margins grow.
 
-    A(z) = log(1 + eᶻ). The truth is the mean over all 2^n masks, so that x has 12 features at most. Rows are rescaled
-    to each margin, and averaged.
+    Use it to see why dropout is not L2 for confident predictions. With A(z) = log(1 + eᶻ) the penalty of a row is
+    E A(x̃·w) - A(x·w); its mean is taken over all 2^n masks, so that x has 12 features at most. Rows are rescaled to
+    each margin, and averaged.
 
     Args:
-        x: (rows, features).
-        w: (features,), the direction of the weights.
-        p: drop probability in (0, 1).
-        sizes: margins, logits.
+        x: features, (rows, features), 12 features at most.
+        w: direction of the weights, (features,).
+        p: drop probability of the features, in (0, 1).
+        sizes: margins |x·w|, in logits.
+
+    Returns:
+        The penalty and its quadratic form by the margin; it prints, and `figure()` draws their ratio.
 
     Raises:
-        ValueError: for more features, or a rate outside (0, 1).
+        ValueError: for more features, weights of another length, or a rate outside (0, 1).
 
     Reference: Wager, Wang and Liang: Dropout training as adaptive regularization (NeurIPS 2013).
 
+    >>> from puredrop import explain
     >>> x = torch.rand(20, 8, generator=torch.Generator().manual_seed(0)).double() + 0.5
-    >>> found = margins(x, torch.ones(8), 0.5)
+    >>> found = explain.margins(x, torch.ones(8), 0.5)
     >>> found.ratio[0] > 0.9 > found.ratio[-1]
     True
     """

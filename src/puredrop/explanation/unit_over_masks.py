@@ -1,4 +1,4 @@
-"""Why divide by 1 - p: one unit behind the first site over masks, beside its value in eval mode."""
+"""Why divide by 1 - p: one unit after the first site over masks, compared with its value in eval mode."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel
+from puredrop.members.prepared import PreparedModel, keep_all
 from puredrop.members.sites import SiteUse
-from puredrop.report.figures import Figure
+from puredrop.report.figures import Figure, axis, bars, line
+from puredrop.report.section import Section, signed
 
-__all__ = ["UnitOverMasks", "unit_over_masks"]
+__all__ = ["QUESTION", "UnitOverMasks", "measure", "section", "unit_over_masks"]
 
+QUESTION = Question("division", "Why divide by 1 − p?")
 _LARGE = 2**20
-"""Bytes of activations a row, from which fewer masks are run."""
+"""Bytes of activations of a row, from which fewer masks are run."""
 
 
 @dataclass(frozen=True)
 class UnitOverMasks:
-    """The value of one unit behind the first site, before any nonlinearity, under masks of one row.
+    """The value of one unit after the first site, before any nonlinearity, under masks of one row.
 
     Args:
         path: of the module whose output it is.
         unit: its number there.
         values: float64 (masks,).
-        one_pass: in eval mode, every unit active.
+        one_pass: its value in eval mode, every unit active.
         rms_bias: over all units of that module, the root mean square of E max(z, 0) - max(E z, 0), less what chance
-            makes of it.
+            adds.
     """
 
     path: str
@@ -43,22 +46,22 @@ class UnitOverMasks:
 
     @property
     def mean(self) -> float:
-        """Over masks."""
+        """The mean over masks."""
         return float(self.values.mean())
 
     @property
     def standard_error(self) -> float:
-        """Of the mean."""
+        """The standard error of the mean."""
         return float(self.values.std()) / math.sqrt(len(self.values))
 
     @property
     def bias(self) -> float:
-        """Behind a ReLU the mean over masks less the value in eval mode."""
+        """After a ReLU, the mean over masks less the value in eval mode."""
         return float(self.values.clamp_min(0).mean()) - max(self.one_pass, 0.0)
 
     @property
     def bias_error(self) -> float:
-        """Standard error of it."""
+        """The standard error of the bias."""
         return float(self.values.clamp_min(0).std()) / math.sqrt(len(self.values))
 
     def __str__(self) -> str:
@@ -68,30 +71,27 @@ class UnitOverMasks:
         )
 
     def figure(self) -> Figure:
-        """Its values over masks, with the line of eval mode."""
+        """Draw the values over masks, with their mean and the value of eval mode."""
         counts = torch.histogram(self.values, 40)
         middles = ((counts.bin_edges[1:] + counts.bin_edges[:-1]) / 2).tolist()
         top = float(counts.hist.max()) * 1.05
         lines = [(self.one_pass, "eval mode", "@none", "solid"), (self.mean, "mean over masks", "@members", "dot")]
-        traces: list[dict[str, Any]] = [
-            {"type": "bar", "x": middles, "y": counts.hist.tolist(), "name": "under masks", "opacity": 0.55,
-             "marker": {"color": "@dropout"}, "hovertemplate": "%{x:.3f}: %{y} masks<extra></extra>"},
-            *({"x": [at, at], "y": [0, top], "mode": "lines", "name": f"{name} {at:.3f}",
-               "line": {"color": color, "width": 3, "dash": dash}, "hovertemplate": f"{name}: {at:.4f}<extra></extra>"}
-              for at, name, color, dash in lines),
-        ]  # fmt: skip
-        axes = {
-            "xaxis": {"title": {"text": f"unit {self.unit} of {self.path}, before its nonlinearity"}},
-            "yaxis": {"title": {"text": "masks"}},
-        }
+        traces = [
+            bars(middles, counts.hist.tolist(), "@dropout", "%{x:.3f}: %{y} masks", name="under masks", opacity=0.55),
+            *(
+                line([at, at], [0, top], color, f"{name}: {at:.4f}", name=f"{name} {at:.3f}", width=3, dash=dash)
+                for at, name, color, dash in lines
+            ),
+        ]
+        axes = {"xaxis": axis(f"unit {self.unit} of {self.path}, before its nonlinearity"), "yaxis": axis("masks")}
         return Figure(str(self), traces, {**axes, "bargap": 0.05})
 
 
-def unit_over_masks(prepared: PreparedModel, instrumented: InstrumentedModel, masks: int = 4000) -> UnitOverMasks:
-    """Run one row under masks, and look at the units of the first module with a weight matrix behind a site.
+def unit_over_masks(prepared: PreparedModel, masks: int = 4000) -> UnitOverMasks:
+    """Run one row under masks, and record a unit of the first module with a weight matrix after a site.
 
     Args:
-        probe, drive: the open model.
+        prepared: the model and its data.
         masks: how many; a quarter of them where a row is large.
 
     Raises:
@@ -101,35 +101,40 @@ def unit_over_masks(prepared: PreparedModel, instrumented: InstrumentedModel, ma
         masks //= 4
     size = max(1, min(masks, 1000))
     row = prepared.batches[0].chosen(torch.zeros(size, dtype=torch.long))
-    parts = [_behind(prepared, instrumented, row, True, first) for first in range(0, masks, size)]
+    with prepared.instrument() as instrumented:
+        parts = [_after_site(prepared, instrumented, row, True, first) for first in range(0, masks, size)]
+        two = prepared.batches[0].chosen(torch.zeros(2, dtype=torch.long))
+        one_pass = _after_site(prepared, instrumented, two, False, 0)[1][0]
     path, values = parts[0][0], torch.cat([part for _, part in parts])
-    one = _behind(prepared, instrumented, prepared.batches[0].chosen(torch.zeros(2, dtype=torch.long)), False, 0)[1][0]
     spread = values.std(0)
     bent = values.clamp_min(0)
-    away = (bent.mean(0) - one.clamp_min(0)).square() - bent.var(0) / len(values)
-    # The one that shows most: near 0 compared with its spread, where a ReLU bends.
-    near = torch.where((one > 0) & (one < spread), spread, torch.zeros_like(spread))
+    away = (bent.mean(0) - one_pass.clamp_min(0)).square() - bent.var(0) / len(values)
+    # The unit that shows most is near 0 compared with its spread, where a ReLU bends.
+    near = torch.where((one_pass > 0) & (one_pass < spread), spread, torch.zeros_like(spread))
     unit = int((near if float(near.max()) > 0 else spread).argmax())
-    return UnitOverMasks(path, unit, values[:, unit], float(one[unit]), math.sqrt(max(0.0, float(away.mean()))))
+    return UnitOverMasks(path, unit, values[:, unit], float(one_pass[unit]), math.sqrt(max(0.0, float(away.mean()))))
 
 
-def _behind(
+measure = unit_over_masks
+
+
+def _after_site(
     prepared: PreparedModel, instrumented: InstrumentedModel, row: Batch, drops: bool, first: int
 ) -> tuple[str, Tensor]:
-    """What the first module with weights behind a site gives, (rows, units) in float64, and its path."""
-    found: list[tuple[str, Tensor]] = []
+    """Return the path of the first module with weights after a site, and its output, float64 (rows, units)."""
+    seen: list[tuple[str, Tensor]] = []
     has_dropped: list[bool] = []
 
     def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor | None:
         has_dropped.append(dim is not None)
-        return None if drops else plain(use, input, dim)
+        return None if drops else keep_all(use, input, dim)
 
     def hook(path: str) -> Any:
-        def look(module: Module, inputs: Any, output: Any) -> None:
-            if any(has_dropped) and not found and isinstance(output, Tensor):
-                found.append((path, output.movedim(prepared.batches[0].dim, 0).flatten(1).detach().cpu().double()))
+        def record(module: Module, inputs: Any, output: Any) -> None:
+            if any(has_dropped) and not seen and isinstance(output, Tensor):
+                seen.append((path, output.movedim(prepared.batches[0].dim, 0).flatten(1).detach().cpu().double()))
 
-        return look
+        return record
 
     hooks = [
         module.register_forward_hook(hook(path))
@@ -139,8 +144,25 @@ def _behind(
     try:
         prepared.forward(instrumented, row, intervention, first=first)
     finally:
-        for one in hooks:
-            one.remove()
-    if not found:
+        for handle in hooks:
+            handle.remove()
+    if not seen:
         raise ValueError("no module with a weight matrix follows dropout on activations")
-    return found[0]
+    return seen[0]
+
+
+def section(case: Case) -> Section:
+    """Say what the division by 1 - p keeps, and where a nonlinearity ends that."""
+    unit = measure(case.prepared)
+    sentence = (
+        f"What is kept is divided by the chance to be kept, so that a unit's mean over masks, {unit.mean:.3f} ± "
+        f"{1.96 * unit.standard_error:.3f} here, is its value with every unit active, {unit.one_pass:.3f}, and "
+        f"eval mode needs no scaling. Behind a nonlinearity that ends: a ReLU's mean is {signed(unit.bias, 3)} off."
+    )
+    how = (
+        f"The first row of the data under {len(unit.values):,} masks; unit {unit.unit} of {unit.path}, the first "
+        f"module with weights behind a site, before its nonlinearity: the one of which most can be seen. Bias behind a "
+        f"ReLU: {signed(unit.bias)} ± {unit.bias_error:.4f} (standard error); over all units of this module "
+        f"{unit.rms_bias:.4f} (rms). ± in the sentence is half a 95 % interval."
+    )
+    return QUESTION.answer(sentence, signed(unit.bias, 3), "off behind a ReLU", how, unit.figure())

@@ -12,29 +12,38 @@ from torch.autograd import forward_ad
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, ones_mask, prepare, random_signs
+from puredrop.members.prepared import PreparedModel, keep_all, ones_mask, prepare, random_signs
 from puredrop.members.sites import SiteUse
-from puredrop.report.figures import Figure
+from puredrop.report.figures import COLORS, Figure, Trace, axis, dots, line
 from puredrop.report.intervals import jackknife_error
+from puredrop.report.section import Section
 from puredrop.rng import Key
 
-__all__ = ["Shift", "VarianceShift", "variance_shift"]
+__all__ = ["QUESTION", "Shift", "VarianceShift", "measure", "section", "variance_shift"]
+
+
+def _has_batchnorm(model: Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+QUESTION = Question("batchnorm", "Does it disturb BatchNorm?", _has_batchnorm)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Of one BatchNorm; every tensor float64 (channels,).
+    """The variance shift of one BatchNorm, one of the `layers` of a `VarianceShift`; tensors are float64 (channels,).
+
+    NaN stands for channels whose input does not vary.
 
     Args:
         path: of the module.
-        measured: variance of its input at test time over that in training, with dropout on.
-        standard_error: of it, over masks.
-        predicted: by dropout's noise to first order: exact where what lies between is linear.
+        measured: variance of its input at test time divided by that in training, with dropout on.
+        standard_error: of `measured`, over masks.
+        predicted: the same ratio by dropout's noise to first order: exact where only linear layers lie between.
         predicted_error: its standard error over probes.
-
-    NaN stands for channels whose input does not vary.
     """
 
     path: str
@@ -53,14 +62,14 @@ class Shift:
 
 @dataclass(frozen=True)
 class VarianceShift:
-    """All BatchNorms of a model that dropout reaches.
+    """The variance shift of each BatchNorm that dropout reaches: what `puredrop.explain.variance_shift` returns.
 
     Args:
         layers: in the order of the forward.
-        unreached: paths of those whose input no dropout changes.
+        unreached: paths of BatchNorms whose input no dropout changes.
         members: masks of each row.
-        rows: of the data.
-        skipped: path of what drops and was off -> why.
+        rows: number of rows of the data.
+        skipped: path of a module or call that drops and was off -> the reason.
     """
 
     layers: tuple[Shift, ...]
@@ -77,46 +86,42 @@ class VarianceShift:
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Predicted against measured, a dot for each channel."""
-        traces: list[dict[str, Any]] = []
+        """Draw the measured against the predicted ratio, a dot for each channel."""
+        traces: list[Trace] = []
         ends = [1.0, 1.0]
-        for layer, color in zip(self.layers, ("@dropout", "@none", "@members", "@batchwise") * 99, strict=False):
+        for layer, color in zip(self.layers, COLORS, strict=False):
             varies = ~layer.measured.isnan()
             x, y = layer.predicted[varies].tolist(), layer.measured[varies].tolist()
             ends = [min([ends[0], *x, *y]), max([ends[1], *x, *y])]
-            traces.append(
-                {"x": x, "y": y, "mode": "markers", "name": layer.path, "marker": {"color": color},
-                 "hovertemplate": "%{x:.3f}: %{y:.3f}<extra>" + layer.path + "</extra>"}
-            )  # fmt: skip
-        traces.append(
-            {"x": ends, "y": ends, "mode": "lines", "name": "equal", "line": {"color": "@line", "dash": "dash"}}
-        )
+            traces.append(dots(x, y, color, "%{x:.3f}: %{y:.3f}", extra=layer.path, name=layer.path))
+        traces.append(line(ends, ends, "@line", None, dash="dash", name="equal"))
         axes = {
-            "xaxis": {"title": {"text": "predicted test / training variance"}},
-            "yaxis": {"title": {"text": "measured test / training variance"}},
-        }
+            "xaxis": axis("predicted test / training variance"), "yaxis": axis("measured test / training variance"),
+        }  # fmt: skip
         return Figure(str(self), traces, axes)
 
 
 def _mean(values: Tensor, errors: Tensor) -> str:
-    # Channels share masks and probes: the mean's error is not smaller than it would be if they were one.
+    # Channels share masks and probes, so averaging over channels does not make the error smaller.
     return f"{float(values.nanmean()):.3f} ± {float(errors.nanmean()):.2g}"
 
 
 def variance_shift(
-    model: Module, x: Any, *, members: int = 32, probes: int = 32, seed: int = 0, batch_size: int = 1024
+    model: Module | PreparedModel, x: Any, *, members: int = 32, probes: int = 32, seed: int = 0, batch_size: int = 1024
 ) -> VarianceShift:
-    """Measure, for each BatchNorm behind dropout, how its input's variance at test time differs from that in training.
+    """Measure, for each BatchNorm after dropout, how its input's variance at test time differs from that in training.
 
-    BatchNorm's running variance was taken with dropout on. By the law of total variance that is the variance at test
-    time plus ρ Σ_j E (h_j ∂z/∂h_j)², to first order in the noise: exact right behind dropout, and behind linear layers.
-    The sum is estimated without any Jacobian, by the derivative along random signs of all units.
+    Use it when a model with dropout and BatchNorm is worse in eval mode than in training. BatchNorm's running variance
+    was taken with dropout on. By the law of total variance that is the variance at test time plus
+    ρ Σ_j E (h_j ∂z/∂h_j)², ρ = p/(1-p), to first order in the noise: exact right after dropout, and after linear
+    layers. The sum is estimated without any Jacobian, by the derivative along random signs of all units.
 
     Args:
         model: trained, any module with BatchNorm.
-        x: rows, enough of them to take a variance over.
-        members: masks of each row.
-        probes: forward passes for the prediction.
+        x: rows, (rows, ...), enough of them to take a variance over: a tensor, an array, a table, a mapping or tuple
+            of them, or a DataLoader, of whose batches the model takes what it has arguments for.
+        members: masks of each row, 2 at least.
+        probes: forward passes for the prediction, 2 at least.
         seed: of masks and probes.
         batch_size: rows at once.
 
@@ -129,8 +134,9 @@ def variance_shift(
     Reference: Li et al.: Understanding the disharmony between dropout and batch normalization by variance shift (CVPR
         2019).
 
+    >>> from puredrop import explain
     >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(4))
-    >>> found = variance_shift(net, torch.randn(1000, 4), members=64)
+    >>> found = explain.variance_shift(net, torch.randn(1000, 4), members=64)
     >>> bool(((found.layers[0].measured - found.layers[0].predicted).abs() < 0.05).all())
     True
     """
@@ -147,7 +153,7 @@ def variance_shift(
     layers, unreached = [], []
     for path in watched.order:
         test = tested.variance(path)
-        noise = torch.stack([one[path] for one in noises])
+        noise = torch.stack([variances[path] for variances in noises])
         if not bool((noise > 0).any()):
             unreached.append(path)
             continue
@@ -160,6 +166,9 @@ def variance_shift(
             )
         )  # fmt: skip
     return VarianceShift(tuple(layers), tuple(unreached), members, prepared.rows, prepared.skipped)
+
+
+measure = variance_shift
 
 
 class _Watched:
@@ -253,3 +262,16 @@ def _noise(
                 totals[path] = totals.get(path, torch.zeros(())) + h.square().sum(0)
                 counts[path] = counts.get(path, 0) + len(h)
     return {path: one / counts[path] for path, one in totals.items()}
+
+
+def section(case: Case) -> Section | None:
+    """Say by how much BatchNorm's variance is off in eval mode; None where no dropout reaches a BatchNorm."""
+    shift = measure(case.prepared, case.subject.trained[0], seed=case.subject.seed)
+    if not shift.layers:
+        return None
+    worst = min(float(layer.measured.nanmean()) for layer in shift.layers)
+    sentence = (
+        f"BatchNorm learned a variance under dropout that its input does not have at test time: behind dropout it is "
+        f"{worst:.2f} of that in training, in the layer where it differs most."
+    )
+    return QUESTION.answer(sentence, f"{worst:.2f}", "test / training variance", str(shift), shift.figure())

@@ -51,7 +51,8 @@ class PreparedModel:
         batches: all rows.
         seed: of the members' masks.
         output_shape: of what the model returns for two rows.
-        class_dim: dimension of the classes in the model's outputs; `forward` and `members` move it to dimension 1.
+        class_dim: dimension of the classes in the model's outputs, which `forward` and `members` move to dimension 1;
+            None as long as it is not known.
     """
 
     root: Module
@@ -59,7 +60,7 @@ class PreparedModel:
     batches: tuple[Batch, ...]
     seed: int
     output_shape: tuple[int, ...]
-    class_dim: int = 1
+    class_dim: int | None = None
 
     @property
     def uses(self) -> tuple[SiteUse, ...]:
@@ -120,10 +121,18 @@ class PreparedModel:
         """
         return replace(self, batches=_batches(self.root, x, sample_dim, batch_size), seed=seed)
 
+    def with_class_dim(self, class_dim: int) -> PreparedModel:
+        """Return the same model and rows with another dimension of the classes."""
+        return replace(self, class_dim=class_dim)
+
     def read(self, output: Any) -> Tensor:
         """Return the tensor among what the model returns, classes in dimension 1."""
         tensor = main_output(output)
-        return tensor if self.class_dim == 1 else tensor.movedim(self.class_dim, 1)
+        return tensor if self.class_dim in (None, 1) else tensor.movedim(self.class_dim, 1)
+
+    def as_given(self, values: Tensor) -> Tensor:
+        """Return values with classes where the model's outputs have them: the inverse of `read`."""
+        return values if self.class_dim in (None, 1) else values.movedim(1, self.class_dim)
 
     @contextmanager
     def instrument(self) -> Iterator[InstrumentedModel]:

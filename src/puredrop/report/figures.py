@@ -30,6 +30,7 @@ _LIGHT = {"none": "#b4530a", "dropout": "#0b62b5", "members": "#0b7a5b", "batchw
 """The colours of a light page; the page's own style sheet has them, and those of a dark one, by the same names."""
 
 Trace = dict[str, Any]
+"""A curve, bars or points, as Plotly takes them."""
 
 
 @dataclass(frozen=True)

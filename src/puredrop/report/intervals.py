@@ -18,14 +18,14 @@ _LEVEL, _POWER = 0.95, 0.80
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference with its uncertainty, in the unit of what was measured.
+    """A difference with its 95 % interval, in the unit of what was measured.
 
     Args:
         estimate: mean difference.
         standard_error: of the estimate, over new seeds and new rows.
-        degrees_of_freedom: of the t distribution behind the interval (Satterthwaite).
+        degrees_of_freedom: of the interval's t distribution (Satterthwaite).
         low, high: ends of the 95 % interval.
-        detectable: the true difference that this run would have found 8 times in 10.
+        detectable: the true difference that these seeds and rows would show 8 times in 10.
     """
 
     estimate: float
@@ -36,17 +36,17 @@ class Difference:
     detectable: float
 
     @property
-    def found(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Whether the interval excludes 0; nothing else is called a difference."""
         return self.low > 0 or self.high < 0
 
     def as_dict(self) -> dict[str, float | bool]:
-        """For JSON."""
-        return {**asdict(self), "found": self.found}
+        """Return the fields for JSON, with whether 0 is excluded as "found"."""
+        return {**asdict(self), "found": self.excludes_zero}
 
 
 def paired_difference(*tables: NDArray[np.float64]) -> Difference:
-    """The sum of the tables' means, with an interval for other seeds and other rows.
+    """Return the sum of the tables' means, with an interval for other seeds and other rows.
 
     Each value is a paired difference d[seed, row] = mean + a[seed] + b[row] + rest. All seeds met the same rows and
     all rows the same seeds, so values that share either are not independent; taking them as such would make the
@@ -66,7 +66,7 @@ def paired_difference(*tables: NDArray[np.float64]) -> Difference:
     Reference: Owen: The pigeonhole bootstrap (Annals of Applied Statistics 2007); Searle et al.: Variance
     components (1992), two-way crossed model.
     """
-    from scipy import stats  # of the extra study; what does without intervals does without it
+    from scipy import stats  # of the extra `study`, which only intervals need
 
     seeds = tables[0].shape[0]
     if seeds < 2 or any(table.shape[0] != seeds or table.shape[1] < 2 for table in tables):
@@ -93,13 +93,13 @@ def paired_difference(*tables: NDArray[np.float64]) -> Difference:
 
 
 def jackknife_error(without: Tensor) -> Tensor:
-    """The standard error of an estimate, from its values without each of the groups in turn.
+    """Return the standard error of an estimate from its values without each of the groups in turn.
 
     Args:
         without: (groups, ...).
 
     Returns:
-        Without the first dimension.
+        (...), one error for each number of the estimate.
 
     Reference: Efron and Tibshirani: An introduction to the bootstrap (1993), chapter 11.
     """
