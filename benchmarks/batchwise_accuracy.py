@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import puredrop
+from puredrop._files import write
 from puredrop.compare.data import DataSplit, load
-from puredrop.compare.files import write
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 DECAYS = (1e-5, 1e-4)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import puredrop
 from puredrop import Key
-from puredrop.compare.files import write
+from puredrop._files import write
 from puredrop.functional import dropout, relu_dropout
 
 HIDDEN, BATCH, LENGTH_SCALE = 50, 128, 1e-2

@@ -103,9 +103,13 @@ def test_a_killed_run_goes_on(folder):
 def test_another_job_in_the_same_place_is_refused(folder, capsys):
     parts = folder / "out.parquet.parts"
     parts.mkdir()
-    (parts / "job.json").write_text('{"other": 1}')
-    assert main(command("--out", "out.parquet")) == 2
-    assert "holds an unfinished job with another model, data or options" in capsys.readouterr().err
+    for state, message in (
+        ('{"format": 1}', "holds an unfinished job with another model, data or options"),
+        ("{}", "job.json has no format number, expected format 1"),
+    ):
+        (parts / "job.json").write_text(state)
+        assert main(command("--out", "out.parquet")) == 2
+        assert message in capsys.readouterr().err
     assert sorted(path.name for path in parts.iterdir()) == ["job.json"]
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch.nn import Module
 
+from puredrop._files import write
 from puredrop.cli._rows import read_rows
 from puredrop.compare.data import load
-from puredrop.compare.files import write
 from puredrop.compare.run import data_of, network_of
 from puredrop.compare.subject import options_of, subject, weights_of
 from puredrop.explanation.analysis import Explanation, Subject, analyse

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.nn import Module
 
+from puredrop._files import check_format, digest, replacing, write
 from puredrop.cli._rows import read_rows
-from puredrop.compare.files import digest, write
 from puredrop.ensemble import DropoutEnsemble
 from puredrop.inspection.load import made
 from puredrop.inspection.weights import load_weights
 
 __all__ = ["Job", "Request", "execute", "prepare"]
 
+_FORMAT = 1  # of job.json and the parts beside it
 _POLL = 0.2  # seconds between looks for other processes' parts
 
 
@@ -71,6 +72,7 @@ class Job:
         self.folder = request.out.with_name(f"{request.out.name}.parts")
         self._state = json.dumps(
             {
+                "format": _FORMAT,
                 "request": {**asdict(request), "out": "", "data": "", "weights": ""},
                 "data": hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).hexdigest(),
                 "weights": digest(model.state_dict()),
@@ -97,9 +99,11 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = self.folder / "job.json"
         if not state.exists():
-            write(state.with_name(f"job-{self.rank}.json"), self._state.encode())
-            state.with_name(f"job-{self.rank}.json").replace(state)
-        elif json.loads(state.read_text()) != json.loads(self._state):
+            write(state, self._state.encode())
+            return 0
+        there = json.loads(state.read_text())
+        check_format(state, there.get("format"), _FORMAT, f"finish that job with that version, or delete {self.folder}")
+        if there != json.loads(self._state):
             raise ValueError(
                 f"{self.folder} holds an unfinished job with another model, data or options; finish that, or delete it"
             )
@@ -128,14 +132,10 @@ class Job:
     def _join(self) -> None:
         import pyarrow.parquet as parquet
 
-        temporary = self.request.out.with_name(f".{self.request.out.name}.tmp")
         first = parquet.ParquetFile(self.part(0))
-        with parquet.ParquetWriter(temporary, first.schema_arrow) as writer:
+        with replacing(self.request.out) as file, parquet.ParquetWriter(file, first.schema_arrow) as writer:
             for start in self.starts:
                 writer.write_table(parquet.read_table(self.part(start), schema=first.schema_arrow))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.request.out)
         shutil.rmtree(self.folder)
 
 

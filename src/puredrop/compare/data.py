@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from puredrop._text import first_line
 from puredrop.compare.tasks import Classification, Task
 
 __all__ = ["MNIST_URL", "SUFFIXES", "VALIDATION_SHARE", "Data", "DataSplit", "load"]
@@ -171,7 +172,7 @@ def _downloaded(url: str) -> dict[str, bytes]:
             path = Path(fetcher.fetch(name))
         except OSError as error:
             # What fails beneath pooch says a paragraph; the user needs its first line and the way out.
-            reason = str(error).splitlines()[0][:120]
+            reason = first_line(error, 120)
             raise OSError(f"cannot download MNIST from {url} ({reason}); give its files with --data-dir") from error
         contents[name] = _unzip(path)
         if hashlib.sha256(contents[name]).hexdigest() != expected:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from puredrop._text import first_line
 from puredrop.compare.data import Data
 from puredrop.compare.network import Parameters
 from puredrop.conversion import convert
@@ -219,8 +220,7 @@ def _check_output(spec: str, model: nn.Module, x: Tensor, data: Data) -> None:
         with torch.no_grad():
             output = model.eval()(x)
     except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"--model {spec}: fails on input of shape {tuple(x.shape)} ({text})") from error
+        raise ValueError(f"--model {spec}: fails on input of shape {tuple(x.shape)} ({first_line(error)})") from error
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     expected = [(len(x), data.task.outputs)] + ([(len(x),)] if data.task.outputs == 1 else [])
     if shape not in expected:
@@ -257,5 +257,5 @@ def _unbatchable(user: UserModel, x: Tensor) -> str | None:
     try:
         user.outputs(parameters, x.expand(2, -1, -1), Key(0), training=True).sum().backward()
     except Exception as error:  # any refusal of vmap's has the same answer: one seed after the other
-        return str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        return first_line(error, 100)
     return None

@@ -14,7 +14,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from puredrop.compare import files, report, results
+from puredrop import _files as files
+from puredrop._text import first_line
+from puredrop.compare import report, results
 from puredrop.compare.board import Board
 from puredrop.compare.data import Data, load
 from puredrop.compare.measure import NETWORKS, Measured, ensemble, measure
@@ -269,7 +271,7 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # torch says a paragraph; its first sentence is the reason.
-        reason = str(error).splitlines()[0].split(". ")[0][:100]
+        reason = first_line(error).split(". ")[0][:100]
         raise ValueError(f"--device is {name!r}, which is not usable here ({reason}); expected cpu or cuda") from error
     return device
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from puredrop._text import table
+
 if TYPE_CHECKING:
     import pandas
 
@@ -179,13 +181,8 @@ class Prediction:
 
     def __repr__(self) -> str:
         heads, lines = self._table()
-        widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (heads, *lines)
-        ]
         more = ["..."] if len(self) > len(lines) and heads[0] == "row" else []
-        return "\n".join([self._summary, *table, *more, *self._notes()])
+        return "\n".join([self._summary, table([heads, *lines]), *more, *self._notes()])
 
     def _repr_html_(self) -> str:
         import html

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from puredrop._text import table
+
 __all__ = ["Site", "Sites"]
 
 _HEADS = ("path", "kind", "p", "shape", "uses", "in eval", "where", "note")
@@ -48,10 +50,7 @@ class Sites(list[Site]):
             return "no dropout: neither seen in a forward nor held by a module"
         rows = [_HEADS, *map(_cells, self)]
         shown = [c for c in range(len(_HEADS)) if any(row[c] for row in rows[1:])]
-        widths = [max(len(row[c]) for row in rows) for c in shown]
-        return "\n".join(
-            "  ".join(row[c].ljust(width) for c, width in zip(shown, widths, strict=True)).rstrip() for row in rows
-        )
+        return table([row[c] for c in shown] for row in rows)
 
     __repr__ = __str__
 

@@ -12,6 +12,8 @@ import libcst as cst
 from libcst import matchers as m
 from libcst.metadata import MetadataWrapper, PositionProvider, QualifiedNameProvider
 
+from puredrop._files import write
+from puredrop._text import first_line
 from puredrop.linting._findings import Finding, Report
 
 __all__ = ["check_paths", "check_source", "fixed_source"]
@@ -194,11 +196,11 @@ def check_paths(paths: Iterable[Path], fix: bool = False) -> Report:
         try:
             text = path.read_text(encoding="utf-8")
             if fix and (mended := fixed_source(text)) != text:
-                _write(path, mended)
+                write(path, mended.encode())
                 text = mended
             found += check_source(text, str(path))
         except (cst.ParserSyntaxError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as Python ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path}: cannot be read as Python ({first_line(error)})") from error
     return Report(tuple(found), count)
 
 
@@ -207,11 +209,3 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder (a model is named module:factory)")
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaced in one step, so that a killed run leaves the old file or the new one."""
-    beside = path.with_name(path.name + ".puredrop")
-    beside.write_text(text, encoding="utf-8")
-    beside.chmod(path.stat().st_mode)
-    beside.replace(path)

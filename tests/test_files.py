@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from puredrop.compare import files
+from puredrop import _files as files
 
 TENSORS = {"a": torch.randn(3, 4), "b": torch.arange(5)}
 STATE = {"epoch": 3, "nll": [0.1 + 0.2, 1e-300], "name": "x"}
@@ -62,3 +62,26 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     files.write(path, b"newer")
     assert path.read_bytes() == b"newer"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_planted_link_is_not_followed_and_permissions_stay(tmp_path, monkeypatch):
+    path, target = tmp_path / "file", tmp_path / "target"
+    target.write_bytes(b"precious")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "guessed")
+    (tmp_path / ".file.guessed.tmp").symlink_to(target)
+    with pytest.raises(FileExistsError):
+        files.write(path, b"new")
+    assert target.read_bytes() == b"precious"
+    monkeypatch.undo()
+    path.symlink_to(target)
+    files.write(path, b"new")
+    assert (path.is_symlink(), path.read_bytes(), target.read_bytes()) == (False, b"new", b"precious")
+    path.chmod(0o640)
+    files.write(path, b"newer")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(checkpoint, monkeypatch):
+    monkeypatch.setattr(files, "CHECKPOINT_FORMAT", 2)
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors has format 1, expected format 2: .*delete the file"):
+        files.load_checkpoint(checkpoint)

@@ -1,0 +1,28 @@
+"""Tables for terminals, and the first line of an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+__all__ = ["first_line", "one_line", "table"]
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of equally many cells as lines, each column padded to its widest cell."""
+    cells = list(rows)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """Return the first line of an error's text, at most `limit` characters; the name of its class if it has no text."""
+    lines = str(error).splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
+
+
+def one_line(error: BaseException, plain: tuple[type[BaseException], ...] = (ValueError,)) -> str:
+    """Return an error's whole text as one line, after the name of its class unless that is among `plain`."""
+    text, name = " ".join(str(error).split()), type(error).__name__
+    return text if text and isinstance(error, plain) else f"{name}: {text}" if text else name
