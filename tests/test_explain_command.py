@@ -57,7 +57,7 @@ def test_a_state_file_with_its_twin(folder, capsys):
     assert "How does dropout work?" in said.err
     record = json.loads((folder / "page" / "explain.json").read_text())
     ids = [one["id"] for one in record["sections"]]
-    assert ids == ["network", "division", "reliance", "one-pass", "l2", "noise", "doubt", "why"]
+    assert ids == ["network", "division", "reliance", "one-pass", "l2", "noise", "uncertainty", "why"]
     assert "without dropout" in record["sections"][2]["sentence"]
     page = (folder / "page" / "explain.html").read_text()
     assert "puredrop explain my_explained_nets:net rows.csv --target label" in page
@@ -127,7 +127,7 @@ def test_a_folder_of_hugging_face(folder, capsys):
     assert main([*line, "--rows", "24"]) == 0
     record = json.loads((folder / "page" / "explain.json").read_text())
     assert record["facts"][0] == "rows.csv"
-    assert {one["id"] for one in record["sections"]} >= {"network", "one-pass", "l2", "doubt"}
+    assert {one["id"] for one in record["sections"]} >= {"network", "one-pass", "l2", "uncertainty"}
     ids = np.random.default_rng(1).integers(5, 50, (24, 6))
     np.savez("ids.npz", input_ids=ids, attention_mask=np.ones_like(ids), labels=np.arange(24) % 3)
     job = prepare(request(model="bert", data="ids.npz"))

@@ -231,7 +231,7 @@ def test_every_figure_is_json_with_titles_units_and_the_values_measured(results)
     ]
     means = [trace["y"] for trace in figures["curves"]["data"] if "name" in trace]
     assert means == [pytest.approx([0.55, 0.475])] * 2
-    style = (Path(_page.__file__).parent / "page/style.css").read_text()
+    style = (Path(_page.__file__).parent / "templates/style.css").read_text()
     for color in set(re.findall(r'"@([\w-]+)"', "".join(found.values()))):
         assert style.count(f"--{color}:") == 2, f"{color} must have a light and a dark value"
 

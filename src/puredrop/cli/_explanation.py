@@ -100,7 +100,7 @@ def prepare(request: Request) -> Job:
 
 
 def _of_run(request: Request, folder: Path) -> Subject:
-    """One of the networks of a finished run, with its twin, on the run's data."""
+    """Return a network of a finished run, with its undropped model, on the run's data."""
     for option in ("data", "weights", "against", "target", "columns", "task"):
         if getattr(request, option) is not None:
             name = "DATA" if option == "data" else f"--{option}"

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from puredrop.compare.wording import ARM_NAMES, quantities
-from puredrop.report.figures import Figure
+from puredrop.report.figures import Figure, axis, level, line
 from puredrop.report.section import Section
 
 __all__ = ["cost", "loss_axis", "trained"]
@@ -70,16 +70,11 @@ def _clock(results: dict[str, Any], target: float) -> Figure:
         seconds = [record["seconds_per_epoch"] * epoch for epoch in range(1, len(mean) + 1)]
         most = max(most, seconds[-1])
         text = f"test {error.title.split()[0]} {error.show(record['error']['mean'])}{error.unit}"
-        traces.append(
-            {"x": seconds, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5},
-             "name": f"{ARM_NAMES[name]}, {text}", "hovertemplate": "%{x:.1f} s: %{y:.4f}<extra></extra>"}
-        )  # fmt: skip
+        label = f"{ARM_NAMES[name]}, {text}"
+        traces.append(line(seconds, mean, f"@{name}", "%{x:.1f} s: %{y:.4f}", width=2.5, name=label))
         ends.append(f"{ARM_NAMES[name]} {seconds[-1]:.0f} s, {text}")
-    traces.append(
-        {"x": [0, most], "y": [target, target], "mode": "lines", "name": "target", "hoverinfo": "skip",
-         "line": {"color": "@line", "width": 2, "dash": "dash"}}
-    )  # fmt: skip
-    xaxis = {"title": {"text": "seconds of training, all seeds"}, "zeroline": False}
+    traces.append(level([0, most], target, "@line", "target", None, hoverinfo="skip"))
+    xaxis = axis("seconds of training, all seeds", zeroline=False)
     alt = f"validation loss by seconds of training, target {target:.4f}; " + "; ".join(ends)
     legend = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
     return Figure(alt, traces, {"xaxis": xaxis, "yaxis": loss_axis(), "legend": legend})

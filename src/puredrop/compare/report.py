@@ -11,7 +11,7 @@ from puredrop.compare.measure import MEMBERS
 from puredrop.compare.sweep import section
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
 from puredrop.compare.wording import ARM_NAMES, Quantity, enough, findings, quantities, verdict
-from puredrop.report.figures import Figure
+from puredrop.report.figures import Figure, Trace, axis, band, dots, interval_bars, level, line
 from puredrop.report.page import rendered
 from puredrop.report.section import Section
 
@@ -85,10 +85,6 @@ def _figures(results: dict[str, Any]) -> dict[str, Figure]:
     return {**pairs, **drawn}
 
 
-def _figure(alt: str, traces: list[dict[str, Any]], **layout: Any) -> Figure:
-    return Figure(alt, traces, layout)
-
-
 def _pairs(q: Quantity, results: dict[str, Any]) -> Figure:
     """One line per seed from its value before to its value after, and the means beside them."""
     before, after = (q.value(results, path) for path in (q.before, q.after))
@@ -98,49 +94,38 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> Figure:
     )
     if q.after[1] == "mc":
         labels, colors = ["one pass", f"{MEMBERS} members"], ["@dropout", "@members"]
-    traces: list[dict[str, Any]] = []
+    traces: list[Trace] = []
     for seed, pair in enumerate(zip(before["per_seed"], after["per_seed"], strict=True)):
         y = [value * q.scale for value in pair]
         text = [f"seed {seed}: {q.show(value)}{q.unit}" for value in pair]
-        traces.append(
-            {"x": [0, 1], "y": y, "mode": "lines+markers", "line": {"color": "@line", "width": 1.25}, "text": text,
-             "marker": {"color": colors, "size": 9}, "hovertemplate": "%{text}<extra></extra>"}
-        )  # fmt: skip
+        marker = {"color": colors, "size": 9}
+        traces.append(line([0, 1], y, "@line", "%{text}", width=1.25, mode="lines+markers", text=text, marker=marker))
     for x, record, color in ((-0.22, before, colors[0]), (1.22, after, colors[1])):
-        mean = q.show(record["mean"]) + q.unit
-        traces.append(
-            {"x": [x], "y": [record["mean"] * q.scale], "mode": "markers",
-             "hovertemplate": f"mean {mean}<extra></extra>",
-             "marker": {"color": color, "size": 18, "symbol": "line-ew-open", "line": {"width": 3, "color": color}}}
-        )  # fmt: skip
+        dash = {"color": color, "size": 18, "symbol": "line-ew-open", "line": {"width": 3, "color": color}}
+        hover = f"mean {q.show(record['mean'])}{q.unit}"
+        traces.append(dots([x], [record["mean"] * q.scale], color, hover, marker=dash))
     alt = f"{q.title}, per seed: {labels[0]} {q.means(results)[0]}, {labels[1]} {q.means(results)[1]} on average"
     unit = " (%)" if q.unit else "" if q.title.startswith("RMSE") else " (nats)"
     xaxis = {"tickvals": [0, 1], "ticktext": labels, "range": [-0.5, 1.5], "showgrid": False, "zeroline": False}
-    title = q.title.split(",")[0] + unit
-    return _figure(alt, traces, xaxis=xaxis, yaxis={"title": {"text": title}, "zeroline": False}, showlegend=False)
+    yaxis = axis(q.title.split(",")[0] + unit, zeroline=False)
+    return Figure(alt, traces, {"xaxis": xaxis, "yaxis": yaxis, "showlegend": False})
 
 
 def _curves(results: dict[str, Any]) -> Figure:
     """Validation loss by epoch: mean over seeds, and the band from the best seed to the worst."""
-    traces: list[dict[str, Any]] = []
+    traces: list[Trace] = []
     for name, record in trained(results).items():
         history = record["history"]["validation_loss"]
         epochs = list(range(1, len(history) + 1))
         low, high = [min(e) for e in history], [max(e) for e in history]
         mean = [statistics.fmean(e) for e in history]
-        band = {"x": epochs, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-        traces += [
-            {"y": low, **band},
-            {"y": high, "fill": "tonexty", "fillcolor": f"@{name}-soft", **band},
-            {"x": epochs, "y": mean, "mode": "lines", "line": {"color": f"@{name}", "width": 2.5},
-             "name": ARM_NAMES[name], "hovertemplate": "epoch %{x}: %{y:.4f}<extra></extra>"},
-        ]  # fmt: skip
+        traces += band(epochs, low, high, f"@{name}-soft")
+        traces.append(line(epochs, mean, f"@{name}", "epoch %{x}: %{y:.4f}", width=2.5, name=ARM_NAMES[name]))
     alt = "validation loss by epoch, " + "; ".join(
         f"{ARM_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
         for name, record in trained(results).items()
     )
-    xaxis = {"title": {"text": "epoch"}, "zeroline": False}
-    return _figure(alt, traces, xaxis=xaxis, yaxis=loss_axis(), legend=_LEGEND)
+    return Figure(alt, traces, {"xaxis": axis("epoch", zeroline=False), "yaxis": loss_axis(), "legend": _LEGEND})
 
 
 def _samples(results: dict[str, Any]) -> Figure:
@@ -152,31 +137,25 @@ def _samples(results: dict[str, Any]) -> Figure:
         f"{number} members: {d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
         for number, d in zip(numbers, differences, strict=True)
     ]
-    bars = {
-        "symmetric": False, "thickness": 1.5, "width": 5,
-        "array": [d["high"] - d["estimate"] for d in differences],
-        "arrayminus": [d["estimate"] - d["low"] for d in differences],
-    }  # fmt: skip
-    traces: list[dict[str, Any]] = [
-        {"x": numbers, "y": away, "error_y": bars, "mode": "lines+markers", "line": {"color": "@members", "width": 2.5},
-         "marker": {"size": 8}, "name": "mean of members", "text": text, "hovertemplate": "%{text}<extra></extra>"},
+    traces = [
+        line(
+            numbers, away, "@members", "%{text}", width=2.5, mode="lines+markers", error_y=interval_bars(differences),
+            marker={"size": 8}, name="mean of members", text=text,
+        ),
         _level("one pass", 0.0, "@dropout", numbers),
     ]  # fmt: skip
     alt = "NLL minus that of one pass, with 95 % intervals: " + "; ".join(text)
     if "networks" in results["arms"]:
-        level = results["arms"]["networks"]["nll"]["mean"] - dropout["nll"]["mean"]
-        traces.append(_level("five networks", level, "@networks", numbers))
-        alt += f"; five networks {level:+.4f}"
-    xaxis = {"title": {"text": "members (log scale)"}, "type": "log", "tickvals": numbers, "zeroline": False}
-    yaxis = {"title": {"text": "NLL minus one pass's (nats)"}, "zeroline": False}
-    return _figure(alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
+        five = results["arms"]["networks"]["nll"]["mean"] - dropout["nll"]["mean"]
+        traces.append(_level("five networks", five, "@networks", numbers))
+        alt += f"; five networks {five:+.4f}"
+    xaxis = axis("members (log scale)", type="log", tickvals=numbers, zeroline=False)
+    yaxis = axis("NLL minus one pass's (nats)", zeroline=False)
+    return Figure(alt, traces, {"xaxis": xaxis, "yaxis": yaxis, "legend": _LEGEND})
 
 
-def _level(name: str, y: float, color: str, numbers: list[int]) -> dict[str, Any]:
-    ends = [numbers[0], numbers[-1]]
-    line = {"color": color, "width": 2, "dash": "dash"}
-    hover = f"{name}: {y:+.4f}<extra></extra>"
-    return {"x": ends, "y": [y, y], "mode": "lines", "line": line, "name": name, "hovertemplate": hover}
+def _level(name: str, y: float, color: str, numbers: list[int]) -> Trace:
+    return level(numbers, y, color, name, f"{name}: {y:+.4f}")
 
 
 def _more(results: dict[str, Any]) -> str:
@@ -188,7 +167,7 @@ def _more(results: dict[str, Any]) -> str:
 
 
 def _rejection(results: dict[str, Any]) -> Figure:
-    """The error on the rows that each way of predicting is surest of, by the share of rows."""
+    """Draw the error on the rows that each way of predicting is most confident of, by the share of rows."""
     error = quantities(results)["error"]
     label = error.title.split()[0]
     ways = [(name, name, record) for name, record in results["arms"].items() if name != "batchwise"]
@@ -200,17 +179,15 @@ def _rejection(results: dict[str, Any]) -> Figure:
             continue
         name = {"none": "without dropout", "dropout": "one pass", "networks": "five networks"}.get(name, name)
         y = [value * error.scale for value in found["error"]]
-        hover = f"surest %{{x:.0f}} %: {label} %{{y:.{error.digits}f}}{error.unit}<extra>{name}</extra>"
-        traces.append(
-            {"x": [100 * share for share in found["share"]], "y": y, "mode": "lines", "name": name,
-             "line": {"color": f"@{color}", "width": 2.5}, "hovertemplate": hover}
-        )  # fmt: skip
+        hover = f"most confident %{{x:.0f}} %: {label} %{{y:.{error.digits}f}}{error.unit}"
+        x = [100 * share for share in found["share"]]
+        traces.append(line(x, y, f"@{color}", hover, extra=name, width=2.5, name=name))
         half = found["share"].index(0.5)
         ends.append(f"{name} {error.show(found['error'][half])}{error.unit} on half of the rows")
-    xaxis = {"title": {"text": "share of rows kept, the surest first (%)"}, "range": [8, 102], "dtick": 20}
-    yaxis = {"title": {"text": f"{label} on them{' (%)' if error.unit else ''}"}, "rangemode": "tozero"}
+    xaxis = axis("share of rows kept, the most confident first (%)", range=[8, 102], dtick=20)
+    yaxis = axis(f"{label} on them{' (%)' if error.unit else ''}", rangemode="tozero")
     alt = f"{label} by the share of rows kept: " + "; ".join(ends)
-    return _figure(alt, traces, xaxis=xaxis, yaxis=yaxis, legend=_LEGEND)
+    return Figure(alt, traces, {"xaxis": xaxis, "yaxis": yaxis, "legend": _LEGEND})
 
 
 def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:

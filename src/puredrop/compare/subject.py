@@ -1,4 +1,4 @@
-"""One network of a run, with its twin without dropout, as `explain` asks it."""
+"""One network of a run, with the undropped model of the same seed, as `explain` analyses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["options_of", "subject", "weights_of"]
 def subject(
     data: Data, network: Model, weights: dict[str, Parameters], copy: int, epochs: int, members: int = 64, seed: int = 0
 ) -> Subject:
-    """A copy trained with dropout, beside the copy of the same seed without.
+    """Return a copy trained with dropout, with the undropped model of the same seed.
 
     Args:
         data: of the run.
@@ -56,7 +56,7 @@ def subject(
 
 
 def _masks(network: Network, epochs: int, rows: int, seeds: int, copy: int) -> Iterator[dict[str, Tensor]]:
-    """Of every row of every step, which the last of an epoch may have fewer of."""
+    """Yield the masks of every row of every step; the last step of an epoch may have fewer rows."""
     steps = -(-rows // BATCH)
     for epoch in range(epochs):
         whole = range(epoch * steps, epoch * steps + rows // BATCH)
@@ -66,7 +66,7 @@ def _masks(network: Network, epochs: int, rows: int, seeds: int, copy: int) -> I
 
 
 def options_of(identity: dict[str, Any], data_dir: Path | None) -> CompareOptions:
-    """What a finished run was asked for, as far as its data and its network go."""
+    """Return the options of a finished run that concern its data and its network."""
     wanted = ["data", "target", "group", "time", "split_seed", "model", "rows"]
     if identity["target"] is not None:
         wanted.append("task")
@@ -78,7 +78,7 @@ def options_of(identity: dict[str, Any], data_dir: Path | None) -> CompareOption
 
 
 def weights_of(folder: Path) -> tuple[dict[str, Any], dict[str, Parameters]]:
-    """The results of a finished run, and the weights of its arms with and without dropout.
+    """Read the results of a finished run, and the weights of its arms with and without dropout.
 
     Raises:
         ValueError, OSError: with one line, for what is no such run.

@@ -13,7 +13,7 @@ from torch.nn import Module
 from puredrop import functional
 from puredrop.compare.data import Data
 from puredrop.compare.network import Network, Parameters
-from puredrop.report.figures import Figure
+from puredrop.report.figures import Figure, axis, interval_bars, line
 from puredrop.report.intervals import paired_difference
 from puredrop.report.section import Section
 from puredrop.rng import Key
@@ -141,11 +141,6 @@ def _figure(found: dict[str, Any], label: str) -> Figure:
     """Loss by rate, with the interval of the difference to the best around each, and the band within noise."""
     rates, losses = found["rates"], [one["mean"] for one in found["loss"]]
     away = found["to_best"]
-    bars = {
-        "symmetric": False, "thickness": 1.5, "width": 5,
-        "array": [one["high"] - one["estimate"] for one in away],
-        "arrayminus": [one["estimate"] - one["low"] for one in away],
-    }  # fmt: skip
     text = [
         f"p={p:g}: {loss:.4f}, to the best {one['estimate']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
         for p, loss, one in zip(rates, losses, away, strict=True)
@@ -157,10 +152,12 @@ def _figure(found: dict[str, Any], label: str) -> Figure:
         "fillcolor": "@dropout-soft", "line": {"width": 0}, "layer": "below",
     }  # fmt: skip
     traces = [
-        {"x": rates, "y": losses, "error_y": bars, "mode": "lines+markers", "line": {"color": "@dropout", "width": 2.5},
-         "marker": {"size": 8}, "text": text, "hovertemplate": "%{text}<extra></extra>"}
+        line(
+            rates, losses, "@dropout", "%{text}", width=2.5, mode="lines+markers", error_y=interval_bars(away),
+            marker={"size": 8}, text=text,
+        )
     ]  # fmt: skip
     alt = f"{label} by rate, with 95 % intervals of the difference to the best: {'; '.join(text)}"
-    xaxis = {"title": {"text": "rate of every hidden layer"}, "tickvals": rates, "zeroline": False}
-    yaxis = {"title": {"text": label}, "zeroline": False}
+    xaxis = axis("rate of every hidden layer", tickvals=rates, zeroline=False)
+    yaxis = axis(label, zeroline=False)
     return Figure(alt, traces, {"xaxis": xaxis, "yaxis": yaxis, "shapes": [band], "showlegend": False})

@@ -112,7 +112,7 @@ def line(
     }  # fmt: skip
 
 
-def level(ends: Sequence[float], y: float, color: str, name: str, hover: str, **options: Any) -> Trace:
+def level(ends: Sequence[float], y: float, color: str, name: str, hover: str | None, **options: Any) -> Trace:
     """Return a dashed horizontal line from the first to the last of `ends`."""
     return line([ends[0], ends[-1]], [y, y], color, hover, width=2, dash="dash", name=name, **options)
 
