@@ -83,11 +83,10 @@ def split_targets(x: Any, y: Any) -> tuple[Any, Any]:
     Raises:
         TypeError, ValueError: if y is missing, and x does not hold targets.
     """
-    if callable(y) and not isinstance(y, Tensor):
-        raise TypeError("y is a function; pass the loss by name: loss=... (y is left out where x holds the targets)")
     if y is not None:
         return x, y
-    if isinstance(x, (Mapping, tuple, list)):
+    is_list_of_batches = isinstance(x, list) and len(x) > 0 and isinstance(x[0], (Mapping, tuple))
+    if isinstance(x, (Mapping, tuple, list)) and not is_list_of_batches:
         return _split(x)
     if isinstance(x, (Tensor, np.ndarray)) or hasattr(x, "to_numpy") or not isinstance(x, Iterable):
         raise ValueError(

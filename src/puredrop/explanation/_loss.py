@@ -18,14 +18,16 @@ _MOST_OUTPUTS = 64
 """Outputs of a row, at most, for a loss whose curvature is found by differentiating it."""
 
 
-def loss_function(loss: Any) -> Loss:
+def loss_function(loss: Any, y: Any = None) -> Loss:
     """Return the loss that a user names or gives.
 
     Raises:
-        TypeError, ValueError: for what is no loss; the message says what to pass.
+        TypeError, ValueError: for what is no loss, or a loss in the place of y; the message says what to pass.
     """
     expected = "expected 'cross_entropy', 'mse_loss', or a function (outputs, y) -> mean over rows"
     if loss is None:
+        if isinstance(y, str) or (callable(y) and not isinstance(y, Tensor)):
+            raise TypeError(f"y is {y!r}, and loss is missing; where x holds the targets, pass the loss as loss=...")
         raise TypeError(f"loss is missing; {expected}")
     if isinstance(loss, str):
         if loss not in _NAMED:

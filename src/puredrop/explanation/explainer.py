@@ -26,7 +26,26 @@ __all__ = ["Explainer"]
 
 
 class Explainer:
-    """The type of `puredrop.explain`, which is called for the whole analysis and has each measure as an attribute."""
+    """The type of `puredrop.explain`: a call is the whole analysis, and each measure is an attribute.
+
+    | question | measure | result |
+    |---|---|---|
+    | what does dropout add to the loss? | `penalty` | `Penalty` |
+    | is that L2? | `ridge`, `margins`, `l2_strength` | `Ridge`, `Margins`, `L2Strength` |
+    | do units rely on each other? | `coadaptation` | `Coadaptation` |
+    | does one pass stand for the sub-networks? | `weight_scaling_gap` | `WeightScalingGap` |
+    | does it disturb BatchNorm? | `variance_shift` | `VarianceShift` |
+    | how noisy is the gradient? | `gradient_noise` | `GradientNoise` |
+    | which sub-networks does training visit? | `member_visits` | `MemberVisits` |
+
+    The model is unchanged when a call returns; every result prints itself, and most draw themselves by `figure()`.
+
+    >>> from puredrop import explain
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(9, 3))
+    >>> found = explain.weight_scaling_gap(net, torch.randn(20, 4))
+    >>> isinstance(found, explain.WeightScalingGap)
+    True
+    """
 
     Coadaptation, Curve = Coadaptation, Curve
     Descent, Margins, Ridge = Descent, Margins, Ridge
@@ -47,6 +66,9 @@ class Explainer:
     ridge = staticmethod(ridge)
     variance_shift = staticmethod(variance_shift)
     weight_scaling_gap = staticmethod(weight_scaling_gap)
+
+    def __repr__(self) -> str:
+        return "puredrop.explain"
 
     def __call__(
         self,
@@ -119,4 +141,4 @@ class Explainer:
 
 def _rows_of(x: Any, y: Any) -> tuple[Any, Tensor]:
     x, y = split_targets(x, y)
-    return x, torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)
+    return x, torch.tensor(y.to_numpy()) if hasattr(y, "to_numpy") else torch.as_tensor(y)

@@ -157,7 +157,7 @@ def gradient_noise(
     """
     for name, value, least in (("batches", batches, 3), ("draws", draws, 2), ("probes", probes, 1)):
         checked_number(name, value, least)
-    loss = loss_function(loss)
+    loss = loss_function(loss, y)
     prepared, pairs = prepare_with_targets(model, x, y, class_dim, is_cross_entropy(loss), seed=seed, batch_size=2**31)
     if len(pairs) > 1:
         raise ValueError(

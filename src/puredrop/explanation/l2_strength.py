@@ -113,7 +113,7 @@ def l2_strength(
     True
     """
     checked_number("probes", probes, 2)
-    loss = loss_function(loss)
+    loss = loss_function(loss, y)
     prepared, pairs = prepare_with_targets(
         model, x, y, class_dim, is_cross_entropy(loss), seed=seed, batch_size=batch_size
     )

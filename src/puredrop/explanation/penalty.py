@@ -206,7 +206,7 @@ def penalty(
     """
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
-    loss = loss_function(loss)
+    loss = loss_function(loss, y)
     prepared, parts = prepare_with_targets(
         model, x, y, class_dim, is_cross_entropy(loss), seed=seed, sample_dim=sample_dim, batch_size=batch_size
     )

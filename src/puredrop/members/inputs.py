@@ -110,7 +110,7 @@ class Inputs:
         """
         at = first
         for one in self._given(x):
-            batch = self._batch(one, is_loaded=self.is_loader(x))
+            batch = self._batch(one)
             _refuse_nan(batch, at)
             at += batch.rows
             yield from batch.parts(size)
@@ -119,7 +119,9 @@ class Inputs:
 
     def is_loader(self, x: Any) -> bool:
         """Whether it gives batches, and is not one."""
-        is_data = isinstance(x, (Tensor, np.ndarray, Mapping, tuple, list)) or hasattr(x, "to_numpy")
+        if isinstance(x, list):  # of batches, or of the arguments of one call
+            return len(x) > 0 and isinstance(x[0], (Mapping, tuple))
+        is_data = isinstance(x, (Tensor, np.ndarray, Mapping, tuple)) or hasattr(x, "to_numpy")
         return isinstance(x, Iterable) and not is_data
 
     def _given(self, x: Any) -> Iterable[Any]:
@@ -130,16 +132,16 @@ class Inputs:
         found: Iterable[Any] = x
         return found
 
-    def _batch(self, x: Any, is_loaded: bool) -> Batch:
-        args, kwargs = self._call(x, is_loaded)
+    def _batch(self, x: Any) -> Batch:
+        args, kwargs = self._call(x)
         args, kwargs = self._moved(args), self._moved(kwargs)
         sizes = [one.shape[self._dim] for one in tensors_in((args, kwargs)) if one.dim() > self._dim]
         if not sizes:
             raise ValueError(f"x holds no tensor with rows in dimension {self._dim}; expected (rows, ...)")
         return Batch(args, kwargs, sizes[0], self._dim)
 
-    def _call(self, x: Any, is_loaded: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments; of a loader's batches what the model does not take, such as labels, is left out."""
+    def _call(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call; of a batch what the model does not take, such as labels, is left out."""
         if isinstance(x, Mapping):
             takes_all = any(p.kind is p.VAR_KEYWORD for p in self._signature.parameters.values())
             known = {name: x[name] for name in x if takes_all or name in self._signature.parameters}
@@ -147,7 +149,7 @@ class Inputs:
             return (args, named) if named else ((dict(x),), {})
         if isinstance(x, (tuple, list)):
             args = tuple(x)
-            while is_loaded and len(args) > 1 and not self._binds(args, {}):
+            while len(args) > 1 and not self._binds(args, {}):
                 args = args[:-1]
             return args, {}
         return (x,), {}

@@ -98,7 +98,7 @@ class PreparedModel:
         Raises:
             ValueError: if y has not one entry for each row.
         """
-        targets = torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)
+        targets = torch.tensor(y.to_numpy()) if hasattr(y, "to_numpy") else torch.as_tensor(y)
         if not targets.dim() or len(targets) != self.rows:
             raise ValueError(
                 f"y has shape {tuple(targets.shape)}; expected one entry for each of {self.rows} rows of x"
