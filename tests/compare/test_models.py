@@ -204,7 +204,7 @@ BAD = {
     "usermodels:Hidden": r"draws random numbers with every known rate at 0",
     "usermodels:Wide": r"classification needs an output of shape \(2, 10\) for input \(2, 64\), got \(2, 9\)",
     "usermodels:Tuple": r"got tuple",
-    "usermodels:Broken": r"fails on input of shape \(2, 64\) \(mat1 and mat2",
+    "usermodels:Broken": r"fails on input of shape \(2, 64\) \((addmm: )?mat1 and mat2",
 }
 
 

@@ -97,8 +97,9 @@ def _below(draw: Callable[[int, Tensor | None], Tensor], digits: Digits) -> Tens
     planes = max((d + 1 for d in range(_PLANES) if digits[d]), default=1) if known else _PLANES
     leading = draw(0, None)
     below, tied = leading < digits[0], leading == digits[0]
-    if leading.device.type != "cpu":
-        for plane in range(1, planes):  # looks at every digit of every element, since to look for ties synchronises
+    if leading.device.type != "cpu" or torch.compiler.is_compiling():
+        # Every digit of every element: to look for ties would synchronise a GPU, and a compiler cannot follow it.
+        for plane in range(1, planes):
             u = draw(plane, None)
             below, tied = below | (tied & (u < digits[plane])), tied & (u == digits[plane])
         return below
