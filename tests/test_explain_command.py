@@ -45,12 +45,12 @@ def state(**more):
     return {**net.state_dict(), **more}
 
 
-def test_a_state_file_with_its_twin(folder, capsys):
+def test_a_state_file_with_that_of_the_undropped_model(folder, capsys):
     weights = state()
     safetensors.torch.save_file(weights, "net.safetensors")
-    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state().items()}}, "twin.pt")
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state().items()}}, "undropped.pt")
     line = ["my_explained_nets:net", "rows.csv", "--target", "label", "--columns", "a,b,c,d", "--members", "16"]
-    assert main(["explain", *line, "--weights", "net.safetensors", "--against", "twin.pt", "--out", "page"]) == 0
+    assert main(["explain", *line, "--weights", "net.safetensors", "--against", "undropped.pt", "--out", "page"]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == "page: page/explain.html"
     assert said.out.startswith("Dropout adds ")

@@ -114,7 +114,7 @@ def test_powers():
 
 @pytest.fixture(scope="module")
 def told():
-    """A trained net beside an untrained twin; few members, since words are tested here."""
+    """A trained net and an untrained undropped model; few members, since words are tested here."""
     torch.manual_seed(0)
     x = torch.randn(120, 6)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
@@ -215,7 +215,7 @@ def test_a_regression_and_a_net_with_batchnorm():
     ids = [section.id for section in found.sections]
     assert ids == ["network", "division", "reliance", "one-pass", "l2", "uncertainty", "batchnorm", "why"]
     assert "mean squared error" in found.verdict
-    assert [one.held for one in found.findings if one.id == "reliance"] == [False]  # no twin to compare with
+    assert [one.held for one in found.findings if one.id == "reliance"] == [False]  # no undropped model to compare with
 
 
 def test_fewer_rows_are_drawn_without_repeats_and_belong_to_each_other():

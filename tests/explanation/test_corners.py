@@ -118,7 +118,7 @@ def test_channels_that_do_not_vary_are_left_out_of_the_shift():
     assert "NaN" not in found.figure().json
 
 
-def test_a_layer_of_rate_0_beside_others_is_damaged_too(data):
+def test_a_layer_of_rate_0_next_to_others_is_perturbed_too(data):
     x, y = data
     layers = [nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 16), nn.ReLU(), nn.Dropout(0.4)]
     net = nn.Sequential(*layers, nn.Linear(16, 3)).double()
@@ -128,7 +128,7 @@ def test_a_layer_of_rate_0_beside_others_is_damaged_too(data):
     assert all(bool((a.curves[kind].tables == b.curves[kind].tables).all()) for kind in a.curves)
 
 
-def test_damage_does_not_follow_the_batches(data):
+def test_perturbations_do_not_follow_the_batches(data):
     x, y = data
     a, b = (explain.coadaptation(relu_net_of(1), x, y, orders=2, members=16, batch_size=n) for n in (1024, 40))
     assert a.curves["noise"].score == b.curves["noise"].score

@@ -248,7 +248,7 @@ def test_many_that_say_the_same_survive_what_one_does_not():
     assert many.correlation == pytest.approx(1)
 
 
-def test_a_model_of_rate_0_is_damaged_in_the_same_orders(data):
+def test_a_model_of_rate_0_is_perturbed_in_the_same_orders(data):
     x, y = data
     net = relu_net(32)
     a = explain.coadaptation(net, x, y, orders=4, members=32)
