@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from puredrop.explanation.analysis import Subject, analyse
-from puredrop.report.page import rendered
+from puredrop.report.page import render_template
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None and not os.environ.get("CI"):
@@ -34,7 +34,7 @@ def page_file(tmp_path_factory):
     seen = dict.fromkeys(("puredrop", "torch", "python", "machine", "created"), "0")
     path = tmp_path_factory.mktemp("page") / "explain.html"
     path.write_text(
-        rendered(
+        render_template(
             "explanation.html.j2",
             ("puredrop.explanation",),
             name="a net",

@@ -1,6 +1,6 @@
-"""The identities of the theory, each exact by enumeration or within five standard errors, each with a broken twin.
+"""The identities of the theory, each exact by enumeration or within five standard errors, each with a wrong formula.
 
-A twin is the same formula with one thing wrong: it must not pass. Masks of enumerations are all 2^n; draws are seeded,
+A wrong formula is the same with one thing changed: it must not pass. Masks of enumerations are all 2^n; draws are seeded,
 and five standard errors are left by chance in one of 1.7 million.
 """
 

@@ -13,7 +13,7 @@ from puredrop.explanation.averages import averages
 from puredrop.explanation.member_visits import _power_of_two, drawing
 from puredrop.explanation.unit_over_masks import unit_over_masks
 from puredrop.members.prepared import prepare
-from puredrop.report.page import rendered
+from puredrop.report.page import render_template
 from puredrop.report.section import Section
 
 
@@ -165,7 +165,7 @@ def test_the_record_is_json_and_comes_back(told):
 def test_the_page_has_everything_and_asks_for_nothing(told):
     found, _ = told
     seen = dict.fromkeys(("puredrop", "torch", "python", "machine", "created"), "0")
-    page = rendered(
+    page = render_template(
         "explanation.html.j2",
         ("puredrop.explanation",),
         name="<b>",

@@ -12,7 +12,7 @@ from puredrop.compare.sweep import section
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
 from puredrop.compare.wording import ARM_NAMES, Quantity, enough, findings, quantities, verdict
 from puredrop.report.figures import Figure, Trace, axis, band, dots, interval_bars, level, line
-from puredrop.report.page import rendered
+from puredrop.report.page import render_template
 from puredrop.report.section import Section
 
 __all__ = ["render"]
@@ -30,7 +30,7 @@ def render(results: dict[str, Any]) -> str:
     Returns:
         HTML that needs no network.
     """
-    return rendered(
+    return render_template(
         "report.html.j2",
         ("puredrop.compare",),
         results=results,

@@ -79,10 +79,10 @@ class Explanation:
             facts: short texts about the data, for the page's head.
             command: the shell command that makes this page again, if there is one.
         """
-        from puredrop.report.page import rendered  # jinja2 and plotly, of the extra
+        from puredrop.report.page import render_template  # jinja2 and plotly, of the extra
 
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        page = rendered(
+        page = render_template(
             "explanation.html.j2", ("puredrop.explanation",), name=self.name, facts=facts, explanation=self,
             command=command, environment={**environment(), "created": created},
         )  # fmt: skip

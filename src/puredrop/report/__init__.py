@@ -1,1 +1,1 @@
-"""Sections, figures, intervals and pages: what `explain` and `compare` show their results with."""
+"""Sections, figures, intervals and pages, with which results are shown."""

@@ -11,18 +11,18 @@ import jinja2
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-__all__ = ["rendered"]
+__all__ = ["render_template"]
 
 _WIDTH, _STEP, _TOP, _FOOT, _LETTER = 720, 30, 24, 52, 11
 
 
-def rendered(template: str, packages: tuple[str, ...] = (), **values: Any) -> str:
-    """A page that needs no network.
+def render_template(template: str, packages: tuple[str, ...] = (), **values: Any) -> str:
+    """Return a page as HTML that needs no network.
 
     Args:
-        template: its name, among those of this package or of `packages`, which come first.
-        packages: that hold templates in a folder `page`.
-        values: for the template.
+        template: name of the file, in the folder `templates` of one of `packages` or of this package.
+        packages: dotted names of packages with templates of their own, which come first.
+        values: variables of the template.
     """
     loaders = [jinja2.PackageLoader(name, "templates") for name in (*packages, "puredrop.report")]
     environment = jinja2.Environment(
@@ -30,21 +30,20 @@ def rendered(template: str, packages: tuple[str, ...] = (), **values: Any) -> st
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"plan": _plan, "power": _power}
-    own = jinja2.PackageLoader("puredrop.report", "templates")
     texts = {
-        name: Markup(own.get_source(environment, file)[0]) for name, file in
+        name: Markup(loaders[-1].get_source(environment, file)[0]) for name, file in
         (("style", "style.css"), ("script", "page.js"))
     }  # fmt: skip
     return environment.get_template(template).render(**texts, plotly=Markup(get_plotlyjs()), **values)
 
 
 def _power(text: str) -> Markup:
-    """Powers as people write them."""
+    """Write powers of 2 and 10 with a raised exponent."""
     return Markup(re.sub(r"\b(2|10)\^(\d+|n)", r"\1<sup>\2</sup>", str(escape(text))))
 
 
 def _plan(drawing: dict[str, Any]) -> dict[str, Any]:
-    """Where units and edges of a drawing lie."""
+    """Lay out the units and edges of a drawing, in pixels."""
     columns = drawing["columns"]
     most = max(column["shown"] for column in columns)
     height = _TOP + most * _STEP + _FOOT
@@ -68,15 +67,15 @@ def _plan(drawing: dict[str, Any]) -> dict[str, Any]:
         {"x": round(60 + c * gap), "name": _short(column["name"], int(gap / _LETTER)), "count": _count(column)}
         for c, column in enumerate(columns)
     ]
-    said = {"members": drawing["members"], "units": [column["units"] for column in columns]}
+    masks = {"members": drawing["members"], "units": [column["units"] for column in columns]}
     return {
         "width": _WIDTH, "height": height, "edges": edges, "units": [unit for column in units for unit in column],
-        "columns": heads, "json": json.dumps(said).replace("<", "\\u003c"),
+        "columns": heads, "json": json.dumps(masks).replace("<", "\\u003c"),
     }  # fmt: skip
 
 
 def _short(name: str, most: int) -> str:
-    """The end of a long path, which says most."""
+    """Return the end of a long path, its most telling part."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
