@@ -16,6 +16,8 @@ LAW = [
     "_torch",
     "_text",
     "_files",
+    "_hints",
+    "_records",
     "_backend",
     "rng",
     "ops",

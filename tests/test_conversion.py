@@ -1,3 +1,6 @@
+import json
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -80,3 +83,25 @@ def test_torchscript_after_revert():
     scripted = torch.jit.script(revert(net).eval())
     x = torch.randn(2, 3)
     assert torch.equal(scripted(x), net(x))
+
+
+@pytest.mark.parametrize("call", [puredrop.convert, puredrop.batchwise])
+@pytest.mark.parametrize("name", ["seed", "key"])
+def test_a_seed_belongs_to_reproducible(call, name):
+    with pytest.raises(
+        TypeError, match=rf"{call.__name__} has no argument {name}; .*puredrop\.reproducible\(model, seed="
+    ):
+        call(model(), **{name: 1})
+
+
+def test_a_report_for_other_programs():
+    _, report = convert(model(), report=True)
+    assert json.loads(report.to_json()) == report.to_dict()
+    assert list(report.frame()["path"]) == [*report.replaced, *report.skipped]
+    assert report.to_dict()["skipped"] == report.skipped != {}
+
+
+def test_a_frame_without_pandas_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match=r"puredrop\[study\]"):
+        convert(model(), report=True)[1].frame()

@@ -189,5 +189,5 @@ def test_a_rate_that_was_changed_goes_back(library):
     assert (puredrop.convert(block).p, puredrop.convert(block).couple_channels) == (0.1, True)
     noisy = nn.Sequential(timm.layers.DropBlock2d(0.2, with_noise=True))
     _, report = puredrop.convert(noisy, report=True)
-    assert str(report).startswith("0: left as it is, with_noise")
+    assert str(report).startswith("0: skipped, with_noise")
     assert type(noisy[0]) is timm.layers.DropBlock2d

@@ -38,7 +38,8 @@ def public(group: Any) -> list[str]:
 
 def methods(kind: type) -> Iterator[tuple[str, Any]]:
     """Yield the public methods and properties that a class defines itself, or inherits from puredrop."""
-    for name, value in inspect.getmembers_static(kind):
+    for name in sorted(dir(kind)):
+        value = inspect.getattr_static(kind, name)
         owner = next((base for base in kind.__mro__ if name in vars(base)), kind)
         if not name.startswith("_") and owner.__module__.startswith("puredrop"):
             plain = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
@@ -65,7 +66,9 @@ def arguments(value: Any) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not is_keyword:
             texts.append("*")
         is_keyword |= parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
-        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        star = "*" * (
+            1 if parameter.kind is parameter.VAR_POSITIONAL else 2 * (parameter.kind is parameter.VAR_KEYWORD)
+        )
         default = "" if parameter.default is parameter.empty else f"={shown(parameter.default)}"
         texts.append(f"{star}{parameter.name}{default}")
     return f"({', '.join(texts)})"

@@ -1,4 +1,4 @@
-"""Exchange other libraries' dropout layers for ours and back, in a whole model, without touching its parameters."""
+"""Exchange of a model's dropout layers for ours and back, without touching its parameters."""
 
 from __future__ import annotations
 
@@ -6,48 +6,54 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from puredrop import nn
+from puredrop._hints import hints
+from puredrop._records import Records
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 
-__all__ = ["Conversion", "Swapped", "as_ours", "convert", "revert"]
+__all__ = ["SEED_HINT", "Conversion", "Swapped", "as_ours", "convert", "revert"]
 
-_SAME = (
+M = TypeVar("M", bound=Module)
+
+SEED_HINT = "to make masks a function of a seed, call puredrop.reproducible(model, seed=...) afterwards"
+
+_SAME_NAME = (
     *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
     *("MultiheadAttention", "LSTM", "GRU", "RNN"),
 )
-_OURS: dict[type[Module], type[Module]] = {getattr(torch.nn, name): getattr(nn, name) for name in _SAME}
+_OURS: dict[type[Module], type[Module]] = {getattr(torch.nn, name): getattr(nn, name) for name in _SAME_NAME}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 
 
 class Swapped:
-    """Abstract: a layer that goes by another class for a while, such as one that runs batchwise."""
+    """Abstract base of a layer whose class is replaced for a while, such as one that runs batchwise."""
 
     @property
     @abstractmethod
-    def was(self) -> type[Module]:
-        """The class it had."""
+    def original_class(self) -> type[Module]:
+        """The layer's class before the swap."""
 
     @abstractmethod
-    def back(self) -> None:
-        """Be the layer again that it was."""
+    def restore_class(self) -> None:
+        """Restore the layer's original class."""
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """How a layer of another library is one of ours.
+    """Rule by which a layer of another library becomes one of ours.
 
     Args:
         ours: our class.
-        attributes: theirs -> the attributes that ours has.
-        rate: name of their rate, which follows ours when the layer is put back.
-        refuses: theirs -> why it cannot be exchanged, or None.
+        attributes: function from their layer to the attributes of ours.
+        rate: name of the attribute that holds their rate; `revert` writes our rate there.
+        refuses: function from their layer to the reason why it cannot be exchanged, or None.
     """
 
     ours: type[Module]
@@ -79,7 +85,7 @@ def _patches(layer: Any) -> dict[str, Any]:
     }
 
 
-# By library and class, so that none of them need be there.
+# Keyed by names, so that none of the libraries has to be installed.
 _RULES = {
     ("timm", "DropPath"): _Rule(nn.DropPath, _drop_path, "drop_prob"),
     ("timm", "DropBlock2d"): _Rule(nn.DropBlock2d, _timm_block, "drop_prob", _refuses_timm_block),
@@ -96,96 +102,120 @@ _RULES = {
 
 def _rule(layer: Module) -> _Rule | None:
     library, name = type(layer).__module__.partition(".")[0], type(layer).__name__
-    if library == "transformers" and name.endswith("DropPath"):  # each model file has one of its own
+    if library == "transformers" and name.endswith(
+        "DropPath"
+    ):  # every model file of transformers defines its own DropPath
         return _RULES["timm", "DropPath"]
     return _RULES.get((library, name))
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What `convert` did.
+class Conversion(Records):
+    """Report of `convert`: which layers were exchanged, and which were skipped and why.
+
+    Prints as text; `to_dict`, `to_json` and `frame` hand it to other programs.
 
     Args:
-        replaced: path -> (their class, ours), by name.
-        skipped: path -> why a layer that drops stayed as it was.
+        replaced: path of each exchanged layer -> (name of the old class, name of ours).
+        skipped: path of each layer that drops and was not exchanged -> the reason.
+
+    >>> _, report = convert(torch.nn.Sequential(torch.nn.Dropout(0.3)), report=True)
+    >>> report.to_dict()
+    {'replaced': {'0': ['torch Dropout', 'Dropout']}, 'skipped': {}}
     """
 
     replaced: dict[str, tuple[str, str]]
     skipped: dict[str, str]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the two dictionaries of the report."""
+        return {"replaced": {path: list(pair) for path, pair in self.replaced.items()}, "skipped": dict(self.skipped)}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each layer that drops."""
+        rows = [{"path": path, "old": old, "new": new, "reason": ""} for path, (old, new) in self.replaced.items()]
+        return rows + [{"path": path, "old": "", "new": "", "reason": reason} for path, reason in self.skipped.items()]
+
     def __str__(self) -> str:
         lines = [f"{path or '(model)'}: {old} -> puredrop.nn.{new}" for path, (old, new) in self.replaced.items()]
-        lines += [f"{path or '(model)'}: left as it is, {why}" for path, why in self.skipped.items()]
+        lines += [f"{path or '(model)'}: skipped, {reason}" for path, reason in self.skipped.items()]
         return "\n".join([*lines, "functional dropout is no module: puredrop.sites lists it"])
 
 
 @overload
-def convert(model: Module, inplace: bool = True, *, report: Literal[False] = False) -> Module: ...
+def convert(model: M, inplace: bool = True, *, report: Literal[False] = False) -> M: ...
 
 
 @overload
-def convert(model: Module, inplace: bool = True, *, report: Literal[True]) -> tuple[Module, Conversion]: ...
+def convert(model: M, inplace: bool = True, *, report: Literal[True]) -> tuple[M, Conversion]: ...
 
 
-def convert(model: Module, inplace: bool = True, *, report: bool = False) -> Module | tuple[Module, Conversion]:
-    """Put our layers in the place of torch's, timm's, torchvision's and transformers' dropout layers.
+@hints(seed=SEED_HINT, key=SEED_HINT)
+def convert(model: M, inplace: bool = True, *, report: bool = False) -> M | tuple[M, Conversion]:
+    """Exchange the dropout layers of torch, timm, torchvision and transformers for ours.
 
-    Exchanged are torch's dropout layers, MultiheadAttention, LSTM, GRU and RNN; DropPath, DropBlock2d and PatchDropout
-    of timm; StochasticDepth and DropBlock2d of torchvision; DropPath of transformers. Arguments, training mode, hooks,
-    shared modules and the state_dict stay. Only layers of exactly these classes are exchanged: a subclass may do
-    something of its own.
+    Use it on a finished model to get the fast layers, and keys, without changing the model's code. Exchanged are
+    torch's dropout layers, MultiheadAttention, LSTM, GRU and RNN; DropPath, DropBlock2d and PatchDropout of timm;
+    StochasticDepth and DropBlock2d of torchvision; DropPath of transformers. Arguments, parameters, training mode,
+    hooks, shared modules and the state_dict stay. Only layers of exactly these classes are exchanged: a subclass may
+    do something else. For masks that depend on a seed, call `puredrop.reproducible(model, seed=...)` afterwards.
 
     Args:
-        model: any module; it may be a dropout layer itself.
-        inplace: change the model itself, else a deep copy.
-        report: return what was done as well.
+        model: any module, possibly a dropout layer itself.
+        inplace: whether the model itself is changed; otherwise a deep copy is changed and returned.
+        report: whether a `Conversion` is returned as well.
 
     Returns:
-        The model (another object where the model itself is a dropout layer); with report, it and a `Conversion`, which
-        says what was exchanged and what was left, and prints.
+        The model, typed as given (another object where the model itself is a dropout layer); with `report=True` the
+        pair of the model and a `Conversion`, which lists what was exchanged and what was skipped.
 
-    >>> convert(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)))[1].__class__.__module__
+    >>> model = convert(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)))
+    >>> type(model[1]).__module__
     'puredrop.nn.element'
     """
     model = model if inplace else copy.deepcopy(model)
     if not report:
         return _exchange(model, as_ours)
-    done = _conversion(model)
-    return _exchange(model, as_ours), done
+    plan = _plan(model)
+    return _exchange(model, as_ours), plan
 
 
-def _conversion(model: Module) -> Conversion:
-    """What there is to do."""
+def _plan(model: Module) -> Conversion:
+    """Plan the conversion without changing the model."""
     replaced, skipped = {}, {}
     for path, layer in model.named_modules():
         rule = _rule(layer)
-        why = rule.refuses(layer) if rule else None
-        if why is not None:
-            skipped[path] = why
+        reason = rule.refuses(layer) if rule else None
+        if reason is not None:
+            skipped[path] = reason
         elif rule or type(layer) in _OURS:
             ours = rule.ours if rule else _OURS[type(layer)]
             replaced[path] = (f"{type(layer).__module__.partition('.')[0]} {type(layer).__name__}", ours.__name__)
         elif holds_dropout(layer) and not isinstance(layer, HasKey):
-            skipped[path] = f"{type(layer).__module__}.{type(layer).__name__} is none of the classes that are known"
+            skipped[path] = (
+                f"{type(layer).__module__}.{type(layer).__name__} is not among the classes that convert knows"
+            )
     return Conversion(replaced, skipped)
 
 
-def revert(model: Module, inplace: bool = True) -> Module:
-    """Put the layers back that `convert` exchanged, and torch's in the place of ours; keys are given up.
+def revert(model: M, inplace: bool = True) -> M:
+    """Exchange our layers for the ones that `convert` replaced, or for torch's.
 
-    Weights dropped by `drop_connect` are plain parameters again, and what ran batchwise runs as before.
+    Use it before a model is handed to code that expects torch's own layers. Keys are given up, weights dropped by
+    `drop_connect` become plain parameters, and layers that run batchwise run as before.
 
     Args:
-        model: any module; it may be one of our layers itself.
-        inplace: change the model itself, else a deep copy.
+        model: any module, possibly one of our layers itself.
+        inplace: whether the model itself is changed; otherwise a deep copy is changed and returned.
 
     Returns:
-        The model (another object where the model itself is one of our layers).
+        The model, typed as given (another object where the model itself is one of our layers).
 
     Raises:
-        ValueError: for a layer that torch has no equal of, by its path; nothing is changed then.
+        ValueError: if torch has no equal of a layer; the message names its path, and nothing is changed.
 
-    >>> revert(torch.nn.Sequential(nn.Dropout(0.3)))[0].__class__.__module__
+    >>> model = revert(torch.nn.Sequential(nn.Dropout(0.3)))
+    >>> type(model[0]).__module__
     'torch.nn.modules.dropout'
     """
     for path, module in model.named_modules():
@@ -194,7 +224,7 @@ def revert(model: Module, inplace: bool = True) -> Module:
                 f"{path or 'the model'} has shared_dims={module.shared_dims}, which torch.nn.Dropout lacks; "
                 "replace it by hand, Dropout1d to Dropout3d share the dimensions of a channel"
             )
-        kind = module.was if isinstance(module, Swapped) else type(module)
+        kind = module.original_class if isinstance(module, Swapped) else type(module)
         is_known = kind in _TORCHS or hasattr(module, "_exchanged_for") or isinstance(module, nn.DropConnect)
         is_known |= kind in _OURS
         if isinstance(module, HasKey) and not is_known:
@@ -204,55 +234,60 @@ def revert(model: Module, inplace: bool = True) -> Module:
     model = model if inplace else copy.deepcopy(model)
     for module in list(model.modules()):
         if isinstance(module, Swapped):
-            module.back()
+            module.restore_class()
         for name, steps in list(getattr(module, "parametrizations", {}).items()):
             if any(isinstance(step, nn.DropConnect) for step in steps):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=False)
     return _exchange(model, _as_theirs)
 
 
-def _exchange(model: Module, other: Callable[[Module], Module | None]) -> Module:
-    replaced: dict[Module, Module] = {}  # one module in two places stays one
-    if (whole := other(model)) is not None:
-        return whole
+def _exchange(model: M, substitute: Callable[[Module], Module | None]) -> M:
+    """Put each module's substitute in its place, where it has one, and return the model."""
+    if (whole := substitute(model)) is not None:
+        return cast(M, whole)
+    replaced: dict[Module, Module] = {}  # a module that stands in two places stays one module
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children leaves out a second name of one module
             if child is None:
                 continue
-            if child not in replaced and (new := other(child)) is not None:
-                replaced[child] = new
+            if child not in replaced and (layer := substitute(child)) is not None:
+                replaced[child] = layer
             parent._modules[name] = replaced.get(child, child)
     return model
 
 
 def as_ours(layer: Module) -> Module | None:
-    """The same layer as one of ours, None where there is none: hooks, mode and arguments are its attributes."""
+    """Return the layer as one of ours, with its arguments, mode and hooks; None where we have no such layer."""
     rule = _rule(layer)
     if rule is None:
         kind = _OURS.get(type(layer))
-        return None if kind is None else _as(kind, layer)
+        return None if kind is None else _with_class(kind, layer)
     if rule.refuses(layer) is not None:
         return None
     attributes = {"inplace": False, **vars(layer), **rule.attributes(layer), "key": None}
-    return _as(rule.ours, layer, {**attributes, "_exchanged_for": layer})
+    return _with_class(rule.ours, layer, {**attributes, "_exchanged_for": layer})
 
 
 def _as_theirs(layer: Module) -> Module | None:
+    """Return the layer that `convert` replaced by this one, or torch's; None where the layer is not ours."""
     if hasattr(layer, "_exchanged_for"):
-        old: Any = layer._exchanged_for
-        rule = _rule(old)
+        original: Any = layer._exchanged_for
+        rule = _rule(original)
         assert rule is not None
-        new = _as(type(old), layer, {name: value for name, value in vars(layer).items() if name in vars(old)})
-        if layer.p != rule.attributes(old)["p"]:  # changed since
-            setattr(new, rule.rate, layer.p)
-        return new
+        attributes = {name: value for name, value in vars(layer).items() if name in vars(original)}
+        theirs = _with_class(type(original), layer, attributes)
+        if layer.p != rule.attributes(original)["p"]:  # the rate was changed after the conversion
+            setattr(theirs, rule.rate, layer.p)
+        return theirs
     kind = _TORCHS.get(type(layer))
     if kind is None:
         return None
-    return _as(kind, layer, {name: value for name, value in vars(layer).items() if name not in ("key", "shared_dims")})
+    attributes = {name: value for name, value in vars(layer).items() if name not in ("key", "shared_dims")}
+    return _with_class(kind, layer, attributes)
 
 
-def _as(kind: type[Module], module: Module, attributes: dict[str, Any] | None = None) -> Module:
-    new = kind.__new__(kind)
-    new.__dict__.update(vars(module) if attributes is None else attributes)
-    return new
+def _with_class(kind: type[Module], module: Module, attributes: dict[str, Any] | None = None) -> Module:
+    """Return a module of another class with the module's attributes, or with the given ones."""
+    layer = kind.__new__(kind)
+    layer.__dict__.update(vars(module) if attributes is None else attributes)
+    return layer

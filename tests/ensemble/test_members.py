@@ -180,9 +180,9 @@ def test_pinned_and_batchwise_models_and_layers_with_keys_have_the_same_members(
     with puredrop.reproducible(model) as _:
         assert torch.equal(puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean, expected)
         model(x)
-    report = puredrop.batchwise(model, groups=2)
+    puredrop.batchwise(model, groups=2)
     torch.testing.assert_close(puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean, expected)
-    report.revert()
+    puredrop.revert(model)
     puredrop.convert(model)
     model[2].set_key(puredrop.Key(7))
     assert torch.equal(puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean, expected)

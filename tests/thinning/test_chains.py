@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 import re
 import warnings
@@ -12,11 +13,11 @@ from steps import CLOSE, Written, X, cnn, difference, mlp, step, worst
 from torch import nn
 
 import puredrop
-from puredrop.thinning._layers import Batchwise
+from puredrop.thinning._layers import BatchwiseLayer
 
 
 def report(model, groups=2, **named):
-    return puredrop.batchwise(model, groups, **named)
+    return puredrop.batchwise(model, groups, report=True, **named)[1]
 
 
 class Net(nn.Module):
@@ -56,7 +57,7 @@ class TestLeft:
 
     def test_a_residual_stream(self):
         why = left(lambda self, x: x + self.drop(self.a(x)), a=linear(), drop=nn.Dropout(0.1))
-        assert why == "what it leaves goes elsewhere than into layers with weights, and no activation comes before it"
+        assert why == "not only layers with weights read its output, and no activation comes before it"
 
     def test_values_that_are_read_before_they_are_dropped(self):
         def forward(self, x):
@@ -73,7 +74,7 @@ class TestLeft:
     def test_hooks(self):
         drop, a = nn.Dropout(0.5), linear()
         drop.register_forward_hook(lambda *_: None)
-        says = "it has hooks, which would be shown thinned values"
+        says = "it has hooks, which would see thinned values"
         assert left(lambda self, x: self.drop(torch.relu(self.a(x))), a=a, drop=drop) == says
         a.register_forward_pre_hook(lambda *_: None)
         assert "Linear has hooks" in left(lambda self, x: self.drop(torch.relu(self.a(x))), a=a, drop=nn.Dropout(0.5))
@@ -127,12 +128,12 @@ class TestLeft:
             more=mlp((20, 30, 20), (0.5,)),
         )
         assert report(model).skipped == {
-            ":dropout0": "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
+            ":dropout0": "it is a function call, which batchwise cannot change; make it a layer, torch.nn.Dropout"
         }
 
     def test_a_layer_that_is_not_called(self):
         why = left(lambda self, x: self.a(x), a=linear(), drop=nn.Dropout(0.5))
-        assert why == "it is not called in the forward"
+        assert why == "the forward does not call it"
 
     def test_a_layer_in_two_places_one_of_which_cannot_be(self):
         """There it draws for each sample, as ever."""
@@ -171,10 +172,24 @@ def test_what_is_done_and_said():
     lines = str(found).splitlines()
     assert lines[:3] == [
         "masks of 3 dropout layers shared, groups: auto: one for every 128 rows of a batch, at most 16",
-        "  1: 40 % of its work is left",
-        "  4: 35 % of its work is left",
+        "  1: 40 % of its work remains",
+        "  4: 35 % of its work remains",
     ]
-    assert lines[-1].startswith("price: ")
+    assert lines[-1].startswith("cost: ")
+
+
+def test_a_report_for_other_programs():
+    model = Net(lambda self, x: self.net(nn.functional.dropout(x, 0.5)), net=mlp())
+    found = report(model)
+    assert json.loads(found.to_json()) == found.to_dict()
+    assert found.to_dict()["work"] == found.work
+    frame = found.frame()
+    assert frame.set_index("path")["work"].to_dict() == {**found.work, **dict.fromkeys(found.skipped, 1.0)}
+    assert list(frame.columns) == ["path", "work", "reason"]
+
+
+def test_the_last_batch_of_an_epoch_may_be_smaller_than_the_number_of_groups():
+    assert difference(mlp(), X[:5], 8) < CLOSE
 
 
 def test_nothing_to_compact():
@@ -195,9 +210,7 @@ def test_bad_arguments():
         report(mlp(), 0)
     model = mlp()
     report(model, 8)
-    with pytest.raises(ValueError, match="groups is 8, the batch has 5 samples"):
-        model(X[:5])
-    with pytest.raises(ValueError, match=r"model runs batchwise already; revert it first"):
+    with pytest.raises(ValueError, match=r"model runs batchwise already"):
         report(model)
 
 
@@ -265,14 +278,14 @@ class TestBack:
         model = mlp()
         report(model)
         other = puredrop.revert(model, inplace=False)
-        assert isinstance(model[0], Batchwise)
-        assert not any(isinstance(m, Batchwise) for m in other.modules())
+        assert isinstance(model[0], BatchwiseLayer)
+        assert not any(isinstance(m, BatchwiseLayer) for m in other.modules())
 
     def test_convert_leaves_them(self):
         model = mlp()
         report(model)
         puredrop.convert(model)
-        assert all(isinstance(model[i], Batchwise) for i in (0, 2, 3))
+        assert all(isinstance(model[i], BatchwiseLayer) for i in (0, 2, 3))
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
     def test_copies(self, copied):
@@ -281,7 +294,7 @@ class TestBack:
         step(model, X)
         other = copied(model)
         assert worst(step(other, X), step(model, X)) == 0
-        assert other[0].part.dropout is other[2]
+        assert other[0].role.dropout is other[2]
         assert other[0].weight is not model[0].weight
 
     def test_saved_weights_load_into_any(self):
@@ -346,14 +359,14 @@ def test_functions_of_named_and_several_values_are_no_activation():
 def test_wrapped_models():
     model = mlp()
     report(torch.compile(model, backend="eager"))
-    assert isinstance(model[0], Batchwise)
+    assert isinstance(model[0], BatchwiseLayer)
 
 
 def test_repr():
     model = mlp()
     report(model)
-    assert str(model[0]) == "Linear(in_features=20, out_features=48, bias=True, batchwise)"
-    assert str(model[2]) == "Dropout(p=0.5, inplace=False, batchwise)"
+    assert str(model[0]) == "BatchwiseLinear(in_features=20, out_features=48, bias=True)"
+    assert str(model[2]).startswith("BatchwiseDropout(p=0.5, inplace=False")
 
 
 def test_our_layers_and_keys():

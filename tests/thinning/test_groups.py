@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puredrop.thinning.groups import MOST, ROWS, Groups, GroupSplit
+from puredrop.thinning.groups import MAX_GROUPS, MIN_ROWS, Groups, GroupSplit
 
 
 @given(samples=st.integers(1, 200), groups=st.integers(1, 200))
@@ -37,10 +37,17 @@ def test_spread_and_joined(samples, groups):
 
 @pytest.mark.parametrize(
     ("samples", "rows", "count"),
-    [(1, 1, 1), (ROWS - 1, ROWS - 1, 1), (1024, 1024, 8), (100_000, 100_000, MOST), (4, 4096, 4), (0, 0, 1)],
+    [
+        (1, 1, 1),
+        (MIN_ROWS - 1, MIN_ROWS - 1, 1),
+        (1024, 1024, 8),
+        (100_000, 100_000, MAX_GROUPS),
+        (4, 4096, 4),
+        (0, 0, 1),
+    ],
 )
 def test_auto(samples, rows, count):
-    assert Groups("auto").of(samples, rows).groups == count
+    assert Groups("auto").split(samples, rows).groups == count
 
 
 @pytest.mark.parametrize(
@@ -58,7 +65,6 @@ def test_no_number_of_groups(groups, error, says):
         Groups(groups)
 
 
-def test_more_groups_than_samples():
-    says = r"groups is 8, the batch has 5 samples; expected no more groups than samples \(drop the last, smaller batch"
-    with pytest.raises(ValueError, match=says):
-        Groups(8).of(5, 5)
+def test_a_batch_with_fewer_samples_than_groups_has_one_in_each():
+    assert Groups(8).split(5, 5) == GroupSplit(5, 5)
+    assert Groups(8).split(0, 0).groups == 1

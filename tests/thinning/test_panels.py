@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import puredrop
-from puredrop.compact.buffers import Memory
+from puredrop.compact.buffers import Buffer
 from puredrop.compact.kept import Kept
 from puredrop.compact.panels import gather, scatter, shape_of
 
@@ -30,7 +30,7 @@ def test_lists(backend):
     mask = keep(3, 37)
     mask[1] = False
     mask[2] = True
-    kept = Kept.of(mask)
+    kept = Kept.from_mask(mask)
     assert kept.counts.tolist() == mask.sum(1).tolist()
     assert kept.size == 37
     assert kept.width == 48
@@ -39,12 +39,12 @@ def test_lists(backend):
         assert kept.units(group).tolist() == units.tolist()
         at = np.full(37, -1)
         at[units] = np.arange(len(units))
-        assert kept.at[group].tolist() == at.tolist()
+        assert kept.position[group].tolist() == at.tolist()
 
 
 def test_nothing_kept_has_room_all_the_same(backend):
-    assert Kept.of(torch.zeros(2, 5)).width == 16
-    assert Kept.of(torch.zeros(1, 0)).counts.tolist() == [0]
+    assert Kept.from_mask(torch.zeros(2, 5)).width == 16
+    assert Kept.from_mask(torch.zeros(1, 0)).counts.tolist() == [0]
 
 
 def panels_by_hand(dense, rows, columns, height, breadth, scale, step):
@@ -68,10 +68,10 @@ def call(case, groups, size, inner, dtype, seed=0):
     rows, columns = keep(groups, size[0], seed=seed), keep(groups, size[1], 0.3, seed=seed + 1)
     count = size[0]
     args = {
-        "rows and columns": (Kept.of(rows), Kept.of(columns), 0, rows, columns),
-        "rows": (Kept.of(rows), None, 0, rows, None),
-        "columns": (count, Kept.of(columns), 0, count, columns),
-        "samples": (count, Kept.of(columns), count, count, columns),
+        "rows and columns": (Kept.from_mask(rows), Kept.from_mask(columns), 0, rows, columns),
+        "rows": (Kept.from_mask(rows), None, 0, rows, None),
+        "columns": (count, Kept.from_mask(columns), 0, count, columns),
+        "samples": (count, Kept.from_mask(columns), count, count, columns),
     }[case]
     height = groups * count if case == "samples" else count
     dense = torch.randn(height, size[1], *inner, dtype=dtype)
@@ -142,7 +142,7 @@ class TestMemory:
     like = torch.empty(0)
 
     def test_it_is_given_out_again_once_nobody_has_it(self):
-        memory = Memory()
+        memory = Buffer()
         first = memory.tensor((4, 5), self.like)
         at = first.data_ptr()
         assert memory.tensor((4, 5), self.like).data_ptr() != at
@@ -151,7 +151,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("hold", [lambda t: t[1:], lambda t: t.detach(), lambda t: t.numpy(), lambda t: t.T])
     def test_it_is_not_while_a_view_lives(self, hold):
-        memory = Memory()
+        memory = Buffer()
         tensor = memory.tensor((4, 5), self.like)
         at, view = tensor.data_ptr(), hold(tensor)
         del tensor
@@ -160,7 +160,7 @@ class TestMemory:
         assert memory.tensor((4, 5), self.like).data_ptr() == at
 
     def test_more_is_asked_for(self):
-        memory = Memory()
+        memory = Buffer()
         memory.tensor((4,), self.like)
         assert memory.tensor((400,), self.like).shape == (400,)
         assert memory.tensor((3,), torch.empty(0, dtype=torch.float64)).dtype == torch.float64

@@ -23,7 +23,7 @@ def drawn(monkeypatch):
 
     def watched(site, shape, device):
         mask = draw(site, shape, device)
-        found.append(mask.kept.at >= 0)
+        found.append(mask.kept.position >= 0)
         return mask
 
     monkeypatch.setattr(_layers, "draw", watched)
@@ -146,7 +146,7 @@ class TestRanks:
     def test_with_named_samples(self):
         model, run = pinned(2, ranks="same")
         run.sample_ids = torch.arange(24)
-        with pytest.raises(RuntimeError, match="ranks is 'same', but masks follow the samples' names"):
+        with pytest.raises(RuntimeError, match=r"ranks is 'same', but masks follow run\.sample_ids"):
             model(X)
 
 
@@ -260,11 +260,11 @@ def test_a_mask_of_another_device_type_is_listed_too():
     keep = torch.rand(3, 30) > 0.5
     from puredrop.compact import kept as _kept
 
-    kept, library = Kept.of(keep), _kept.library
+    kept, library = Kept.from_mask(keep), _kept.library
     try:
         _kept.library = lambda: None
-        other = Kept.of(keep)
+        other = Kept.from_mask(keep)
     finally:
         _kept.library = library
-    assert torch.equal(kept.at, other.at)
+    assert torch.equal(kept.position, other.position)
     assert torch.equal(kept.counts, other.counts)

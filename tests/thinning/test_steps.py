@@ -55,7 +55,7 @@ def test_feed_forward_blocks(kind, batch_first):
     leave = [*others, *(f"layer.{one}" for one in others)]
     x = torch.randn(6, 5, 16) if batch_first else torch.randn(5, 6, 16)
     assert difference(model, x, 3, 0 if batch_first else 1, leave) < CLOSE
-    assert isinstance(model.get_submodule(path).part.was, type)
+    assert isinstance(model.get_submodule(path).role.original_class, type)
 
 
 class _WithItself(nn.Module):
@@ -111,7 +111,7 @@ class TwoReaders(nn.Module):
 def test_a_mask_that_feeds_two_consumers(adds):
     model = TwoReaders(adds)
     assert difference(model, X, 3) < CLOSE
-    assert model.drop.part.packs is not adds
+    assert model.drop.role.packs is not adds
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -143,7 +143,7 @@ class TestDegenerate:
 
         def chosen(site, shape, device):
             drawn = draw(site, shape, device)
-            return drawn._replace(kept=Kept.of(next(masks).expand(drawn.split.groups, -1)))
+            return drawn._replace(kept=Kept.from_mask(next(masks).expand(drawn.split.groups, -1)))
 
         monkeypatch.setattr(_layers, "draw", chosen)
 
@@ -214,7 +214,7 @@ class TestDegenerate:
 
         def compacted(mask):
             monkeypatch.setattr(
-                _layers, "draw", lambda *a: draw(*a)._replace(kept=Kept.of(torch.stack([mask, mask.flip(0)])))
+                _layers, "draw", lambda *a: draw(*a)._replace(kept=Kept.from_mask(torch.stack([mask, mask.flip(0)])))
             )
             output = thin(x)
             return [output, *torch.autograd.grad(output.square().sum(), list(thin.parameters()))]

@@ -1,4 +1,4 @@
-"""Panels in plain torch, on any device and of any dtype: what the compiled library is judged by."""
+"""Reference of gather and scatter in plain torch, for any device and dtype; the compiled library must equal it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["gather", "scatter"]
 
 
 def gather(dense: Tensor, rows: Kept | None, columns: Kept | None, scale: float, step: int, panels: Tensor) -> None:
-    """As `_panels.gather`."""
+    """Write the scaled panels of a matrix; arguments as `panels.gather`."""
     panels.zero_()
     for group, panel in enumerate(panels):
         part = dense[rows.units(group)] if rows else dense[group * step :][: panel.shape[0]]
@@ -19,7 +19,7 @@ def gather(dense: Tensor, rows: Kept | None, columns: Kept | None, scale: float,
 
 
 def scatter(panels: Tensor, rows: Kept | None, columns: Kept | None, scale: float, step: int, dense: Tensor) -> None:
-    """As `_panels.scatter`."""
+    """Write the scaled sum of panels in their places; arguments as `panels.scatter`."""
     dense.zero_()
     for group, panel in enumerate(panels):
         whole = dense.new_zeros(panel.shape[0], *dense.shape[1:])

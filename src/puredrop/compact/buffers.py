@@ -1,4 +1,4 @@
-"""Memory that is used again in the next step, where nobody else has kept it."""
+"""Memory that is reused from step to step."""
 
 from __future__ import annotations
 
@@ -9,37 +9,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Memory"]
+__all__ = ["Buffer"]
 
 
-class Memory:
-    """One tensor's room, given out again and again.
+class Buffer:
+    """Storage for one tensor, handed out again in every step.
 
-    A gradient as large as the weights is fresh memory in each step otherwise, which the system has to find and to
-    clear: a third of the time to write it (docs/batchwise.md has the figure).
+    A gradient as large as the weights is fresh memory in each step otherwise. The system has to find and clear it,
+    which takes a third of the time of writing it (docs/batchwise.md).
     """
 
     def __init__(self) -> None:
         self._storage: Any = None
         self._lock = threading.Lock()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
-        """A copy has memory of its own."""
-        return Memory()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Buffer:
+        """Return an empty buffer: copies do not share storage."""
+        return Buffer()
 
-    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
-        """Nothing of it is saved."""
-        return Memory, ()
+    def __reduce__(self) -> tuple[type[Buffer], tuple[()]]:
+        """Pickle an empty buffer."""
+        return Buffer, ()
 
     def tensor(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Contiguous and not set, of a tensor's dtype and device.
+        """Return a contiguous, uninitialised tensor.
 
-        What was given out before is given out again only where no tensor shares its memory any more.
+        The stored memory is reused only if no tensor refers to it any more.
+
+        Args:
+            shape: sizes of the tensor.
+            like: a tensor of the wanted dtype and device.
         """
         size = math.prod(shape) * like.element_size()
         with self._lock:
             storage = self._storage
-            # 1 is this reference.
+            # A use count of 1 is our own reference.
             is_free = storage is not None and torch._C._storage_Use_Count(storage._cdata) == 1
             if is_free and storage.device == like.device and storage.nbytes() >= size:
                 empty = torch.empty(0, dtype=like.dtype, device=like.device)

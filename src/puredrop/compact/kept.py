@@ -1,4 +1,4 @@
-"""Which units each group of samples keeps: the index lists that everything compacted is made from."""
+"""Index lists of the units that each group of samples keeps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from puredrop._backend import library
 __all__ = ["Kept"]
 
 _MULTIPLE = 16
-"""Panels are filled up to a multiple of this: 4091 columns in place of 4096 make a product 1.5 times slower, since rows
-no longer begin at a boundary of what the processor reads at once (docs/batchwise.md)."""
+"""Panels are padded to a multiple of this width. With 4091 instead of 4096 columns a product takes 1.5 times as long,
+because rows no longer begin where the processor's vector loads begin (docs/batchwise.md)."""
 
 
 @dataclass(frozen=True)
@@ -21,50 +21,52 @@ class Kept:
     """The units that each of several groups keeps, in ascending order.
 
     Args:
-        size: how many units there are.
-        width: room for the units of any group.
-        counts: int32 (groups,): how many each group keeps.
-        index: int32 (groups, size): the units that a group keeps stand first in its row; what follows means nothing.
-        at: int32 (groups, size): where each unit stands among those of its group, -1 if it is dropped.
+        size: number of units before dropout.
+        width: columns reserved for a group's units, at least the largest count.
+        counts: int32 (groups,), the number of units that each group keeps.
+        index: int32 (groups, size); the first `counts[g]` entries of row g are the units that group g keeps, the
+            entries after them are meaningless.
+        position: int32 (groups, size), each unit's place among the units of its group, -1 where it is dropped.
     """
 
     size: int
     width: int
     counts: Tensor
     index: Tensor
-    at: Tensor
+    position: Tensor
 
     @staticmethod
-    def of(keep: Tensor) -> Kept:
-        """The lists of a mask.
+    def from_mask(keep: Tensor) -> Kept:
+        """Build the lists from a mask.
 
         Args:
-            keep: (groups, size), not 0 where a unit is kept.
+            keep: (groups, size), nonzero where a unit is kept.
         """
         groups, size = keep.shape
         compiled = library() if keep.is_cpu else None
         if compiled is None:
-            kept = keep != 0
-            at = torch.where(kept, kept.cumsum(1) - 1, -1)
-            index = (~kept).to(torch.int8).argsort(dim=1, stable=True)  # what is dropped goes behind what is kept
-            counts, index, at = kept.sum(1).int(), index.int(), at.int()
+            is_kept = keep != 0
+            position = torch.where(is_kept, is_kept.cumsum(1) - 1, -1)
+            index = (~is_kept).to(torch.int8).argsort(dim=1, stable=True)  # dropped units go behind the kept ones
+            counts, index, position = is_kept.sum(1).int(), index.int(), position.int()
         else:
             keep = keep.to(torch.float32).contiguous()
-            counts, index, at = (torch.empty(s, dtype=torch.int32) for s in (groups, (groups, size), (groups, size)))
-            compiled.list(keep.data_ptr(), groups, size, index.data_ptr(), at.data_ptr(), counts.data_ptr())
-        return Kept(size, _room(counts), counts, index, at)
+            shapes = (groups, (groups, size), (groups, size))
+            counts, index, position = (torch.empty(shape, dtype=torch.int32) for shape in shapes)
+            compiled.list(keep.data_ptr(), groups, size, index.data_ptr(), position.data_ptr(), counts.data_ptr())
+        return Kept(size, _padded_width(counts), counts, index, position)
 
-    def some(self, first: int, last: int) -> Kept:
-        """Of some of the groups, with no more room than these need."""
+    def select(self, first: int, last: int) -> Kept:
+        """Return the lists of the groups from `first` up to, not including, `last`, no wider than they need."""
         counts = self.counts[first:last]
-        return Kept(self.size, _room(counts), counts, self.index[first:last], self.at[first:last])
+        return Kept(self.size, _padded_width(counts), counts, self.index[first:last], self.position[first:last])
 
     def units(self, group: int) -> Tensor:
-        """int64 (count,): what a group keeps."""
+        """Return the units that a group keeps, int64 (count,)."""
         return self.index[group, : int(self.counts[group])].long()
 
 
-def _room(counts: Tensor) -> int:
-    """For the most units that a group keeps."""
+def _padded_width(counts: Tensor) -> int:
+    """Return the width that holds the largest group."""
     most: int = max([1, *counts.tolist()])
     return -(-most // _MULTIPLE) * _MULTIPLE

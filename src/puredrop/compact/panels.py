@@ -1,7 +1,7 @@
 """Panels: the parts of a matrix that groups of samples keep, gathered side by side, and scattered back.
 
-The core of whatever runs thinned networks. Rows are units that are kept, or samples; a column may be many elements, a
-kernel's or a map's. The compiled library serves float32 on the CPU, plain torch everything else.
+Rows are kept units, or samples. A column may hold many elements, such as those of a kernel or a map. The compiled
+library serves float32 on the CPU, plain torch serves everything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _pack = struct.Struct("qQqqqdqQqqQQqQQ").pack
 
 
 def shape_of(dense: Tensor, groups: int, rows: Kept | int, columns: Kept | None) -> tuple[int, ...]:
-    """Of the panels of a matrix, as `gather` makes them."""
+    """Return the shape of the panels that `gather` makes of a matrix."""
     height = rows.width if isinstance(rows, Kept) else rows
     return groups, height, columns.width if columns else dense.shape[1], *dense.shape[2:]
 
@@ -29,51 +29,54 @@ def shape_of(dense: Tensor, groups: int, rows: Kept | int, columns: Kept | None)
 def gather(
     dense: Tensor, rows: Kept | int, columns: Kept | None, scale: float, panels: Tensor, step: int = 0
 ) -> Tensor:
-    """The panels of a matrix, scaled, filled up with zeros.
+    """Gather the panels of a matrix, scaled and padded with zeros.
 
     Args:
         dense: (rows, columns, ...), contiguous.
-        rows: which each group has; a number, so many from `step` times the group's own number on.
-        columns: which each group has; None for all.
-        scale: what the panels are multiplied by.
-        panels: (groups, room for rows, room for columns, ...), contiguous, to be written.
-        step: see rows.
+        rows: the rows that each group keeps; as a number n, the n rows from `step * group` on.
+        columns: the columns that each group keeps; None for all columns.
+        scale: factor for every element.
+        panels: (groups, padded rows, padded columns, ...), contiguous; overwritten.
+        step: distance between the first rows of two groups, where `rows` is a number.
 
     Returns:
-        The panels.
+        `panels`.
     """
     if not _compiled(0, dense, rows, columns, scale, panels, step):
-        _reference.gather(dense, _kept(rows), columns, scale, step, panels)
+        _reference.gather(dense, _lists(rows), columns, scale, step, panels)
     return panels
 
 
 def scatter(
     panels: Tensor, rows: Kept | int, columns: Kept | None, scale: float, dense: Tensor, step: int = 0
 ) -> Tensor:
-    """The sum of panels in their places, scaled; 0 where none reaches. Each element is written to memory once.
+    """Add panels up in their places in a matrix; elements that no panel holds become 0.
+
+    Each element is written to memory once.
 
     Args:
-        panels: (groups, room for rows, room for columns, ...), contiguous.
+        panels: (groups, padded rows, padded columns, ...), contiguous.
         rows, columns, step: as for `gather`.
-        scale: what the sum is multiplied by.
-        dense: (rows, columns, ...), contiguous, to be written.
+        scale: factor for every sum.
+        dense: (rows, columns, ...), contiguous; overwritten.
 
     Returns:
-        The dense matrix.
+        `dense`.
     """
     if not _compiled(1, dense, rows, columns, scale, panels, step):
-        _reference.scatter(panels, _kept(rows), columns, scale, step, dense)
+        _reference.scatter(panels, _lists(rows), columns, scale, step, dense)
     return dense
 
 
-def _kept(rows: Kept | int) -> Kept | None:
+def _lists(rows: Kept | int) -> Kept | None:
+    """Return the lists of rows, None where rows are a number."""
     return rows if isinstance(rows, Kept) else None
 
 
 def _compiled(
     scatters: int, dense: Tensor, rows: Kept | int, columns: Kept | None, scale: float, panels: Tensor, step: int
 ) -> bool:
-    """Have the library do it; whether it can."""
+    """Let the compiled library gather or scatter, and return whether it could."""
     compiled = library() if dense.is_cpu and dense.dtype == torch.float32 else None
     if compiled is None:
         return False
@@ -83,7 +86,7 @@ def _compiled(
     count, size = dense.shape[:2]
     width = dense.numel() // count
     groups, height, breadth = panels.shape[:3]
-    row_at, row_count = _addresses(rows.at, rows.counts) if isinstance(rows, Kept) else (0, 0)
+    row_at, row_count = _addresses(rows.position, rows.counts) if isinstance(rows, Kept) else (0, 0)
     column, column_count = _addresses(columns.index, columns.counts) if columns else (0, 0)
     call = _pack(
         *(scatters, dense.data_ptr(), count, width, width // size, scale, groups, panels.data_ptr(), height, breadth),
@@ -96,4 +99,5 @@ def _compiled(
 
 
 def _addresses(lists: Tensor, counts: Tensor) -> tuple[int, int]:
+    """Return the addresses that the library reads lists and counts from."""
     return lists.data_ptr(), counts.data_ptr()

@@ -194,12 +194,12 @@ class Network:
         def own(keep: Tensor) -> Kept:
             """Among the rows of all copies' weights, one below the other."""
             blocks = torch.eye(seeds, device=x.device).bool().repeat_interleave(split.groups, 0)
-            return Kept.of((blocks.unsqueeze(2) & keep.unsqueeze(1)).flatten(1))
+            return Kept.from_mask((blocks.unsqueeze(2) & keep.unsqueeze(1)).flatten(1))
 
         h = split.spread(x.transpose(0, 1)).permute(2, 0, 1, 3).flatten(0, 1)
         columns, scale = None, 1.0
         if self.input_rate:
-            columns, scale = Kept.of(mask(self.input_rate, x.shape[2], "input")), 1 / (1 - self.input_rate)
+            columns, scale = Kept.from_mask(mask(self.input_rate, x.shape[2], "input")), 1 / (1 - self.input_rate)
             h = take(h, columns, 1.0)
         for i, name in enumerate(self.layers):
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
@@ -207,7 +207,7 @@ class Network:
             keep = mask(rate, weight.shape[1], f"{3 * i + 2}")
             h = linear(h, weight.flatten(0, 1), bias.flatten(), LayerCall(columns, own(keep), scale))
             if i < len(self.rates):
-                h, columns, scale = F.relu(h), Kept.of(keep), 1 / (1 - rate)
+                h, columns, scale = F.relu(h), Kept.from_mask(keep), 1 / (1 - rate)
         parts = h[..., : self.sizes[-1]].unflatten(0, (seeds, split.groups)).permute(1, 2, 0, 3)
         return split.joined(parts).transpose(0, 1)
 

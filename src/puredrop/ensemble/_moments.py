@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.nn import Module
 
 from puredrop import nn as ours
+from puredrop._text import first_line
 from puredrop.nn.keyed import HasKey
-from puredrop.thinning import first_line
 
 __all__ = ["Covariance", "Moments", "carrier"]
 
@@ -284,7 +284,7 @@ def carrier(model: Module, covariance: Covariance) -> Callable[[Tensor], Moments
         graph = _Tracer().trace(net)
     except Exception as error:  # whatever a forward does with a symbol
         raise ValueError(
-            f"moments: the forward cannot be followed ({first_line(error)}); predict samples any model"
+            f"moments: the forward cannot be followed ({first_line(error, 100)}); predict samples any model"
         ) from error
 
     def moments(x: Tensor) -> Moments:

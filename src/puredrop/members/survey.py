@@ -13,6 +13,7 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from puredrop._text import first_line
 from puredrop.inspection import Sites, observe
 from puredrop.inspection.state import restored
 from puredrop.inspection.watch import Event, Watch, positions
@@ -21,7 +22,6 @@ from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
 from puredrop.members.sites import SiteUse
 from puredrop.members.thinned import Step, runs
-from puredrop.thinning import first_line
 
 __all__ = ["Survey", "look"]
 
@@ -111,7 +111,7 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
     try:
         seen = observe(Watch, root, few.args, few.kwargs)
     except Exception as error:  # such as a detector's, which wants targets in training mode
-        why = f"could not be run in training mode ({first_line(error)}): functions that drop there were not looked for"
+        why = f"could not be run in training mode ({first_line(error, 100)}): functions that drop there are unknown"
         return Sites(), Plan(skipped={"(model)": why})
     return seen.sites, _plan(seen.training.found, seen.evaluated.found)
 
@@ -170,7 +170,7 @@ def _tried(engine: Engine, few: Batch, expected: Tensor, found: Survey) -> Surve
                 seen[members, rows] = sizes.bytes
         outputs = outputs[:2]
     except Exception as error:  # whatever a model's forward does with a tensor that stands for many
-        return replace(found, slow=f"many members at once: {first_line(error)}", per_row=_of_one(few))
+        return replace(found, slow=f"many members at once: {first_line(error, 100)}", per_row=_of_one(few))
     # To rounding, which lies in half precision at 2^-8 of a number, and adds up.
     share = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.05
     if not torch.allclose(outputs, expected, rtol=10 * share, atol=share * float(expected.abs().max()), equal_nan=True):

@@ -16,7 +16,7 @@ from puredrop.compact.kept import Kept
 from puredrop.compact.panels import gather
 from puredrop.members.masks import Drawn
 from puredrop.members.sites import MemberForward, OfMembers, SiteUse, applied
-from puredrop.thinning import Chain, find
+from puredrop.thinning import Chain, find_chains
 
 __all__ = ["CACHE", "Compact", "Step", "runs"]
 
@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 def runs(root: Module) -> list[list[Step]]:
     """The runs of a model: site, layer, activation, site, layer, ..., each read by the next one alone."""
-    chains = [chain for chain in find(root).chains if chain.sample_dim == 0]
+    chains = [chain for chain in find_chains(root).chains if chain.sample_dim == 0]
     readers = [path for chain in chains for path in chain.after]
     sites = [chain.path for chain in chains]
 
@@ -232,7 +232,7 @@ class _Thin:
             first, masks[0] = stages[0], ~masks[0]
             scale = 1 / (1 - first.use.p)
             self._whole = torch.nn.functional.linear(self._input[0] * scale, first.weight, first.bias)
-        self._kept = [Kept.of(mask) for mask in masks]
+        self._kept = [Kept.from_mask(mask) for mask in masks]
         for stage, kept, rows in zip(stages, self._kept, [*self._kept[1:], None], strict=True):
             call = LayerCall(kept, rows, 1 / (1 - stage.use.p))
             self._panels.append(call.panels(stage.weight, members))
@@ -240,7 +240,7 @@ class _Thin:
 
     def __call__(self, first: int, last: int) -> Tensor:
         """(members, rows, ...) of some."""
-        some = [kept.some(first, last) for kept in self._kept]
+        some = [kept.select(first, last) for kept in self._kept]
         x = self._taken(some[0], first, last)
         for i, stage in enumerate(self._stages):
             height = some[i + 1].width if i + 1 < len(some) else stage.weight.shape[0]

@@ -1,4 +1,4 @@
-"""What flows between compacted layers: of each group's samples only the units that the group keeps."""
+"""Packed values: the tensors that flow between compacted layers, with only the units that each group keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from puredrop.thinning.groups import GroupSplit
 
 __all__ = ["ELEMENTWISE", "Packed", "Packing", "pack", "plain"]
 
-# One of these on packed values is the same on what they stand for: each element by itself.
+# Functions that treat each element by itself give the same on packed values as on dense ones.
 ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
     [
         *(F.relu, F.relu6, F.gelu, F.silu, F.mish, F.elu, F.selu, F.celu, F.leaky_relu, F.tanh, F.sigmoid),
@@ -24,7 +24,7 @@ ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
         *(Tensor.relu, Tensor.relu_, Tensor.tanh, Tensor.sigmoid, Tensor.tanh_, Tensor.sigmoid_),
     ]
 )
-# What autograd, checkpointing and hooks ask of any tensor.
+# Functions that autograd, checkpointing and hooks call on any tensor.
 _PLAIN = frozenset(
     [
         *(Tensor.detach, Tensor.requires_grad_, Tensor.register_hook, Tensor.retain_grad, Tensor.size, Tensor.dim),
@@ -36,33 +36,33 @@ _PLAIN = frozenset(
 
 @dataclass(frozen=True)
 class Packing:
-    """What packed values stand for.
+    """Description of packed values.
 
     Args:
-        split: how the batch is in groups.
-        rest: sizes of the dense tensor's dimensions between samples and units: tokens.
-        kept: which units each group keeps.
-        scale: what the values must be multiplied by.
-        site: the dropout layer, before it has dropped; None after it.
+        split: split of the batch into groups.
+        inner: sizes of the dense tensor's dimensions between samples and units, such as tokens.
+        kept: the units that each group keeps.
+        scale: factor that the values still lack.
+        site: the dropout layer behind the values; None once it has been passed.
     """
 
     split: GroupSplit
-    rest: tuple[int, ...]
+    inner: tuple[int, ...]
     kept: Kept
     scale: float
     site: Any
 
     def unpacked(self, dense: Tensor) -> Tensor:
-        """(groups, rows, units, ...) as (samples, ..., units, ...), of all units."""
-        parts = dense.unflatten(1, (self.split.size, *self.rest)) if self.rest else dense
+        """Rearrange (groups, rows, units, ...), with all units, to (samples, ..., units, ...)."""
+        parts = dense.unflatten(1, (self.split.size, *self.inner)) if self.inner else dense
         return self.split.joined(parts)
 
 
 class Packed(Tensor):
-    """(groups, rows, room for the units that a group keeps, ...): what flows between compacted layers.
+    """Values of the units that each group keeps, (groups, rows, padded units, ...).
 
-    It knows what is done element by element, and nothing else: so a forward that has changed since it was looked at
-    ends in an error, not in wrong numbers.
+    The class supports functions that treat each element by itself and nothing else, so that a forward which has changed
+    since its chains were found ends in an error instead of wrong numbers.
     """
 
     packing: Packing
@@ -71,7 +71,7 @@ class Packed(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's hook."""
+        """Allow elementwise functions, and refuse all others."""
         first = args[0] if args else None
         is_plain = func in _PLAIN or getattr(func, "__name__", "") in ("__get__", "__set__")
         is_element = func in ELEMENTWISE and isinstance(first, Packed) and first.packing.site is not None
@@ -81,26 +81,26 @@ class Packed(Tensor):
             output = func(*args, **(kwargs or {}))
         if not isinstance(first, Packed) or not isinstance(output, Tensor):
             return output
-        if output.shape != first.shape:  # a property, such as x.T
+        if output.shape != first.shape:  # a property such as x.T
             raise RuntimeError(_unknown("another view"))
         return pack(output, first.packing)
 
     def dropped(self) -> Packed:
-        """The same once the dropout layer has been passed: what reads it scales it."""
+        """Return the values as they are behind the dropout layer; the layer that reads them scales them."""
         with torch._C.DisableTorchFunctionSubclass():
             return pack(self.view_as(self), replace(self.packing, site=None))
 
 
 def _unknown(name: str) -> str:
     return (
-        f"batchwise: {name} was called on the thinned output of a layer, which only the functions and layers that were "
-        "there when the model was looked at can read; call puredrop.batchwise after the model's forward is final "
-        "(report.revert() undoes it)"
+        f"batchwise: {name} was called on the thinned output of a layer, which only the functions and layers that "
+        "batchwise found in the forward can read; call puredrop.batchwise after the model's forward is final "
+        "(puredrop.revert(model) undoes it)"
     )
 
 
 def pack(values: Tensor, packing: Packing) -> Packed:
-    """A plain tensor of packed values as what it is."""
+    """Return a plain tensor of packed values as a `Packed`."""
     with torch._C.DisableTorchFunctionSubclass():
         packed = values.as_subclass(Packed)
     packed.packing = packing
@@ -108,6 +108,6 @@ def pack(values: Tensor, packing: Packing) -> Packed:
 
 
 def plain(packed: Packed) -> Tensor:
-    """The values as a plain tensor, for functions that know the layout."""
+    """Return packed values as a plain tensor, for functions that know the layout."""
     with torch._C.DisableTorchFunctionSubclass():
         return packed.as_subclass(Tensor)

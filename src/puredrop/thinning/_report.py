@@ -1,13 +1,15 @@
-"""What `batchwise` did to a model."""
+"""Report of `batchwise`: which layers run thinned, and which places were skipped and why."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.nn import Module
 
-from puredrop.thinning._layers import Batchwise
+from puredrop._records import Records
+from puredrop.thinning._layers import BatchwiseLayer
 from puredrop.thinning.chains import Chain
 from puredrop.thinning.groups import Groups
 
@@ -15,14 +17,16 @@ __all__ = ["Thinned"]
 
 
 @dataclass(frozen=True)
-class Thinned:
-    """What runs batchwise in a model, what does not and why.
+class Thinned(Records):
+    """Report of `batchwise`: which layers run thinned, and which places were skipped and why.
+
+    Prints as text; `to_dict`, `to_json` and `frame` hand it to other programs.
 
     Args:
-        model: the model.
-        groups: the rule by which batches are split.
-        chains: the dropout layers whose masks groups of samples share, with their neighbours.
-        skipped: path of each place that drops as before -> why.
+        model: the model that runs batchwise.
+        groups: rule by which batches are split.
+        chains: dropout layers whose masks groups of samples share, with the layers around them.
+        skipped: path of each place that drops as before -> the reason.
     """
 
     model: Module
@@ -31,17 +35,17 @@ class Thinned:
     skipped: dict[str, str]
 
     def count(self, samples: int, rows: int | None = None) -> int:
-        """How many groups a batch is split into.
+        """Return the number of groups that a batch is split into.
 
         Args:
-            samples: in the batch.
-            rows: tokens of all samples together, or positions of maps; the samples themselves if not given.
+            samples: samples in the batch.
+            rows: tokens of all samples together, or positions of maps; the number of samples if not given.
         """
-        return self.groups.of(samples, samples if rows is None else rows).groups
+        return self.groups.split(samples, samples if rows is None else rows).groups
 
     @property
     def work(self) -> dict[str, float]:
-        """Path of each layer with weights -> the share of its work that is left, on average."""
+        """Path of each layer with weights -> the average share of its multiplications that remains, 0 to 1."""
         shares: dict[str, float] = {}
         for chain in self.chains:
             kept = 1 - float(getattr(chain.site, "p", 0.0))
@@ -50,18 +54,32 @@ class Thinned:
         return shares
 
     def revert(self) -> None:
-        """Have every layer do again what it did before; weights stay as they are now."""
+        """Restore the class of every layer; weights keep their present values."""
         for module in self.model.modules():
-            if isinstance(module, Batchwise):
-                module.back()
+            if isinstance(module, BatchwiseLayer):
+                module.restore_class()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the dropout layers that share masks, the share of work of each layer, and what was skipped."""
+        return {
+            "groups": self.groups.number,
+            "shared": sorted({chain.path for chain in self.chains}),
+            "work": self.work,
+            "skipped": dict(self.skipped),
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each layer with less work, and for each skipped place."""
+        rows = [{"path": path, "work": share, "reason": ""} for path, share in self.work.items()]
+        return rows + [{"path": path, "work": 1.0, "reason": reason} for path, reason in self.skipped.items()]
 
     def __str__(self) -> str:
         sites = len({chain.site for chain in self.chains})
         lines = [f"masks of {sites} dropout layer{'s' * (sites > 1)} shared, groups: {self.groups}"]
-        lines += [f"  {path}: {100 * share:.0f} % of its work is left" for path, share in self.work.items()]
-        lines += [f"{path or '(model)'}: left as it is, {why}" for path, why in self.skipped.items()]
+        lines += [f"  {path}: {100 * share:.0f} % of its work remains" for path, share in self.work.items()]
+        lines += [f"{path or '(model)'}: skipped, {reason}" for path, reason in self.skipped.items()]
         lines.append(
-            "price: with G groups masks add C/G to the gradient's variance, not C/B (B samples, C the variance of the "
-            "gradient over masks)"
+            "cost: with G groups, masks add C/G to the variance of the gradient instead of C/B (B samples, C the "
+            "variance of one sample's gradient over masks)"
         )
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which layers of a model form chains that can run compacted, found by following its forward with symbols."""
+"""Search for chains of layers that can run compacted, by following a model's forward with symbols (torch.fx)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import torch
 from torch import fx
 from torch.nn import Module
 
+from puredrop._text import first_line
 from puredrop.functional.interception import drops
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 from puredrop.thinning._layers import CONVOLUTIONS, DROPOUTS
 from puredrop.thinning._packed import ELEMENTWISE
 
-__all__ = ["Chain", "Found", "find", "first_line"]
+__all__ = ["Chain", "ChainSearch", "find_chains"]
 
 _ACTIVATIONS = tuple(
     getattr(torch.nn, name)
@@ -30,20 +31,20 @@ _ACTIVATIONS = tuple(
     )
 )
 _METHODS = ("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_")
-# Methods of modules whose whole forward branches on its arguments: torch's own feed-forward blocks.
+# Torch's Transformer layers branch on their arguments, so only their feed-forward method is followed.
 _BLOCKS = {torch.nn.TransformerEncoderLayer: "_ff_block", torch.nn.TransformerDecoderLayer: "_ff_block"}
 
 
 @dataclass(frozen=True)
 class Chain:
-    """One use of a dropout layer, with its neighbours.
+    """One use of a dropout layer, with the layers around it.
 
     Args:
-        site, path: the dropout layer.
-        before, before_path: the layer with weights that computes what is dropped from; None where that is another.
-        between: what comes between `before` and the dropout layer, functions of one tensor in their order.
-        after: layers that read what is left, by path; none where anything else reads it.
-        sample_dim: where samples lie.
+        site, path: the dropout layer and its path.
+        before, before_path: the layer with weights whose output is dropped, and its path; None where there is none.
+        between: functions of one tensor between `before` and the dropout layer, in order.
+        after: layers with weights that read the dropped tensor, by path; empty where anything else reads it.
+        sample_dim: dimension of the samples.
     """
 
     site: Module
@@ -56,39 +57,39 @@ class Chain:
 
 
 @dataclass
-class Found:
-    """What was found in a model.
+class ChainSearch:
+    """Result of a search.
 
     Args:
         chains: one for each use of a dropout layer that can run batchwise.
-        skipped: path of each place that drops and does not -> why.
+        skipped: path of each other place that drops -> the reason.
     """
 
     chains: list[Chain] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-class _Tracer(fx.Tracer):
-    """Follows a module's method down to torch's layers and to ours."""
+class _ChainTracer(fx.Tracer):
+    """Tracer of a module's method, down to torch's layers and ours."""
 
-    proxy_buffer_attributes = True  # what a forward writes into its buffers is followed, not done
+    proxy_buffer_attributes = True  # writes to buffers are recorded instead of executed
 
     def __init__(self, method: str) -> None:
         super().__init__()
         self.traced_func_name = method
 
     def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
-        """Whether a module is one step, not to be looked into."""
+        """Return whether a module is one step of the trace."""
         return super().is_leaf_module(m, module_qualified_name) or isinstance(m, HasKey)
 
 
 @dataclass
 class _Region:
-    """A part of the model, followed.
+    """A traced part of the model.
 
     Args:
-        root, path: the module.
-        calls: of modules and functions, in their order.
+        root, path: the module and its path.
+        calls: calls of modules and functions, in order.
     """
 
     root: Module
@@ -96,30 +97,31 @@ class _Region:
     calls: list[fx.Node]
 
     def module(self, node: Any) -> Module | None:
-        """What a call calls, if it is a module."""
-        is_one = isinstance(node, fx.Node) and node.op == "call_module"
-        return self.root.get_submodule(str(node.target)) if is_one else None
+        """Return the module that a node calls, None for any other node."""
+        is_call = isinstance(node, fx.Node) and node.op == "call_module"
+        return self.root.get_submodule(str(node.target)) if is_call else None
 
     def path_of(self, node: fx.Node) -> str:
-        """The called module's path in the model."""
+        """Return the called module's path in the model."""
         return _joined(self.path, str(node.target))
 
 
 def _joined(*parts: str) -> str:
-    return ".".join(part for part in parts if part)
+    return ".".join(role for role in parts if role)
 
 
-def find(model: Module, sample_dim: int | None = None) -> Found:
-    """The chains of a model, and why what else drops is in none.
+def find_chains(model: Module, sample_dim: int | None = None) -> ChainSearch:
+    """Find the chains of a model, and the reason for each dropout that is in none.
 
     Args:
-        model: whose modules' forwards are run with symbols in the place of tensors, as torch.fx does.
-        sample_dim: where samples lie; if None, the first dimension, in torch's Transformer layers as they are told.
+        model: any module; its forward is run with symbols in place of tensors, as torch.fx does.
+        sample_dim: dimension of the samples; if None, the first, and in torch's Transformer layers the one that their
+            batch_first says.
     """
-    found, regions = Found(), []
-    whys: dict[str, str] = {}
+    search, regions = ChainSearch(), []
+    reasons: dict[str, str] = {}
     with _untouched(model):
-        regions = list(_regions(model, "", whys))
+        regions = list(_regions(model, "", reasons))
     uses: dict[Module, int] = {}
     for region in regions:
         for node in region.calls:
@@ -127,85 +129,81 @@ def find(model: Module, sample_dim: int | None = None) -> Found:
                 uses[module] = uses.get(module, 0) + 1
     for region in regions:
         for node in region.calls:
-            _judge(region, node, uses, sample_dim, found)
-    judged = {chain.path for chain in found.chains} | set(found.skipped)
+            _judge(region, node, uses, sample_dim, search)
+    judged = {chain.path for chain in search.chains} | set(search.skipped)
     for path, module in model.named_modules():
         if holds_dropout(module) and path not in judged:
-            found.skipped[path] = _why_not_seen(path, module, whys)
-    return found
+            search.skipped[path] = _reason_not_traced(path, module, reasons)
+    return search
 
 
-def _why_not_seen(path: str, module: Module, whys: dict[str, str]) -> str:
+def _reason_not_traced(path: str, module: Module, reasons: dict[str, str]) -> str:
     if type(module) not in DROPOUTS:
         return _no_units(module)
     parents = ["", *(path[:i] for i, letter in enumerate(path) if letter == ".")]
-    return next((whys[parent] for parent in reversed(parents) if parent in whys), "it is not called in the forward")
+    return next((reasons[parent] for parent in reversed(parents) if parent in reasons), "the forward does not call it")
 
 
 def _no_units(module: Module) -> str:
     return f"{type(module).__name__} drops neither single units of a Linear nor channels of a convolution"
 
 
-def _regions(module: Module, path: str, whys: dict[str, str]) -> Iterator[_Region]:
-    """The largest parts of a model whose forwards can be followed."""
-    if not any(holds_dropout(part) for part in module.modules()):
+def _regions(module: Module, path: str, reasons: dict[str, str]) -> Iterator[_Region]:
+    """Yield the largest parts of a model whose forwards can be traced."""
+    if not any(holds_dropout(role) for role in module.modules()):
         return
-    tracer = _Tracer(_BLOCKS.get(type(module), "forward"))
+    tracer = _ChainTracer(_BLOCKS.get(type(module), "forward"))
     inner: dict[str, Any] = dict(module.named_children())
     try:
         graph = tracer.trace(module, _defaults(getattr(type(module), tracer.traced_func_name)))
-    except Exception as error:  # whatever a user's forward does with a symbol
+    except Exception as error:  # a user's forward may raise anything when it meets a symbol
         if type(module) not in (torch.nn.ModuleList, torch.nn.ModuleDict):  # which have no forward
-            whys[path] = f"the forward of {path or 'the model'} cannot be followed ({first_line(error)})"
+            reasons[path] = f"the forward of {path or 'the model'} cannot be followed ({first_line(error, 100)})"
     else:
         region = _Region(module, path, [node for node in graph.nodes if node.op.startswith("call_")])
         yield region
         if type(module) in _BLOCKS:
-            whys[path] = f"in {type(module).__name__} only the feed-forward block is looked at"
+            reasons[path] = f"in {type(module).__name__} only the feed-forward block is looked at"
             inner = {}
         else:
             inner = {str(node.target): region.module(node) for node in region.calls}
-    for name, part in inner.items():
-        if part is not None and next(part.children(), None) is not None:
-            yield from _regions(part, _joined(path, name), whys)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in short; its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:100] if lines else type(error).__name__
+    for name, role in inner.items():
+        if role is not None and next(role.children(), None) is not None:
+            yield from _regions(role, _joined(path, name), reasons)
 
 
 def _defaults(method: Any) -> dict[str, Any]:
-    """Arguments that a caller may leave out are taken as left out, since a forward branches on them."""
+    """Return the defaults of optional arguments: a forward branches on them, so they are not symbols."""
     parameters = inspect.signature(method).parameters.values()
-    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
 
 
 @contextmanager
 def _untouched(model: Module) -> Iterator[None]:
-    """Forget what forwards write into their modules meanwhile, and what they draw."""
-    kept = [(module, dict(vars(module))) for module in model.modules()]
+    """Restore the attributes of all modules, and torch's generator, at the end."""
+    saved = [(module, dict(vars(module))) for module in model.modules()]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            for module, attributes in kept:
+            for module, attributes in saved:
                 vars(module).clear()
                 vars(module).update(attributes)
 
 
-def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: int | None, found: Found) -> None:
-    """Add one call to the chains, or to what is left."""
+def _judge(
+    region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: int | None, search: ChainSearch
+) -> None:
+    """Add one call to the chains or to the skipped places."""
     module = region.module(node)
     if module is None:
         if node.op == "call_function" and drops(node.target):
             owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
             name = f"{_joined(region.path, owner)}:{getattr(node.target, '__name__', node.target)}"
-            count = sum(other.startswith(name) for other in found.skipped)
-            found.skipped[f"{name}{count}"] = (
-                "a function is called, which nothing can be told; make it a layer, torch.nn.Dropout"
+            count = sum(other.startswith(name) for other in search.skipped)
+            search.skipped[f"{name}{count}"] = (
+                "it is a function call, which batchwise cannot change; make it a layer, torch.nn.Dropout"
             )
         return
     if not holds_dropout(module):
@@ -213,72 +211,72 @@ def _judge(region: _Region, node: fx.Node, uses: dict[Module, int], sample_dim: 
     path = region.path_of(node)
     chain = _chain(region, node, module, path, uses)
     if isinstance(chain, str):
-        found.skipped[path] = chain
+        search.skipped[path] = chain
         return
     if DROPOUTS[type(module)] in CONVOLUTIONS:
         sample_dim = 0
     elif sample_dim is None:
         attention = getattr(region.root, "self_attn", None)
         sample_dim = int(type(region.root) in _BLOCKS and not getattr(attention, "batch_first", True))
-    found.chains.append(Chain(module, path, *chain, sample_dim))
+    search.chains.append(Chain(module, path, *chain, sample_dim))
 
 
 def _chain(
     region: _Region, node: fx.Node, module: Module, path: str, uses: dict[Module, int]
 ) -> tuple[Module | None, str, tuple[Callable[[Any], Any], ...], dict[str, Module]] | str:
-    """The chain from what computes a call's input to what reads its output; or why nothing can be compacted."""
+    """Return the layers before and after a call, or the reason why nothing can be compacted."""
     kind = DROPOUTS.get(type(module))
     if kind is None:
         return _no_units(module)
     if getattr(module, "shared_dims", ()):
         return "it shares dimensions already, shared_dims"
-    if _is_watched(module):
-        return "it has hooks, which would be shown thinned values"
-    before, before_path, between, why = _producer(region, node, kind, uses)
+    if _has_hooks(module):
+        return "it has hooks, which would see thinned values"
+    before, before_path, between, reason = _producer(region, node, kind, uses)
     after = _consumers(region, node, kind)
     is_channel = kind in CONVOLUTIONS
-    has_activation = any(not isinstance(one, torch.nn.Identity) for one in between)
+    has_activation = any(not isinstance(function, torch.nn.Identity) for function in between)
     if not after and not (before and (has_activation or is_channel)):
-        return why or "what it leaves goes elsewhere than into layers with weights, and no activation comes before it"
+        return reason or "not only layers with weights read its output, and no activation comes before it"
     return before, before_path, between, after
 
 
 def _producer(
     region: _Region, node: fx.Node, kind: type[Module], uses: dict[Module, int]
 ) -> tuple[Module | None, str, tuple[Callable[[Any], Any], ...], str]:
-    """The layer with weights that computes a call's input, its path, what comes between; or why there is none."""
+    """Return the layer that computes a call's input, its path and what comes between; or the reason why not."""
     between: tuple[Callable[[Any], Any], ...] = ()
     at = node.args[0] if node.args else None
     while isinstance(at, fx.Node):
         module = region.module(at)
         if len(at.users) > 1:
-            return None, "", (), f"what it drops from ({at.target}) is read elsewhere, too"
+            return None, "", (), f"its input ({at.target}) is read elsewhere, too"
         if _is_elementwise(module, at):
-            if module is not None and _is_watched(module):
-                return None, "", (), f"{region.path_of(at)} has hooks, which would be shown thinned values"
+            if module is not None and _has_hooks(module):
+                return None, "", (), f"{region.path_of(at)} has hooks, which would see thinned values"
             between = (module or _function(at), *between)
             at = at.args[0]
             continue
-        why = _unfit(module, kind, at)
-        if why is None and module is not None and uses[module] > 1:
-            why = f"{region.path_of(at)} is called several times"
-        if why is None:
+        reason = _unfit(module, kind, at)
+        if reason is None and module is not None and uses[module] > 1:
+            reason = f"{region.path_of(at)} is called several times"
+        if reason is None:
             return module, region.path_of(at), between, ""
-        return None, "", (), why
-    return None, "", (), "what it drops from is an input of the model"
+        return None, "", (), reason
+    return None, "", (), "its input is an input of the model"
 
 
 def _function(node: fx.Node) -> Callable[[Any], Any]:
-    """What a call does to its first argument."""
-    rest, named = node.args[1:], node.kwargs
+    """Return a call as a function of its first argument."""
+    arguments, named = node.args[1:], node.kwargs
     if node.op == "call_method":
-        return operator.methodcaller(str(node.target), *rest, **named)
+        return operator.methodcaller(str(node.target), *arguments, **named)
     target: Any = node.target
-    return lambda input: target(input, *rest, **named)
+    return lambda input: target(input, *arguments, **named)
 
 
 def _consumers(region: _Region, node: fx.Node, kind: type[Module]) -> dict[str, Module]:
-    """Layers that read a call's output, if nothing else does."""
+    """Return the layers that read a call's output, none if anything else reads it."""
     after = {}
     for user in node.users:
         module = region.module(user)
@@ -289,7 +287,7 @@ def _consumers(region: _Region, node: fx.Node, kind: type[Module]) -> dict[str, 
 
 
 def _is_elementwise(module: Module | None, node: fx.Node) -> bool:
-    """Whether a call does the same to each element of its first argument, and reads no other value."""
+    """Return whether a call treats each element of its first argument alike, and reads no other value."""
     if not node.args or node.all_input_nodes != [node.args[0]]:
         return False
     if module is not None:
@@ -300,7 +298,7 @@ def _is_elementwise(module: Module | None, node: fx.Node) -> bool:
 
 
 def _unfit(module: Module | None, kind: type[Module], node: fx.Node) -> str | None:
-    """Why a layer beside a dropout layer cannot be thinned; None if it can."""
+    """Return the reason why a neighbour of a dropout layer cannot be thinned; None if it can."""
     wanted = CONVOLUTIONS.get(kind, torch.nn.Linear)
     name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
     if type(module) is not wanted:
@@ -310,8 +308,8 @@ def _unfit(module: Module | None, kind: type[Module], node: fx.Node) -> str | No
             return "it drops single elements of maps; Dropout1d to Dropout3d drop channels"
         return f"{name} stands before it, where {wanted.__name__} and an elementwise activation are looked for"
     assert module is not None
-    if _is_watched(module):
-        return f"{name} has hooks, which would be shown thinned values"
+    if _has_hooks(module):
+        return f"{name} has hooks, which would see thinned values"
     if isinstance(module, torch.nn.modules.conv._ConvNd):
         if module.groups != 1 or module.padding_mode != "zeros":
             return f"{name} has groups or a padding other than zeros"
@@ -321,8 +319,8 @@ def _unfit(module: Module | None, kind: type[Module], node: fx.Node) -> str | No
     return None
 
 
-def _is_watched(module: Module) -> bool:
-    """Whether hooks see what goes into a module or comes out of it."""
+def _has_hooks(module: Module) -> bool:
+    """Return whether hooks see a module's input or output."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -1,4 +1,4 @@
-"""How a batch is split into groups of samples that share their masks."""
+"""Split of a batch into groups of samples that share their masks."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["MOST", "ROWS", "Groups", "GroupSplit"]
+__all__ = ["MAX_GROUPS", "MIN_ROWS", "GroupSplit", "Groups"]
 
-ROWS = 128
-"""Rows of a group at least, where the number of groups is chosen: with half as many, a step of 784-2048x3-10 takes
-1.6 times as long as with one group (docs/batchwise.md)."""
-MOST = 16
-"""Groups at most, where their number is chosen: with so many no cost was found on MNIST (docs/batchwise.md)."""
+MIN_ROWS = 128
+"""Least rows of a group under groups="auto": with half as many, a step of 784-2048x3-10 takes 1.6 times as long as with
+one group (docs/batchwise.md)."""
+MAX_GROUPS = 16
+"""Most groups under groups="auto": with so many no loss of accuracy was found on MNIST (docs/batchwise.md)."""
 
 
 @dataclass(frozen=True)
 class GroupSplit:
-    """A batch in groups of nearly equal size: their numbers of samples differ by one at most.
+    """Split of a batch into groups whose numbers of samples differ by at most one.
 
     Args:
-        samples: in the batch.
-        groups: how many.
+        samples: samples in the batch.
+        groups: number of groups.
     """
 
     samples: int
@@ -31,7 +31,7 @@ class GroupSplit:
 
     @property
     def size(self) -> int:
-        """Samples of the largest group; the others are filled up to it."""
+        """Samples of the largest group, to which the others are padded."""
         return -(-self.samples // self.groups)
 
     @property
@@ -50,21 +50,21 @@ class GroupSplit:
         return self.samples % self.groups == 0
 
     def _places(self) -> tuple[list[int], list[int]]:
-        """Which sample stands where in groups that are filled up by the next ones, and where each sample stands."""
+        """Return the sample at each place of the padded groups, and the place of each sample."""
         starts = self.starts
         ends = [*starts[1:], self.samples]
-        taken = [min(start + i, self.samples - 1) for start in starts for i in range(self.size)]
-        at = [g * self.size + i for g in range(self.groups) for i in range(ends[g] - starts[g])]
-        return taken, at
+        samples = [min(start + i, self.samples - 1) for start in starts for i in range(self.size)]
+        places = [g * self.size + i for g in range(self.groups) for i in range(ends[g] - starts[g])]
+        return samples, places
 
     def spread(self, dense: Tensor) -> Tensor:
-        """(samples, ...) -> (groups, size, ...); what fills a group up is computed and forgotten."""
+        """Split (samples, ...) into (groups, size, ...); groups are padded with samples of the next one."""
         if not self._is_even:
             dense = dense.index_select(0, torch.tensor(self._places()[0], device=dense.device))
         return dense.reshape(self.groups, self.size, *dense.shape[1:])
 
     def joined(self, parts: Tensor) -> Tensor:
-        """(groups, size, ...) -> (samples, ...)."""
+        """Join (groups, size, ...) to (samples, ...), without the padding."""
         dense = parts.reshape(self.groups * self.size, *parts.shape[2:])
         if not self._is_even:
             dense = dense.index_select(0, torch.tensor(self._places()[1], device=dense.device))
@@ -73,13 +73,13 @@ class GroupSplit:
 
 @dataclass(frozen=True)
 class Groups:
-    """The rule by which a batch is split.
+    """Rule by which batches are split.
 
     Args:
-        number: of groups, or "auto".
+        number: number of groups, or "auto".
 
     Raises:
-        TypeError, ValueError: if it is neither "auto" nor a positive integer.
+        TypeError, ValueError: if the number is neither "auto" nor a positive integer.
     """
 
     number: int | Literal["auto"]
@@ -92,26 +92,17 @@ class Groups:
         if self.number < 1:
             raise ValueError(f"groups is {self.number}; expected 1 (one mask for the whole batch) or more, or 'auto'")
 
-    def of(self, samples: int, rows: int) -> GroupSplit:
-        """The groups of a batch.
+    def split(self, samples: int, rows: int) -> GroupSplit:
+        """Split a batch; one with fewer samples than groups has one sample in each group.
 
         Args:
-            samples: in the batch.
-            rows: of all samples together, a token or a position being one.
-
-        Raises:
-            ValueError: if there are more groups than samples.
+            samples: samples in the batch.
+            rows: rows of all samples together; a token or a position is a row.
         """
-        if self.number == "auto":
-            return GroupSplit(samples, max(1, min(MOST, rows // ROWS, samples)))
-        if self.number > samples:
-            raise ValueError(
-                f"groups is {self.number}, the batch has {samples} samples; expected no more groups than samples "
-                "(drop the last, smaller batch, or pass groups='auto')"
-            )
-        return GroupSplit(samples, self.number)
+        number = min(MAX_GROUPS, rows // MIN_ROWS) if self.number == "auto" else self.number
+        return GroupSplit(samples, max(1, min(number, samples)))
 
     def __str__(self) -> str:
         if self.number == "auto":
-            return f"auto: one for every {ROWS} rows of a batch, at most {MOST}"
+            return f"auto: one for every {MIN_ROWS} rows of a batch, at most {MAX_GROUPS}"
         return f"{self.number} in a batch"
