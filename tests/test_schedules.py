@@ -59,3 +59,10 @@ def test_bad_input_is_named():
         RateScheduler(nn.Dropout(), schedules.constant(0.3))
     with pytest.raises(ValueError, match="has no layer of"):
         schedules.over_depth(nn.Linear(2, 2), schedules.linear(0, 0.1))
+
+
+def test_a_scheduler_prints_its_place():
+    layer = puredrop.nn.Dropout()
+    scheduler = schedules.RateScheduler([layer], schedules.linear(0.0, 0.5, 4))
+    scheduler.step()
+    assert repr(scheduler) == "RateScheduler(linear, step 1 of 4, p=0.125)"

@@ -20,12 +20,20 @@ __all__ = ["RateScheduler", "Schedule", "constant", "cosine", "curriculum", "ear
 
 @dataclass(frozen=True)
 class Schedule:
-    """A rate as a function of progress.
+    """A drop probability as a function of training progress or of depth.
+
+    Use the functions of this module to make one; make your own for any other curve.
 
     Args:
-        name: what kind it is, for people.
-        steps: after so many it stands still.
-        at: progress in [0, 1] -> rate in [0, 1].
+        name: name of the curve, for printing and for checking resumed runs.
+        steps: number of steps after which the rate no longer changes, at least 1.
+        at: function from progress in [0, 1] to a rate in [0, 1].
+
+    Raises:
+        ValueError: if steps is below 1, or the rate at progress 0, 0.5 or 1 is outside [0, 1].
+
+    >>> Schedule("quadratic", 10, lambda progress: 0.5 * progress**2)(10)
+    0.5
     """
 
     name: str
@@ -39,12 +47,20 @@ class Schedule:
             ops.as_rate(self.at(progress))
 
     def __call__(self, step: int) -> float:
-        """The rate at a step, counted from 0."""
+        """Return the rate at a step, counted from 0."""
         return self.at(min(step / self.steps, 1.0))
 
 
 def constant(p: float) -> Schedule:
-    """One rate throughout.
+    """Keep one rate throughout.
+
+    Use it where a schedule is expected and the rate should not change.
+
+    Args:
+        p: drop probability in [0, 1].
+
+    Returns:
+        The schedule.
 
     >>> constant(0.5)(1000)
     0.5
@@ -53,7 +69,17 @@ def constant(p: float) -> Schedule:
 
 
 def linear(start: float, end: float, steps: int = 1) -> Schedule:
-    """From one rate to another in a straight line.
+    """Change the rate from one value to another in a straight line.
+
+    Use it to warm dropout up or down, and with `over_depth` for the rule of stochastic depth.
+
+    Args:
+        start: drop probability at step 0.
+        end: drop probability from step `steps` on.
+        steps: number of steps, at least 1.
+
+    Returns:
+        The schedule.
 
     >>> [round(linear(0.0, 0.4, 4)(step), 3) for step in (0, 1, 4, 9)]
     [0.0, 0.1, 0.4, 0.4]
@@ -62,54 +88,106 @@ def linear(start: float, end: float, steps: int = 1) -> Schedule:
 
 
 def early(p: float, steps: int) -> Schedule:
-    """Early dropout: from p to 0 in a straight line, then none; helps networks that underfit.
+    """Drop early in training only: the rate falls from p to 0 in a straight line.
+
+    Use it for networks that underfit: their training loss ends lower than without dropout.
+
+    Args:
+        p: drop probability at step 0.
+        steps: number of steps after which nothing is dropped.
+
+    Returns:
+        The schedule.
 
     Reference: Liu et al.: Dropout reduces underfitting (ICML 2023).
+
+    >>> [early(0.2, 2)(step) for step in (0, 1, 2)]
+    [0.2, 0.1, 0.0]
     """
     return Schedule("early", steps, lambda progress: p * (1 - progress))
 
 
 def late(p: float, steps: int) -> Schedule:
-    """Late dropout: none, then p.
+    """Drop late in training only: the rate is 0 and jumps to p.
+
+    Use it for networks that overfit once they have learned the task.
+
+    Args:
+        p: drop probability from step `steps` on.
+        steps: number of steps before which nothing is dropped.
+
+    Returns:
+        The schedule.
 
     Reference: Liu et al.: Dropout reduces underfitting (ICML 2023).
+
+    >>> [late(0.2, 2)(step) for step in (0, 1, 2)]
+    [0.0, 0.0, 0.2]
     """
     return Schedule("late", steps, lambda progress: p if progress == 1 else 0.0)
 
 
 def curriculum(p: float, steps: int, gamma: float = 10.0) -> Schedule:
-    """Curriculum dropout: what is kept falls as (1-theta) exp(-gamma t) + theta, theta = 1-p, from 1 towards 1-p.
+    """Raise the rate from 0 towards p along an exponential, as curriculum dropout does.
+
+    The share of kept units at progress t is (1 - theta) exp(-gamma t) + theta with theta = 1 - p. Use it to let a
+    network learn easy features first.
 
     Args:
-        p: rate in the end, but for a share of exp(-gamma).
-        steps: how long t takes from 0 to 1.
-        gamma: how fast.
+        p: drop probability in the limit; after `steps` the rate is p (1 - exp(-gamma)).
+        steps: number of steps in which t goes from 0 to 1.
+        gamma: steepness of the exponential, positive.
+
+    Returns:
+        The schedule.
 
     Reference: Morerio et al.: Curriculum dropout (ICCV 2017).
+
+    >>> [round(curriculum(0.5, 10)(step), 3) for step in (0, 1, 10)]
+    [0.0, 0.316, 0.5]
     """
     return Schedule("curriculum", steps, lambda progress: p * (1 - math.exp(-gamma * progress)))
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
-    """From one rate to another along half a cosine."""
+    """Change the rate from one value to another along half a cosine.
+
+    Use it where the rate should change slowly at both ends.
+
+    Args:
+        start: drop probability at step 0.
+        end: drop probability from step `steps` on.
+        steps: number of steps, at least 1.
+
+    Returns:
+        The schedule.
+
+    >>> [round(cosine(0.0, 0.4, 4)(step), 3) for step in (0, 1, 2, 4)]
+    [0.0, 0.059, 0.2, 0.4]
+    """
     return Schedule("cosine", steps, lambda t: end + (start - end) * (1 + math.cos(math.pi * t)) / 2)
 
 
 def over_depth(
     model: Module, schedule: Schedule, kinds: tuple[type[Keyed], ...] = (DropPath, LayerDrop)
 ) -> list[float]:
-    """Give the layers of some kinds their rates by depth: the first the schedule's start, the last its end.
+    """Set the rates of a model's layers by their depth.
+
+    The first layer gets the schedule's start, the last its end. Use it for stochastic depth, whose rate rises with
+    depth.
 
     Args:
-        model: its layers, in the order of `modules()`, are its depth.
+        model: any module; the order of its `modules()` is the depth.
         schedule: rate as a function of depth; `linear(0, 0.1)` is the rule of stochastic depth.
-        kinds: classes of layers.
+        kinds: classes of the layers whose rates are set.
 
     Returns:
         The rates, by depth.
 
     Raises:
-        ValueError: if the model has no such layer.
+        ValueError: if the model has no layer of these classes.
+
+    Reference: Huang et al.: Deep networks with stochastic depth (ECCV 2016).
 
     >>> over_depth(torch.nn.Sequential(DropPath(), DropPath(), DropPath()), linear(0.0, 0.2))
     [0.0, 0.1, 0.2]
@@ -124,16 +202,16 @@ def over_depth(
 
 
 class RateScheduler:
-    """Sets the rate of dropout layers step by step, as torch's schedulers set learning rates.
+    """Set the rate of dropout layers step by step, as torch's schedulers set learning rates.
 
-    The layers share one 0-d tensor as their p, which changes in place: compiled code is not compiled again.
+    The layers share one 0-d tensor as their p, which changes in place, so that compiled code is not compiled again.
 
     Args:
-        layers: a model, all of whose puredrop layers are meant, or some of its layers.
-        schedule: a function of the step.
+        layers: a model, for all its puredrop layers, or an iterable of layers.
+        schedule: rate as a function of the step.
 
     Raises:
-        ValueError: if there is no such layer; torch's own have rates that compiled code takes for constants.
+        ValueError: if there is no puredrop layer; the rates of torch's own layers are constants of compiled code.
 
     >>> import puredrop
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), puredrop.nn.Dropout())
@@ -145,8 +223,8 @@ class RateScheduler:
     """
 
     def __init__(self, layers: Module | Iterable[Keyed], schedule: Schedule) -> None:
-        found = layers.modules() if isinstance(layers, Module) else layers
-        self.layers = [layer for layer in found if isinstance(layer, Keyed)]
+        candidates = layers.modules() if isinstance(layers, Module) else layers
+        self.layers = [layer for layer in candidates if isinstance(layer, Keyed)]
         if not self.layers:
             raise ValueError("layers holds no puredrop layer; convert the model first: puredrop.convert(model)")
         self.schedule = schedule
@@ -155,29 +233,36 @@ class RateScheduler:
         for layer in self.layers:
             layer.p = self._rate  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        rate = f"p={self.get_last_rate():g}"
+        return f"RateScheduler({self.schedule.name}, step {self.last_step} of {self.schedule.steps}, {rate})"
+
     def get_last_rate(self) -> float:
-        """The rate in force."""
+        """Return the rate of the present step."""
         return float(self._rate)
 
     def step(self) -> None:
-        """Go on by one step."""
+        """Advance by one step and set the rate of all layers."""
         self.last_step += 1
         self._rate.fill_(self.schedule(self.last_step))
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs; the schedule itself is code and stays with the caller, as torch's lambdas do."""
+        """Return the state for resuming; the schedule itself is code and is not part of it."""
         return {"last_step": self.last_step, "schedule": self.schedule.name, "steps": self.schedule.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a saved scheduler stood.
+        """Continue from the step at which a state was saved.
+
+        Args:
+            state: a dictionary from `state_dict`.
 
         Raises:
-            ValueError: if it had another schedule.
+            ValueError: if the state is that of another schedule.
         """
-        own = self.state_dict()
-        if any(state.get(name) != own[name] for name in ("schedule", "steps")):
+        if state.get("schedule") != self.schedule.name or state.get("steps") != self.schedule.steps:
             raise ValueError(
-                f"state is of {state}; expected that of this schedule, {own['schedule']}, {own['steps']} steps"
+                f"state is of {state}; expected that of this schedule, {self.schedule.name}, {self.schedule.steps} "
+                "steps"
             )
         self.last_step = int(state["last_step"])
         self._rate.fill_(self.schedule(self.last_step))
