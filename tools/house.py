@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import tokenize
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -151,23 +152,15 @@ def code_and_comments(text: str) -> tuple[int, int, int]:
 def public() -> dict[str, Any]:
     """Return every public function and class that users reach from `import puredrop`, by its name."""
     package = importlib.import_module("puredrop")
-    try:
-        explanation = importlib.import_module("puredrop.explanation")
-    except ModuleNotFoundError:
-        explanation = package.explain  # before the packages got names of their own
-    found = {}
-    for prefix, module in (
-        ("", package),
-        ("functional.", package.functional),
-        ("nn.", package.nn),
-        ("schedules.", package.schedules),
-        ("explain.", explanation),
-    ):
-        for name in module.__all__:
-            thing = getattr(module, name)
-            if inspect.isfunction(thing) or inspect.isclass(thing):
-                found[prefix + name] = thing
-    return found
+    names = {f".{name}": getattr(package, name) for name in package.__all__}
+    names |= {f"explain.{name}": getattr(package.explain, name) for name in dir(package.explain) if name[0] != "_"}
+    for folder in ("functional", "nn", "schedules", "testing"):
+        module = importlib.import_module(f"puredrop.{folder}")
+        names |= {f"{folder}.{name}": getattr(module, name) for name in module.__all__}
+    for folder in ("conversion", "ensemble", "inspection", "linting", "pinning", "thinning"):  # what calls return
+        module = importlib.import_module(f"puredrop.{folder}")
+        names |= {f"{folder}.{name}": kind for name in module.__all__ if inspect.isclass(kind := getattr(module, name))}
+    return {name: thing for name, thing in names.items() if inspect.isfunction(thing) or inspect.isclass(thing)}
 
 
 def methods(kind: type) -> Iterator[tuple[str, Any]]:
@@ -261,71 +254,66 @@ def method_lengths() -> list[int]:
     return [len((doc or "").strip().splitlines()) for doc in [*(t.__doc__ for t in public().values()), *members]]
 
 
-def files_entered(run: Callable[[], object], root: Path) -> tuple[int, int]:
-    """Return how many files of the package a call enters, and how many calls of Python functions it makes there."""
-    files: set[str] = set()
-    calls = 0
+def files_entered(run: Callable[[], object], root: Path) -> dict[str, int]:
+    """Return the calls of functions by file of the package, in the second of two runs: the first one imports."""
+    run()
+    calls: dict[str, int] = defaultdict(int)
     inside = str(root / "puredrop")
 
     def record(frame: Any, event: str, _: object) -> None:
-        nonlocal calls
         if event == "call" and (path := frame.f_code.co_filename).startswith(inside):
-            files.add(path)
-            calls += 1
+            calls[path] += 1
+            calls["surveys"] += frame.f_code.co_name in SURVEYS and path.endswith("members/survey.py")
 
     sys.setprofile(record)
     try:
         run()
     finally:
         sys.setprofile(None)
-    return len(files), calls
+    return calls
 
 
-PATHS = {
-    "predict": "model(x) for 8 members",
-    "inspect": "one inspection of a model",
-    "explain": "explain of two models",
-    "compare": "compare digits, two epochs of two seeds",
-}
+SURVEYS = ("look", "survey", "inspect")
 
 
-def paths(root: Path) -> dict[str, tuple[int, int]]:
-    """Return the files entered and the calls made by what users run most."""
-    import tempfile
-
+def paths(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield what users run most, and the files that it enters, its calls of functions and its surveys of a model."""
     import torch
 
-    puredrop = importlib.import_module("puredrop")
+    import puredrop
+
     torch.manual_seed(0)
     nn = torch.nn
-    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
-    x = torch.randn(8, 6)
+
+    def net(p: float) -> Any:
+        first = [nn.Linear(784, 512), nn.ReLU(), nn.Dropout(p), nn.Linear(512, 256), nn.ReLU(), nn.Dropout(p * 0.6)]
+        return nn.Sequential(*first, nn.Linear(256, 10)).eval()
+
+    model, x, y = net(0.5), torch.randn(64, 784), torch.randint(10, (64,))
     ensemble = puredrop.DropoutEnsemble(model)
-    count = "members" if "members" in inspect.signature(ensemble.predict).parameters else "num_samples"
-    command = importlib.import_module("puredrop.cli").main
-    measured = {
-        "predict": files_entered(lambda: ensemble.predict(x, **{count: 8}), root),
-        "inspect": files_entered(lambda: puredrop.sites(model, x), root),
-    }
     with tempfile.TemporaryDirectory() as folder:
-        digits = ["compare", "digits", "--out", f"{folder}/run", "--rows", "200", "--hidden", "32,16", "--rates"]
-        line = [*digits, "0.5,0.3", "--seeds", "2", "--epochs", "2", "--arms", "none,dropout"]
-        measured["compare"] = files_entered(lambda: _command(command, line), root)
-        line = ["explain", f"{folder}/run", "--out", f"{folder}/explain.html"]
-        measured["explain"] = files_entered(lambda: _command(command, line), root)
-    return measured
+        options = ["--hidden", "16", "--rates", "0.5", "--seeds", "2", "--epochs", "1", "--out", f"{folder}/run"]
+        runs: dict[str, Callable[[], object]] = {
+            "DropoutEnsemble.predict": lambda: ensemble.predict(x),
+            "DropoutEnsemble.inspect": lambda: (getattr(ensemble, "inspect", None) or ensemble.look)(x),
+            "explain of two models": lambda: puredrop.explain(model, x, y, undropped=net(0.0), members=16, draws=2000),
+            "compare digits": lambda: _command("compare", "digits", *options, "--rows", "200"),
+        }
+        for name, run in runs.items():
+            calls = files_entered(run, root)
+            surveys = calls.pop("surveys", 0)
+            yield name, f"{len(calls)} files, {sum(calls.values())} calls, {surveys} surveys"
 
 
-def _command(command: Callable[[list[str]], object], line: list[str]) -> None:
+def _command(*line: str) -> None:
     """Run a command line without its output."""
     import contextlib
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            command(line)
-        except SystemExit as end:
-            if end.code:
-                raise RuntimeError(f"{' '.join(line)} ended with {end.code}") from None
+    from puredrop.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        if main(list(line)):
+            raise RuntimeError(errors.getvalue())
 
 
 def table(root: Path) -> list[tuple[str, object]]:
@@ -346,7 +334,7 @@ def table(root: Path) -> list[tuple[str, object]]:
         ("comments per 100 lines", f"{100 * comments / lines:.1f}"),
         ("lines of code without docstrings and comments", code),
         ("files", len(files)),
-        *((f"files entered, calls: {name}", "{}, {}".format(*each)) for name, each in paths(root).items()),
+        *paths(root),
     ]
 
 
