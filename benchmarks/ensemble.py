@@ -64,7 +64,7 @@ def timed(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> t
 
 def equal_error(ensemble: puredrop.DropoutEnsemble, model: nn.Module, x: Tensor, seconds: tuple[float, float]) -> str:
     """How much sooner ours has a squared error of the mean than the loop has, both at T = 100; a bootstrap interval."""
-    truth = puredrop.DropoutEnsemble(model, seed=1, balanced=False).predict(x, 20_000, keep=0).mean
+    truth = puredrop.DropoutEnsemble(model, seed=1, balanced=False).predict(x, members=20_000, keep=0).mean
     ours = torch.stack([_squared(puredrop.DropoutEnsemble(model, seed=s), x, truth) for s in range(2, 12)]).mean(0)
     theirs = torch.stack([(loop(model, x, 100) - truth).square().mean(1) for _ in range(10)]).mean(0)
     # The reference has an error of its own, that of 20 000 independent members: 1/200 of the loop's.
@@ -83,7 +83,7 @@ def equal_error(ensemble: puredrop.DropoutEnsemble, model: nn.Module, x: Tensor,
 
 
 def _squared(ensemble: puredrop.DropoutEnsemble, x: Tensor, truth: Tensor) -> Tensor:
-    return (ensemble.predict(x, 100, keep=0).mean - truth).square().mean(1)
+    return (ensemble.predict(x, members=100, keep=0).mean - truth).square().mean(1)
 
 
 def peak(samples: int) -> tuple[int, int]:
@@ -96,10 +96,10 @@ def peak(samples: int) -> tuple[int, int]:
 def _peak(samples: int) -> tuple[int, int]:
     torch.manual_seed(0)
     ensemble, x = puredrop.DropoutEnsemble(mlp()), torch.randn(1024, 784)
-    ensemble.look(x)
+    ensemble.survey(x)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is measured from here on
     before = _memory("VmRSS")
-    ensemble.predict(x, samples)
+    ensemble.predict(x, members=samples)
     return _memory("VmHWM"), _memory("VmHWM") - before
 
 
@@ -121,9 +121,9 @@ def rows(repeats: int, only: str) -> dict[str, str]:
     for name, model, x, samples, options in works:
         if only not in name:
             continue
-        ensemble = puredrop.DropoutEnsemble(model, **options).look(x)
+        ensemble = puredrop.DropoutEnsemble(model, **options).survey(x)
         seconds = timed(
-            lambda: ensemble.predict(x, samples, keep=0),
+            lambda: ensemble.predict(x, members=samples, keep=0),
             lambda: loop(model, x, samples),
             repeats,
         )

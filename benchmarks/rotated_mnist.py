@@ -120,7 +120,7 @@ class Networks:
             return lambda x: Said.of(torch.stack([model(x).double().softmax(1) for model in models]))
 
         def members(x: Tensor) -> Said:
-            found = ensemble.predict(x, MEMBERS, keep=0)
+            found = ensemble.predict(x, members=MEMBERS, keep=0)
             assert found.mutual_information is not None
             return Said(found.mean, found.mutual_information)
 

@@ -205,8 +205,8 @@ def scores(weights: Weights, i: int, net: Net, scale: Scale, rows: Rows, passes:
     mean, deviation = float(scale.y_mean[net.split]), float(scale.y_deviation[net.split])
     model = Scored(weights.module(i, net.p), net.tau, mean, deviation)
     ensemble = puredrop.DropoutEnsemble(model, task=_both)
-    found = ensemble.predict((x, y), passes, keep=0).mean
-    one = puredrop.DropoutEnsemble(model, task=_both, masks="independent").predict((x, y), 1, keep=0).mean
+    found = ensemble.predict((x, y), members=passes, keep=0).mean
+    one = puredrop.DropoutEnsemble(model, task=_both, masks="independent").predict((x, y), members=1, keep=0).mean
     likelihood = found[:, 1].log() + 0.5 * math.log(net.tau / (2 * math.pi))
     errors = {"rmse": found, "rmse_scaling": ensemble.weight_scaling((x, y)), "rmse_one": one}
     squared = {name: float((y - output[:, 0]).square().mean().sqrt()) for name, output in errors.items()}

@@ -65,7 +65,7 @@ def expected(folder, samples=32, inside=None, **options):
     x = pd.read_csv(folder / "rows.csv")[list("abcd")].to_numpy(np.float32)
     net = torch.nn.Sequential(*layers)
     net = net if inside is None else torch.nn.Sequential(OrderedDict({inside: net}))  # masks follow a site's path
-    return puredrop.DropoutEnsemble(net, **options).predict(x, num_samples=samples)
+    return puredrop.DropoutEnsemble(net, **options).predict(x, members=samples)
 
 
 @pytest.mark.parametrize("masks", ["shared", "independent"])
@@ -127,7 +127,7 @@ def test_weights_and_columns(folder):
     options = ("--weights", "weights.safetensors", "--columns", "d,c,b,a", "--num-samples", "16")
     assert main(command("--out", "out.parquet", *options)) == 0
     x = pd.read_csv("rows.csv")[list("dcba")].to_numpy(np.float32)
-    wanted = puredrop.DropoutEnsemble(other).predict(x, num_samples=16).mean.numpy()
+    wanted = puredrop.DropoutEnsemble(other).predict(x, members=16).mean.numpy()
     found = pd.read_parquet("out.parquet")[["mean_0", "mean_1", "mean_2"]]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
 

@@ -44,7 +44,7 @@ def test_exact_means_are_those_of_every_mask(net):
     arithmetic = torch.einsum("m,mrc->rc", weights, outputs.softmax(-1))
     geometric = torch.einsum("m,mrc->rc", weights, outputs).softmax(-1)
     torch.testing.assert_close(ensemble.exact(x), arithmetic, rtol=0, atol=1e-12)
-    torch.testing.assert_close(ensemble.exact(x, "geometric"), geometric, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ensemble.exact(x, mean="geometric"), geometric, rtol=0, atol=1e-12)
     regression = puredrop.DropoutEnsemble(net, "regression").exact(x)
     torch.testing.assert_close(regression, torch.einsum("m,mrc->rc", weights, outputs), rtol=0, atol=1e-12)
     alone = puredrop.DropoutEnsemble(net, masks="independent")
@@ -61,7 +61,7 @@ def test_weight_scaling_is_the_geometric_mean_where_logits_are_linear_in_the_mas
     net = small(nn.Linear(4, 9), nn.Tanh(), nn.Dropout(0.3), nn.Linear(9, 3)).double()
     x = torch.randn(5, 4, dtype=torch.float64)
     ensemble = puredrop.DropoutEnsemble(net)
-    torch.testing.assert_close(ensemble.weight_scaling(x), ensemble.exact(x, "geometric"), rtol=0, atol=1e-12)
+    torch.testing.assert_close(ensemble.weight_scaling(x), ensemble.exact(x, mean="geometric"), rtol=0, atol=1e-12)
     assert (ensemble.weight_scaling(x) - ensemble.exact(x)).abs().max() > 1e-3
 
 
@@ -70,7 +70,7 @@ def test_samples_have_the_mean_of_all_members_within_their_error(net, balanced):
     """12 figures, 5 standard errors of 250 blocks: false alarm below 10^-5."""
     net, x = net.float(), torch.randn(4, 3)
     ensemble = puredrop.DropoutEnsemble(net, balanced=balanced, seed=3)
-    found = ensemble.predict(x, num_samples=4000)
+    found = ensemble.predict(x, members=4000)
     assert ((found.mean - ensemble.exact(x)).abs() / found.standard_error).max() < 5
     assert found.standard_error.max() < 0.01
 
@@ -84,9 +84,9 @@ def test_balanced_masks_make_the_error_smaller_and_the_standard_error_says_how_l
         ensemble, errors, standard = None, [], []
         for seed in range(200):
             one = puredrop.DropoutEnsemble(net, balanced=balanced, seed=seed)
-            one._look = ensemble._look if ensemble else None  # the same model
+            one._survey = ensemble._survey if ensemble else None  # the same model
             ensemble = one
-            found = one.predict(x, num_samples=64)
+            found = one.predict(x, members=64)
             errors.append((found.mean - truth).square())
             standard.append(found.standard_error.square())
         squared[balanced], claimed[balanced] = torch.stack(errors).mean(), torch.stack(standard).mean()
@@ -99,7 +99,7 @@ def test_more_than_twenty_units_are_refused():
     with pytest.raises(ValueError, match=r"21 units, which makes 2\^21 members; at most 20"):
         puredrop.DropoutEnsemble(net).exact(torch.randn(1, 2))
     with pytest.raises(ValueError, match=r"mean is 'geometric', but task is 'regression'"):
-        puredrop.DropoutEnsemble(net, "regression").exact(torch.randn(1, 2), "geometric")
+        puredrop.DropoutEnsemble(net, "regression").exact(torch.randn(1, 2), mean="geometric")
 
 
 MOMENTS = {
@@ -123,9 +123,9 @@ def test_moments_are_exact_where_the_net_is_linear(name):
     make, shape, _ = MOMENTS[name]
     net, x = make(), torch.randn(shape)
     ensemble = puredrop.DropoutEnsemble(net, "regression", balanced=False)
-    carried, sampled = ensemble.moments(x), ensemble.predict(x, num_samples=30_000, keep=30_000)
+    carried, sampled = ensemble.moments(x), ensemble.predict(x, members=30_000, keep=30_000)
     assert ((carried.mean - sampled.mean).abs() / sampled.standard_error).max() < 5
-    away = sampled.samples.double() - sampled.mean
+    away = sampled.outputs.double() - sampled.mean
     covariance = torch.einsum("mri,mrj->rij", away, away) / len(away)
     assert (covariance - carried.covariance).abs().max() < 0.05 * covariance.abs().max()
     if name == "linear":
@@ -181,7 +181,7 @@ def test_moments_through_relus_are_close_with_full_covariance(make):
     torch.manual_seed(1)
     net, x = make(), torch.randn(6, 6)
     ensemble = puredrop.DropoutEnsemble(net, "regression", balanced=False)
-    carried, sampled = ensemble.moments(x), ensemble.predict(x, num_samples=6000)
+    carried, sampled = ensemble.moments(x), ensemble.predict(x, members=6000)
     deviation = sampled.variance.sqrt()
     assert ((carried.mean - sampled.mean).abs() / deviation).max() < 0.1
     ratio = (carried.variance.sqrt() / deviation).log()

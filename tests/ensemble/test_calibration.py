@@ -85,7 +85,7 @@ def test_conformal_intervals_hold_the_truth_as_often_as_they_say():
     """200 splits of 100 + 50 rows, 5 standard errors; wider where members differ more."""
     model, covered = net(), []
     x = 3 * torch.randn(30_000, 1)
-    prediction = puredrop.DropoutEnsemble(model, "regression").predict(x, 16, keep=0)
+    prediction = puredrop.DropoutEnsemble(model, "regression").predict(x, members=16, keep=0)
     y = torch.sin(x) + 0.3 * x.abs() * torch.randn_like(x)
     for split in torch.arange(30_000).view(200, 150):
         known, new = prediction.rows(split[:100]), prediction.rows(split[100:])
@@ -105,20 +105,20 @@ def test_acquisition_takes_the_rows_that_members_disagree_about():
     ensemble = puredrop.DropoutEnsemble(model)
     prediction = ensemble.predict(x)
     for by, score in (("bald", prediction.mutual_information), ("entropy", prediction.entropy)):
-        assert ensemble.acquire(x, 5, by=by).tolist() == score.argsort(descending=True)[:5].tolist()
-    assert ensemble.acquire(x, 5).tolist() == ensemble.acquire(x, 5, by="bald").tolist()
+        assert ensemble.acquire(x, k=5, by=by).tolist() == score.argsort(descending=True)[:5].tolist()
+    assert ensemble.acquire(x, k=5).tolist() == ensemble.acquire(x, k=5, by="bald").tolist()
     regression = puredrop.DropoutEnsemble(net(), "regression")
     rows = torch.linspace(-3, 3, 9)[:, None]
-    assert regression.acquire(rows, 1, by="variance")[0] == regression.predict(rows).variance.argmax()
+    assert regression.acquire(rows, k=1, by="variance")[0] == regression.predict(rows).variance.argmax()
     for k, by, message in (
         (0, "bald", "k is 0"),
         (41, "bald", "k is 41; expected 1 to 40"),
         (1, "best", "by is 'best'"),
     ):
         with pytest.raises(ValueError, match=message):
-            ensemble.acquire(x, k, by=by)
+            ensemble.acquire(x, k=k, by=by)
     with pytest.raises(ValueError, match="for a regression pass by='variance'"):
-        regression.acquire(rows, 1)
+        regression.acquire(rows, k=1)
 
 
 def test_bad_labels():

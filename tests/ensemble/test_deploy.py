@@ -14,7 +14,7 @@ LAYERED = ["mlp", "input dropout", "convolutions", "residual"]
 
 
 def samples_of(ensemble, x, number):
-    return ensemble.predict(x, num_samples=number + 1, keep=number + 1).samples[number]
+    return ensemble.predict(x, members=number + 1, keep=number + 1).outputs[number]
 
 
 @pytest.mark.parametrize("name", LAYERED)
@@ -61,15 +61,15 @@ def test_a_member_is_saved_and_loaded(tmp_path):
 def test_frozen_members_give_mean_and_variance(name, task):
     model, x = model_of(name)
     ensemble = puredrop.DropoutEnsemble(model, task)
-    mean, variance = ensemble.freeze(16, x)(x)
-    expected = ensemble.predict(x, num_samples=16)
+    mean, variance = ensemble.freeze(x, members=16)(x)
+    expected = ensemble.predict(x, members=16)
     torch.testing.assert_close(mean.double(), expected.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(variance.double(), expected.variance, rtol=1e-3, atol=1e-6)
 
 
 def test_frozen_members_share_what_is_the_same():
     model, x = model_of("convolutions")
-    frozen = puredrop.DropoutEnsemble(model).freeze(4, x)
+    frozen = puredrop.DropoutEnsemble(model).freeze(x, members=4)
     norms = [one[1].weight for one in frozen.members]
     assert all(one is norms[0] for one in norms)
     assert norms[0] is not model[1].weight
@@ -78,7 +78,7 @@ def test_frozen_members_share_what_is_the_same():
 @pytest.mark.parametrize("name", ["mlp", "convolutions"])
 def test_frozen_members_are_exported(name, tmp_path):
     model, x = model_of(name)
-    frozen = puredrop.DropoutEnsemble(model).freeze(8, x)
+    frozen = puredrop.DropoutEnsemble(model).freeze(x, members=8)
     expected = frozen(x)
     program = torch.export.export(frozen, (x,))
     for found, wanted in zip(program.module()(x), expected, strict=True):
@@ -116,6 +116,6 @@ def test_bad_numbers():
     with pytest.raises(TypeError, match=r"a member's number is 1\.5"):
         ensemble.member(1.5, x)
     with pytest.raises(ValueError, match="members is 0"):
-        ensemble.freeze(0, x)
+        ensemble.freeze(x, members=0)
     with pytest.raises(ValueError, match="masks is 'independent'"):
         puredrop.DropoutEnsemble(model, masks="independent").member(0, x)

@@ -34,20 +34,20 @@ def vit():
 @pytest.mark.parametrize("make", [bert, vit])
 def test_members_of_models_of_transformers(make):
     model, inputs = make()
-    ensemble = puredrop.DropoutEnsemble(model).look(inputs)
-    assert ensemble._look.slow == ""
+    ensemble = puredrop.DropoutEnsemble(model).survey(inputs)
+    assert ensemble._survey.slow == ""
     assert ensemble.skipped == {}
-    found = ensemble.predict(inputs, num_samples=16)
+    found = ensemble.predict(inputs, members=16)
     assert found.mean.shape == (4, 3)
     assert found.variance.max() > 1e-6
     # The same one by one, which is the reference.
-    slow = puredrop.DropoutEnsemble(model).look(inputs)
-    object.__setattr__(slow._look, "slow", "for this test")
-    torch.testing.assert_close(slow.predict(inputs, num_samples=16).mean, found.mean, rtol=1e-4, atol=1e-5)
+    slow = puredrop.DropoutEnsemble(model).survey(inputs)
+    object.__setattr__(slow._survey, "slow", "for this test")
+    torch.testing.assert_close(slow.predict(inputs, members=16).mean, found.mean, rtol=1e-4, atol=1e-5)
     # As a tokenizer gives them, and with labels, which make the model return a loss as well.
     batch = transformers.BatchEncoding({**inputs, "labels": torch.tensor([0, 1, 2, 0])})
-    torch.testing.assert_close(ensemble.predict(batch, num_samples=16).mean, found.mean)
-    members = {use.path for use in ensemble._look.uses}
+    torch.testing.assert_close(ensemble.predict(batch, members=16).mean, found.mean)
+    members = {use.path for use in ensemble._survey.uses}
     assert {site.path for site in puredrop.sites(model, **inputs) if site.is_reached and site.p} == members
 
 

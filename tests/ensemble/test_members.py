@@ -12,14 +12,14 @@ from puredrop.members.engine import Engine, Members
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
-from puredrop.members.survey import look
+from puredrop.members.survey import survey
 
 
 def engines(model, x, members=None):
     """The reference, and what runs many at once; and what is known of the model."""
     members = members or Members(0)
     batch = Batch((x,), {}, len(x), 0)
-    seen = look(model, batch, members, main_output)
+    seen = survey(model, batch, members, main_output)
     drive = InstrumentedModel(model, seen.plan, 0)
     one, many = (Engine(drive, members, main_output, seen.runs, is_batched) for is_batched in (False, True))
     return batch, one, many, seen
@@ -60,7 +60,7 @@ def test_a_member_does_not_depend_on_its_company(name):
 def test_everything_that_drops_is_a_part_of_members():
     for name in MODELS:
         model, x = model_of(name)
-        assert puredrop.DropoutEnsemble(model).look(x).skipped == {}, name
+        assert puredrop.DropoutEnsemble(model).survey(x).skipped == {}, name
 
 
 def test_weights_do_not_follow_rows():
@@ -101,9 +101,9 @@ def test_the_model_is_as_it_was(name):
     wrong = torch.randn(2, 99)
     generator = torch.get_rng_state()
     ensemble = puredrop.DropoutEnsemble(model)
-    ensemble.predict(x, num_samples=3)
+    ensemble.predict(x, members=3)
     with pytest.raises(RuntimeError):
-        ensemble.predict(wrong, num_samples=3)
+        ensemble.predict(wrong, members=3)
     assert torch.equal(generator, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]
     assert kinds == [(path, type(module), set(vars(module))) for path, module in model.named_modules()]
@@ -126,16 +126,16 @@ def test_what_no_decision_reaches_is_done_once():
     model, x = model_of("convolutions")
     calls = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
-    ensemble = puredrop.DropoutEnsemble(model).look(x)
+    ensemble = puredrop.DropoutEnsemble(model).survey(x)
     calls.clear()
-    ensemble.predict(x, num_samples=64)
+    ensemble.predict(x, members=64)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("seed", "other"), [(0, 1), (1, 2**64 - 1)])
 def test_seeds_are_other_ensembles(seed, other):
     model, x = model_of("mlp")
-    a, b = (puredrop.DropoutEnsemble(model, seed=one).predict(x, num_samples=2).mean for one in (seed, other))
+    a, b = (puredrop.DropoutEnsemble(model, seed=one).predict(x, members=2).mean for one in (seed, other))
     assert not torch.allclose(a, b, atol=1e-4)
 
 
@@ -157,10 +157,10 @@ class Both(nn.Module):
 def test_a_model_that_is_pinned_has_the_same_members_in_functions_too():
     model, x = Both(), torch.randn(5, 6)
     model(x)
-    expected = puredrop.DropoutEnsemble(model).predict(x, num_samples=4)
-    assert {use.path for use in puredrop.DropoutEnsemble(model).look(x)._look.uses} == {"drop", ":dropout0"}
+    expected = puredrop.DropoutEnsemble(model).predict(x, members=4)
+    assert {use.path for use in puredrop.DropoutEnsemble(model).survey(x)._survey.uses} == {"drop", ":dropout0"}
     with puredrop.reproducible(model, seed=5) as run:
-        found = puredrop.DropoutEnsemble(model).predict(x, num_samples=4)
+        found = puredrop.DropoutEnsemble(model).predict(x, members=4)
         assert torch.equal(found.mean, expected.mean)
         after = model(x)
         run.step = 0
@@ -170,22 +170,22 @@ def test_a_model_that_is_pinned_has_the_same_members_in_functions_too():
 def test_batch_norm_as_a_function_takes_no_statistics_of_the_batch():
     model, x = Both(), torch.randn(5, 6)
     ensemble = puredrop.DropoutEnsemble(model)
-    whole = ensemble.predict(x, num_samples=4).mean
-    torch.testing.assert_close(ensemble.predict(x[:2], num_samples=4).mean, whole[:2], rtol=1e-5, atol=1e-6)
+    whole = ensemble.predict(x, members=4).mean
+    torch.testing.assert_close(ensemble.predict(x[:2], members=4).mean, whole[:2], rtol=1e-5, atol=1e-6)
 
 
 def test_pinned_and_batchwise_models_and_layers_with_keys_have_the_same_members():
     model, x = model_of("mlp")
-    expected = puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean
+    expected = puredrop.DropoutEnsemble(model).predict(x, members=4).mean
     with puredrop.reproducible(model) as _:
-        assert torch.equal(puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean, expected)
+        assert torch.equal(puredrop.DropoutEnsemble(model).predict(x, members=4).mean, expected)
         model(x)
     puredrop.batchwise(model, groups=2)
-    torch.testing.assert_close(puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean, expected)
+    torch.testing.assert_close(puredrop.DropoutEnsemble(model).predict(x, members=4).mean, expected)
     puredrop.revert(model)
     puredrop.convert(model)
     model[2].set_key(puredrop.Key(7))
-    assert torch.equal(puredrop.DropoutEnsemble(model).predict(x, num_samples=4).mean, expected)
+    assert torch.equal(puredrop.DropoutEnsemble(model).predict(x, members=4).mean, expected)
     assert model[2].key == puredrop.Key(7)
     assert model[2].training
     assert len(x) == ROWS

@@ -1,6 +1,7 @@
 """Predictions: streamed statistics against all outputs at once, inputs of every kind, stopping, errors."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from torch import nn
 import puredrop
 from dropping import model_of
 from puredrop.ensemble import _predict
-from puredrop.ensemble._confidence_sequence import Sequence, expected_samples
+from puredrop.ensemble._confidence_sequence import Sequence, expected_members
 from puredrop.ensemble._statistics import Running
 
 
@@ -29,7 +30,7 @@ def test_running_sums_are_those_of_all_outputs(members, balanced):
     outputs = outputs.double()
     torch.testing.assert_close(running.mean, outputs.mean(0), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(running.expected_entropy, entropy(outputs).mean(0), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(torch.cat(running.samples), outputs[:20].float())
+    torch.testing.assert_close(torch.cat(running.outputs), outputs[:20].float())
     if members == 1:
         assert running.variance.isnan().all()
         return
@@ -74,8 +75,8 @@ def test_the_jackknife_takes_the_bias_of_the_entropy_away():
 @pytest.mark.parametrize("members", [1, 7, 16, 50])
 def test_chunks_do_not_show(members, memory):
     model, x = model_of("mlp")
-    expected = puredrop.DropoutEnsemble(model).predict(x, num_samples=members, batch_size=len(x))
-    found = puredrop.DropoutEnsemble(model).predict(x, num_samples=members, memory=memory, batch_size=2)
+    expected = puredrop.DropoutEnsemble(model).predict(x, members=members, batch_size=len(x))
+    found = puredrop.DropoutEnsemble(model).predict(x, members=members, memory=memory, batch_size=2)
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(found.variance, expected.variance, rtol=1e-4, atol=1e-8, equal_nan=True)
     torch.testing.assert_close(found.entropy, expected.entropy, rtol=1e-4, atol=1e-6)
@@ -115,6 +116,52 @@ def test_inputs_of_every_kind_are_the_same_rows():
         torch.testing.assert_close(ensemble.predict(same).mean, scaled, rtol=1e-5, atol=1e-6)
 
 
+def test_inputs_are_given_as_the_model_takes_them():
+    torch.manual_seed(0)
+    model, x, scale = TwoInputs(), torch.randn(10, 3), torch.rand(10)
+    ensemble = puredrop.DropoutEnsemble(model)
+    expected = ensemble.predict((x, scale)).mean
+    batch = {"x": x, "scale": scale}
+    for found in (ensemble.predict(x, scale), ensemble.predict(**batch), ensemble(x, scale=scale), ensemble(batch)):
+        assert torch.equal(found.mean, expected)
+    assert torch.equal(ensemble.weight_scaling(x, scale), ensemble.weight_scaling(**batch))
+    assert ensemble.acquire(x, scale=scale, k=2).tolist() == ensemble.acquire((x, scale), k=2).tolist()
+    for names in ({"num_samples": 8}, {"n": 8}):
+        with pytest.raises(TypeError, match="members=8"):
+            ensemble.predict(x, **names)
+    with pytest.raises(
+        TypeError, match=r"memmory is no option \(members, noise.* input of the model \(x, scale, flag\)"
+    ):
+        ensemble.predict(x, memmory=8)
+    with pytest.raises(TypeError, match=r"an input is 8.*members="):
+        puredrop.DropoutEnsemble(model_of("mlp")[0]).predict(x, 8)
+    with pytest.raises(TypeError, match="does not take 4 inputs"):
+        ensemble.predict(x, scale, x, x)
+    with pytest.raises(TypeError, match="DataLoader is given beside other inputs"):
+        ensemble.predict(torch.utils.data.DataLoader(x), scale)
+    with pytest.raises(TypeError, match="no inputs"):
+        ensemble.predict()
+
+
+def test_guessed_attributes_name_what_to_type():
+    model, x = model_of("mlp")
+    ensemble = puredrop.DropoutEnsemble(model).survey(x)
+    torch.testing.assert_close(ensemble[3](x), ensemble.member(3)(x))
+    for name, hint in (
+        ("predict_proba", "predict(x).mean"),
+        ("to", "model.to"),
+        ("sample", "outputs"),
+        ("std", "sqrt"),
+    ):
+        with pytest.raises(AttributeError, match=re.escape(hint)):
+            getattr(ensemble, name)
+    with pytest.raises(TypeError, match="num_members"):
+        len(ensemble)
+    with pytest.raises(TypeError, match="not iterable"):
+        list(ensemble)
+    assert ensemble
+
+
 def test_a_loader_that_shuffles_is_said():
     model, x = model_of("mlp")
     with pytest.warns(UserWarning, match="the loader shuffles"):
@@ -142,21 +189,21 @@ def test_regression_adds_noise_to_the_variance():
     # A head of mean and log variance: the law of total variance.
     head = puredrop.DropoutEnsemble(model, lambda out: out[:, :1])
     found = head.predict(x, noise=lambda out: out[:, 1:].exp(), keep=64)
-    both = puredrop.DropoutEnsemble(model, "regression").predict(x, keep=64).samples.double()
+    both = puredrop.DropoutEnsemble(model, "regression").predict(x, keep=64).outputs.double()
     expected = both[:, :, :1].var(0) + both[:, :, 1:].exp().mean(0)
     torch.testing.assert_close(found.variance, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_quantiles_are_those_of_the_outputs():
     model, x = model_of("mlp")
-    found = puredrop.DropoutEnsemble(model).predict(x, num_samples=50)
+    found = puredrop.DropoutEnsemble(model).predict(x, members=50)
     levels = [0.1, 0.5, 0.93]
-    expected = torch.quantile(found.samples.double(), torch.tensor(levels, dtype=torch.float64), dim=0)
+    expected = torch.quantile(found.outputs.double(), torch.tensor(levels, dtype=torch.float64), dim=0)
     torch.testing.assert_close(found.quantile(levels), expected)
     torch.testing.assert_close(found.quantile(0.5), expected[1])
     with pytest.raises(ValueError, match=r"q is 1.5; expected numbers in \[0, 1\]"):
         found.quantile(1.5)
-    with pytest.raises(ValueError, match="no samples were kept"):
+    with pytest.raises(ValueError, match="no outputs were kept"):
         puredrop.DropoutEnsemble(model).predict(x, keep=0).quantile(0.5)
 
 
@@ -167,7 +214,7 @@ def test_memory_does_not_grow_with_members():
         running = Running(1, balanced=True, kept=64)
         for _ in range(members // 16):
             running.add(torch.rand(16, 3, 4))
-        held = [one for one in (*vars(running).values(), *running.samples) if isinstance(one, torch.Tensor)]
+        held = [one for one in (*vars(running).values(), *running.outputs) if isinstance(one, torch.Tensor)]
         sizes.append(sum(one.numel() for one in held))
     assert sizes[0] == sizes[1]
 
@@ -185,7 +232,7 @@ def test_the_confidence_sequence_holds_at_all_times():
             sequence.add(value[None])
             missed |= (sequence.lower > truth) | (sequence.upper < truth)
         assert missed.double().mean() <= 0.05
-    assert 700 < expected_samples(0.01, 0.05, 0.0) < 780  # 741 in theory 6
+    assert 700 < expected_members(0.01, 0.05, 0.0) < 780  # 741 in theory 6
 
 
 def test_a_tolerance_is_kept(capsys):
@@ -197,7 +244,7 @@ def test_a_tolerance_is_kept(capsys):
     truth, held, near = ensemble.exact(x), 0, 0
     for seed in range(500):
         one = puredrop.DropoutEnsemble(model, seed=seed)
-        one._look = ensemble._look
+        one._survey = ensemble._survey
         found = one.predict(x, tolerance=0.15, keep=0)
         assert (found.interval[..., 1] - found.interval[..., 0]).max() <= 0.3
         held += bool(((found.interval[..., 0] <= truth) & (truth <= found.interval[..., 1])).all())
@@ -213,15 +260,15 @@ def test_rows_stop_when_their_winner_is_certain():
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3))
     x = torch.randn(30, 2) * torch.linspace(0.1, 8, 30)[:, None]
     ensemble = puredrop.DropoutEnsemble(model)
-    found = ensemble.predict(x, until="top_class", max_samples=600)
-    assert found.num_samples.min() < 200 <= 600 == found.num_samples.max()
+    found = ensemble.predict(x, until="top_class", max_members=600)
+    assert found.members.min() < 200 <= 600 == found.members.max()
     assert "to 600 members" in repr(found)
-    long = puredrop.DropoutEnsemble(model, balanced=False, seed=9).predict(x, num_samples=8000)
-    certain = found.num_samples < 600
+    long = puredrop.DropoutEnsemble(model, balanced=False, seed=9).predict(x, members=8000)
+    certain = found.members < 600
     assert torch.equal(found.mean.argmax(1)[certain], long.mean.argmax(1)[certain])
     for row in range(0, 30, 7):  # as that row alone, with as many members
-        number = int(found.num_samples[row])
-        alone = puredrop.DropoutEnsemble(model, balanced=False).predict(x[row : row + 1], num_samples=number)
+        number = int(found.members[row])
+        alone = puredrop.DropoutEnsemble(model, balanced=False).predict(x[row : row + 1], members=number)
         torch.testing.assert_close(found.mean[row], alone.mean[0], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(found.entropy[row], alone.entropy[0], rtol=1e-4, atol=1e-6)
 
@@ -229,7 +276,7 @@ def test_rows_stop_when_their_winner_is_certain():
 def test_out_of_memory_goes_on_with_half_as_many(monkeypatch):
     model, x = model_of("mlp")
     ensemble = puredrop.DropoutEnsemble(model)
-    expected = ensemble.predict(x, num_samples=64)
+    expected = ensemble.predict(x, members=64)
     outputs = _predict.Engine.outputs
 
     def scarce(self, batch, numbers, first=0):
@@ -239,7 +286,7 @@ def test_out_of_memory_goes_on_with_half_as_many(monkeypatch):
 
     monkeypatch.setattr(_predict.Engine, "outputs", scarce)
     with pytest.warns(UserWarning, match="64 members at once did not fit into memory") as said:
-        found = ensemble.predict(x, num_samples=64)
+        found = ensemble.predict(x, members=64)
     assert len(said) == 1
     torch.testing.assert_close(found.mean, expected.mean)
 
@@ -247,15 +294,15 @@ def test_out_of_memory_goes_on_with_half_as_many(monkeypatch):
 def test_progress_is_told(capsys):
     model, x = model_of("mlp")
     told = []
-    puredrop.DropoutEnsemble(model).predict(x, 32, batch_size=2, progress=lambda *done: told.append(done))
+    puredrop.DropoutEnsemble(model).predict(x, members=32, batch_size=2, progress=lambda *done: told.append(done))
     assert told == [(row, members) for row in (0, 2, 4) for members in (16, 32)]
-    puredrop.DropoutEnsemble(model).predict(x, 16, progress=True)
+    puredrop.DropoutEnsemble(model).predict(x, members=16, progress=True)
     assert "16 members" in capsys.readouterr().err
 
 
 def test_a_prediction_prints_and_is_a_table():
     model, x = model_of("mlp")
-    found = puredrop.DropoutEnsemble(model).predict(x, num_samples=32)
+    found = puredrop.DropoutEnsemble(model).predict(x, members=32)
     lines = repr(found).splitlines()
     assert lines[0] == "5 rows, 32 members"
     assert lines[1].split("  ")[0] == "row"
@@ -264,7 +311,7 @@ def test_a_prediction_prints_and_is_a_table():
     frame = found.frame()
     assert list(frame["label"]) == found.mean.argmax(1).tolist()
     np.testing.assert_allclose(frame[["mean_0", "mean_1", "mean_2"]], found.mean.numpy())
-    regression = puredrop.DropoutEnsemble(model, "regression").predict(x, num_samples=32)
+    regression = puredrop.DropoutEnsemble(model, "regression").predict(x, members=32)
     assert "±" in repr(regression)
     assert "label" not in regression.frame()
 
@@ -272,8 +319,8 @@ def test_a_prediction_prints_and_is_a_table():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"num_samples": 0}, ValueError, "num_samples is 0; expected 1 or more"),
-        ({"num_samples": 2.5}, TypeError, r"num_samples is 2\.5; expected an integer"),
+        ({"members": 0}, ValueError, "members is 0; expected 1 or more"),
+        ({"members": 2.5}, TypeError, r"members is 2\.5; expected an integer"),
         ({"tolerance": 0}, ValueError, "tolerance is 0; expected more than 0"),
         ({"tolerance": -1.0}, ValueError, r"tolerance is -1\.0"),
         ({"until": "never"}, ValueError, "until is 'never'; expected 'top_class'"),
@@ -319,7 +366,7 @@ def test_bad_inputs():
         puredrop.DropoutEnsemble(one_logit).predict(torch.randn(5, 6))
     with pytest.raises(ValueError, match="tolerance needs bounds"):
         puredrop.DropoutEnsemble(model, "regression").predict(torch.randn(5, 6), tolerance=0.1)
-    with pytest.raises(RuntimeError, match=r"call look\(x\) or predict\(x\) first"):
+    with pytest.raises(RuntimeError, match=r"call survey\(x\) or predict\(x\) first"):
         _ = puredrop.DropoutEnsemble(model).num_members
 
 

@@ -143,7 +143,7 @@ def test_means_of_all_networks_are_exact_and_linear_logits_have_no_gap(data):
     ensemble = puredrop.DropoutEnsemble(net := relu_net())
     found = explain.weight_scaling_gap(net, x)
     torch.testing.assert_close(found.arithmetic, ensemble.exact(x), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found.geometric, ensemble.exact(x, "geometric"), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.geometric, ensemble.exact(x, mean="geometric"), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(found.one_pass, net.eval()(x).softmax(1).detach(), rtol=1e-6, atol=1e-8)
     assert found.to_geometric.value < 1e-7 < 1e-3 < found.to_arithmetic.value
     assert found.members == 256
@@ -157,7 +157,7 @@ def test_a_gap_is_sampled_found_and_laid_to_its_site():
     inner, last = found.sites["0"], found.sites["3"]
     assert inner.value > 5 * inner.standard_error  # in front of a ReLU
     assert last.value < 3 * last.standard_error  # in front of the last layer: none
-    truth = torch.stack([puredrop.DropoutEnsemble(net, lambda o: o, seed=9).predict(x, 8000).mean])[0]
+    truth = torch.stack([puredrop.DropoutEnsemble(net, lambda o: o, seed=9).predict(x, members=8000).mean])[0]
     error = (found.outputs - (truth - net.eval()(x).detach())).square().mean().sqrt()
     assert float(error) < 5 * 0.3 * found.of_outputs.value
 

@@ -124,7 +124,7 @@ class Job:
             self._join()
 
     def _write(self, start: int, rows: NDArray[Any]) -> None:
-        found = self.ensemble.predict(rows, self.request.num_samples, keep=0, first_row=start)
+        found = self.ensemble.predict(rows, members=self.request.num_samples, keep=0, first_row=start)
         frame = found.frame()
         frame.insert(0, "row", range(start, start + len(rows)))
         write(self.part(start), frame.to_parquet(None, index=False))

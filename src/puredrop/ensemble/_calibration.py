@@ -199,7 +199,7 @@ def conformal_sets(
     Args:
         calibration: of rows that were not trained on; or probabilities (rows, classes).
         y: their integer labels.
-        prediction: of new rows, from the same ensemble with as many samples.
+        prediction: of new rows, from the same ensemble with as many members.
         alpha: the share of sets that may miss the truth.
 
     Returns:

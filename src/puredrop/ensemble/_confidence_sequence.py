@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Sequence", "expected_samples"]
+__all__ = ["Sequence", "expected_members"]
 
 
 class Sequence:
@@ -54,7 +54,7 @@ class Sequence:
             setattr(self, name, getattr(self, name)[which])
 
 
-def expected_samples(tolerance: float, alpha: float, variance: float, most: int = 10**6) -> int:
+def expected_members(tolerance: float, alpha: float, variance: float, most: int = 10**6) -> int:
     """About how many samples make half an interval as short as a tolerance.
 
     Args:

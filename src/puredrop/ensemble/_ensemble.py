@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,12 +25,20 @@ from puredrop.members.inputs import Inputs
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import Task, main_output, probabilities, reader
 from puredrop.members.sites import SiteUse
-from puredrop.members.survey import Survey, look
+from puredrop.members.survey import Survey, survey
 from puredrop.members.thinned import Step
 from puredrop.pinning import unwrapped
 from puredrop.rng import Key
 
 __all__ = ["DropoutEnsemble", "PowerOfTwo"]
+
+
+_GUESSES = {
+    "predict_proba": "type predict(x).mean for the probabilities",
+    "std": "type predict(x).variance.sqrt() for the standard deviation between members",
+    "to": "type model.to(device): the ensemble runs where its model is",
+    "sample": "type predict(x, keep=64).outputs for the outputs of members, or member(3) for one of them as a module",
+}
 
 
 class PowerOfTwo(int):
@@ -71,7 +80,7 @@ class DropoutEnsemble:
     >>> import torch, puredrop
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3))
     >>> ensemble = puredrop.DropoutEnsemble(net, task="classification")
-    >>> prediction = ensemble.predict(torch.randn(8, 4), num_samples=64)
+    >>> prediction = ensemble.predict(torch.randn(8, 4), members=64)
     >>> prediction.mean.shape, ensemble.num_members
     (torch.Size([8, 3]), 2^64)
     """
@@ -106,10 +115,28 @@ class DropoutEnsemble:
         self._sample_dim = sample_dim
         is_shared = masks == "shared"
         self._members = Members(seed, is_shared, is_shared if balanced is None else balanced)
-        self._look: Survey | None = None
+        self._survey: Survey | None = None
+
+    def __getitem__(self, number: int) -> Module:
+        return self.member(number)
+
+    __iter__ = None  # a loop over members would not end
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} has no length; read num_members, which len() cannot hold")
+
+    def __bool__(self) -> bool:
+        return True
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Name what to type in place of a guessed attribute."""
+            hint = f"; {_GUESSES[name]}" if name in _GUESSES else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
-        number = f", {self.num_members!r} members" if self._look else ""
+        number = f", {self.num_members!r} members" if self._survey else ""
         task = repr(self.task) if isinstance(self.task, str) else getattr(self.task, "__name__", "function")
         return f"DropoutEnsemble({type(self.model).__name__}, task={task}, seed={self.seed}{number})"
 
@@ -120,9 +147,11 @@ class DropoutEnsemble:
         Raises:
             RuntimeError: before that.
         """
-        if self._look is None:
-            raise RuntimeError("how many units the model drops shows in its forward; call look(x) or predict(x) first")
-        return sum(use.units for use in self._look.uses if 0 < use.p < 1)
+        if self._survey is None:
+            raise RuntimeError(
+                "how many units the model drops shows in its forward; call survey(x) or predict(x) first"
+            )
+        return sum(use.units for use in self._survey.uses if 0 < use.p < 1)
 
     @property
     def num_members(self) -> int:
@@ -132,37 +161,40 @@ class DropoutEnsemble:
     @property
     def skipped(self) -> dict[str, str]:
         """Path of what drops in the model and is no part of any member -> why; empty before the first call."""
-        return dict(self._look.skipped) if self._look else {}
+        return dict(self._survey.skipped) if self._survey else {}
 
-    def look(self, x: Any) -> DropoutEnsemble:
-        """Look at the model anew, as the first call does: after its forward or its rates have changed.
+    def survey(self, *inputs: Any, **named_inputs: Any) -> DropoutEnsemble:
+        """Survey the model again, after its forward or its dropout rates have changed.
 
         Args:
-            x: some rows, as for `predict`.
+            inputs, named_inputs: some rows, as for `predict`.
 
         Returns:
-            Itself.
+            The ensemble.
         """
-        batch = next(iter(Inputs(self.model, self._sample_dim).batches(x, 2)))
-        self._look = look(self.model, batch, self._members, main_output if isinstance(self.task, str) else self.task)
+        x = self._data("survey", inputs, named_inputs)
+        batch = next(iter(self._inputs().batches(x, 2)))
+        self._survey = survey(
+            self.model, batch, self._members, main_output if isinstance(self.task, str) else self.task
+        )
         return self
 
     def predict(
         self,
-        x: Any,
-        num_samples: int = 64,
-        *,
+        *inputs: Any,
+        members: int = 64,
         noise: Noise = None,
         until: Literal["top_class"] | None = None,
         tolerance: float | None = None,
         bounds: tuple[float, float] | None = None,
         confidence: float = 0.95,
-        max_samples: int = 20_000,
+        max_members: int = 20_000,
         batch_size: int = 1024,
         memory: int = 256 * 2**20,
         keep: int | None = None,
         progress: bool | Callable[[int, int], None] = False,
         first_row: int = 0,
+        **named_inputs: Any,
     ) -> Prediction:
         """Run members on data and say what they agree and disagree about.
 
@@ -171,13 +203,13 @@ class DropoutEnsemble:
         Args:
             x: rows: a tensor, an array or a DataFrame; a tuple or a mapping of them, as the model takes them; or a
                 DataLoader, of whose batches what the model does not take (labels) is left out.
-            num_samples: how many members.
+            members: how many members.
             noise: of a regression: the variance of what is observed about the truth, added to the variance: a number, a
                 tensor, or a function from what the model returns to variances.
             until: "top_class" stops a row as soon as its most probable class is certain.
             tolerance: run until the mean of all members lies in an interval of half this width, in place of
-                num_samples. This is dear: .01 takes about 740 members at least. Both run members that are not
-                balanced, since their guarantee is for independent ones, and at most max_samples of them.
+                members. This is dear: .01 takes about 740 members at least. Both run members that are not
+                balanced, since their guarantee is for independent ones, and at most max_members of them.
             bounds: (lowest, highest) output, for a tolerance of other outputs than probabilities.
             confidence: that all of a row's intervals hold the truth, whenever one stops.
             batch_size: rows at once at most.
@@ -197,13 +229,13 @@ class DropoutEnsemble:
         Reference: Gal and Ghahramani: Dropout as a Bayesian approximation (ICML 2016).
         """
         options = PredictOptions(
-            num_samples,
+            members,
             noise,
             until,
             tolerance,
             bounds,
             confidence,
-            max_samples,
+            max_members,
             batch_size,
             memory,
             keep,
@@ -214,13 +246,15 @@ class DropoutEnsemble:
             raise ValueError("noise is given, but task is 'classification'; it belongs to a regression")
         if until is not None and self.task != "classification":
             raise ValueError(f"until is {until!r}, but task is {self.task!r}; only a classification has a top class")
-        inputs = Inputs(self.model, self._sample_dim)
+        reader, x = self._inputs(), self._data("predict", inputs, named_inputs)
         if isinstance(x, Iterator):  # which gives its batches once
             first = next(x, None)
-            return self._predictor(iter([first]), options).run(inputs, itertools.chain([first], x))
-        return self._predictor(x, options).run(inputs, x)
+            return self._predictor(iter([first]), options).run(reader, itertools.chain([first], x))
+        return self._predictor(x, options).run(reader, x)
 
-    def acquire(self, x: Any, k: int, by: By = "bald", *, num_samples: int = 64) -> Tensor:
+    __call__ = predict
+
+    def acquire(self, *inputs: Any, k: int, by: By = "bald", members: int = 64, **named_inputs: Any) -> Tensor:
         """Which rows to label next: those about which the members disagree most.
 
         Rows are taken one by one, so that several of the k may be alike.
@@ -230,7 +264,7 @@ class DropoutEnsemble:
             k: how many.
             by: "bald", the mutual information of label and member; "entropy" of the mean; or, of a regression, the
                 "variance".
-            num_samples: members.
+            members: members.
 
         Returns:
             int64 (k,), numbers of rows, the first first.
@@ -241,9 +275,9 @@ class DropoutEnsemble:
         Reference: Houlsby et al.: Bayesian active learning for classification and preference learning (2011); Gal,
             Islam and Ghahramani: Deep Bayesian active learning with image data (ICML 2017).
         """
-        return acquire(self.predict(x, num_samples, keep=0), k, by)
+        return acquire(self.predict(*inputs, members=members, keep=0, **named_inputs), k, by)
 
-    def weight_scaling(self, x: Any, *, batch_size: int = 1024) -> Tensor:
+    def weight_scaling(self, *inputs: Any, batch_size: int = 1024, **named_inputs: Any) -> Tensor:
         """What one pass in the model's eval mode gives: every unit active, nothing dropped.
 
         It stands for the members' mean, and is that exactly only where outputs are linear in the masks; in a
@@ -258,14 +292,16 @@ class DropoutEnsemble:
 
         Reference: Baldi and Sadowski: Understanding dropout (NeurIPS 2013).
         """
-        inputs = Inputs(self.model, self._sample_dim)
+        batches = self._inputs().batches(self._data("weight_scaling", inputs, named_inputs), batch_size)
         with restored(self.model), torch.no_grad():
             self.model.eval()
             read = self._read()
-            outputs = [read(self.model(*one.args, **one.kwargs)).double() for one in inputs.batches(x, batch_size)]
+            outputs = [read(self.model(*one.args, **one.kwargs)).double() for one in batches]
         return torch.cat(outputs).cpu()
 
-    def exact(self, x: Any, mean: Literal["arithmetic", "geometric"] = "arithmetic") -> Tensor:
+    def exact(
+        self, *inputs: Any, mean: Literal["arithmetic", "geometric"] = "arithmetic", **named_inputs: Any
+    ) -> Tensor:
         """The mean of all members, by running every one: of at most 20 units, 2^20 members.
 
         Args:
@@ -286,16 +322,17 @@ class DropoutEnsemble:
             raise ValueError(f"mean is {mean!r}; expected 'arithmetic' or 'geometric'")
         if mean == "geometric" and self.task != "classification":
             raise ValueError(f"mean is 'geometric', but task is {self.task!r}; expected 'classification'")
-        seen = self._looked(x)
+        x = self._data("exact", inputs, named_inputs)
+        seen = self._surveyed(x)
         # Each row's mean is over the same masks, whether rows share them or not.
         members = replace(self._members, is_shared=True, given=listed(seen.uses))
         engine = self._engine(main_output if mean == "geometric" else self._read(), members)
         with engine.opened():
-            batches = Inputs(self.model, self._sample_dim).batches(x, 256)
+            batches = self._inputs().batches(x, 256)
             found = torch.cat([exact(engine, batch, seen.uses, 256) for batch in batches])
         return probabilities(found, self.class_dim) if mean == "geometric" else found
 
-    def moments(self, x: Any, *, covariance: Covariance = "full") -> Moments:
+    def moments(self, *inputs: Any, covariance: Covariance = "full", **named_inputs: Any) -> Moments:
         """Mean and covariance of the outputs under all masks, carried through the layers without sampling.
 
         Of what the model returns (logits in a classification), for masks that are independent between units. Exact
@@ -319,13 +356,14 @@ class DropoutEnsemble:
         if covariance not in ("full", "diagonal"):
             raise ValueError(f"covariance is {covariance!r}; expected 'full' or 'diagonal'")
         moments, parts = carrier(self.model, covariance), []
-        for batch in Inputs(self.model, self._sample_dim).batches(x, 64 if covariance == "full" else 1024):
+        x = self._data("moments", inputs, named_inputs)
+        for batch in self._inputs().batches(x, 64 if covariance == "full" else 1024):
             if len(batch.args) != 1 or batch.kwargs or not isinstance(batch.args[0], Tensor):
                 raise ValueError("moments: the model is called with several things; expected one tensor")
             parts.append(moments(batch.args[0]))
         return Moments.joined(parts)
 
-    def member(self, number: int, x: Any = None) -> Module:
+    def member(self, number: int, *inputs: Any, **named_inputs: Any) -> Module:
         """One member as an ordinary module of its own, smaller where units are whole inputs and outputs of layers.
 
         In eval mode, with copies of the weights; it can be saved, trained further and exported.
@@ -342,9 +380,11 @@ class DropoutEnsemble:
         >>> DropoutEnsemble(net).member(17, torch.randn(2, 4))[0].out_features < 64
         True
         """
-        return member(self.model, number_of(number), self._members, *self._parts(x), shared=False)
+        return member(
+            self.model, number_of(number), self._members, *self._parts("member", inputs, named_inputs), shared=False
+        )
 
-    def freeze(self, members: int = 16, x: Any = None) -> Module:
+    def freeze(self, *inputs: Any, members: int = 16, **named_inputs: Any) -> Module:
         """The first members as one module that returns their mean and variance: for torch.export, ONNX and a server.
 
         What is the same in all members it holds once.
@@ -354,43 +394,55 @@ class DropoutEnsemble:
             x: some rows, where the ensemble has seen none yet.
 
         Returns:
-            A module in eval mode, of which each call gives (mean, variance), as of `Prediction` with so many samples.
+            A module in eval mode, of which each call gives (mean, variance), as of `Prediction` with so many members.
 
         Raises:
             ValueError: as `member`, and if members is below 1.
         """
         if number_of(members) < 1:
             raise ValueError(f"members is {members}; expected 1 or more")
-        parts = self._parts(x)
+        parts = self._parts("freeze", inputs, named_inputs)
         base = copy.deepcopy(self.model)
         each = [member(base, i, self._members, *parts, shared=True) for i in range(members)]
         return Frozen(each, self.task, self.class_dim).eval()
 
-    def _parts(self, x: Any) -> tuple[tuple[SiteUse, ...], list[list[Step]]]:
+    def _parts(
+        self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[SiteUse, ...], list[list[Step]]]:
         """What members are made from."""
         if not self._members.is_shared:
             raise ValueError("masks is 'independent', where a member has one mask for each row; expected 'shared'")
-        seen = self._looked(x)
+        if inputs or named:
+            self._surveyed(self._data(method, inputs, named))
+        if self._survey is None:
+            raise RuntimeError("the ensemble has seen no rows yet, which show where it drops; pass x, some rows")
+        seen = self._survey
         return seen.uses, seen.runs
 
-    def _looked(self, x: Any) -> Survey:
-        if self._look is None:
-            if x is None:
-                raise RuntimeError("the ensemble has seen no rows yet, which show where it drops; pass x, some rows")
-            self.look(x)
-        assert self._look is not None
-        return self._look
+    def _surveyed(self, x: Any) -> Survey:
+        if self._survey is None:
+            self.survey(x)
+        assert self._survey is not None
+        return self._survey
 
     def _predictor(self, x: Any, options: PredictOptions) -> Predictor:
-        seen = self._looked(x)
+        seen = self._surveyed(x)
         members = replace(self._members, balanced=False) if options.stops else self._members
         engine = self._engine(self._read(options.noise if callable(options.noise) else None), members)
         return Predictor(engine, seen, self.class_dim if self.task == "classification" else None, options)
 
     def _engine(self, read: Callable[[Any], Tensor], members: Members) -> Engine:
-        assert self._look is not None
-        instrumented = InstrumentedModel(self.model, self._look.plan, self._sample_dim)
-        return Engine(instrumented, members, read, self._look.runs, not self._look.slow)
+        assert self._survey is not None
+        instrumented = InstrumentedModel(self.model, self._survey.plan, self._sample_dim)
+        return Engine(instrumented, members, read, self._survey.runs, not self._survey.slow)
+
+    def _inputs(self) -> Inputs:
+        return Inputs(self.model, self._sample_dim)
+
+    def _data(self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Return the inputs of one of the methods as one object."""
+        parameters = inspect.signature(getattr(type(self), method)).parameters.values()
+        return self._inputs().combined(inputs, named, [one.name for one in parameters if one.kind is one.KEYWORD_ONLY])
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
         return reader(self.task, self.class_dim, noise)

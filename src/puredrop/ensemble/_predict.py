@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from puredrop.ensemble._confidence_sequence import Sequence as Confidence
-from puredrop.ensemble._confidence_sequence import expected_samples
+from puredrop.ensemble._confidence_sequence import expected_members
 from puredrop.ensemble._prediction import Prediction
 from puredrop.ensemble._statistics import Running
 from puredrop.members.engine import Engine
@@ -33,13 +33,13 @@ class PredictOptions:
         TypeError, ValueError: for an argument outside what is said there.
     """
 
-    num_samples: int = 64
+    members: int = 64
     noise: Noise = None
     until: Literal["top_class"] | None = None
     tolerance: float | None = None
     bounds: tuple[float, float] | None = None
     confidence: float = 0.95
-    max_samples: int = 20_000
+    max_members: int = 20_000
     batch_size: int = 1024
     memory: int = 256 * 2**20
     keep: int | None = None
@@ -48,8 +48,8 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("num_samples", 1),
-            ("max_samples", 1),
+            ("members", 1),
+            ("max_members", 1),
             ("batch_size", 1),
             ("memory", 1),
             ("keep", 0),
@@ -86,9 +86,9 @@ class Predictor:
         options: of the call.
     """
 
-    def __init__(self, engine: Engine, look: Survey, class_dim: int | None, options: PredictOptions) -> None:
+    def __init__(self, engine: Engine, survey: Survey, class_dim: int | None, options: PredictOptions) -> None:
         self.engine = engine
-        self.look = look
+        self.survey = survey
         self.class_dim = class_dim
         self.options = options
         self._limit = sys.maxsize  # what memory has shown to hold
@@ -105,17 +105,17 @@ class Predictor:
 
     def stream(self, inputs: Inputs, x: Any) -> Iterator[Prediction]:
         """The predictions of one batch after the other; the engine must be open."""
-        per_row = BLOCK * self.look.per_row
+        per_row = BLOCK * self.survey.per_row
         rows = int(
-            max(1, min(self.options.batch_size, (self.options.memory - BLOCK * self.look.per_member) // per_row))
+            max(1, min(self.options.batch_size, (self.options.memory - BLOCK * self.survey.per_member) // per_row))
         )
         for batch in inputs.batches(x, rows, self._done):
             yield self._stopping(batch) if self.options.stops else self._fixed(batch)
             self._done += batch.rows
 
     def _fixed(self, batch: Batch) -> Prediction:
-        running = self._running(self.options.num_samples)
-        for outputs in self._blocks(batch, self.options.num_samples):
+        running = self._running(self.options.members)
+        for outputs in self._blocks(batch, self.options.members):
             self._add(running, outputs, batch.rows)
             self._report(running.count)
             del outputs  # they hold a whole chunk: without this and its like in _blocks 17 MB more of 370
@@ -156,7 +156,7 @@ class Predictor:
                 del blocks  # before the next are computed
 
     def _chunk(self, rows: int) -> int:
-        return min(self.look.at_once(rows, self.options.memory), self._limit)
+        return min(self.survey.at_once(rows, self.options.memory), self._limit)
 
     def _try(self, batch: Batch, numbers: range) -> Tensor:
         """Run members; where memory does not suffice, half as many at once from then on."""
@@ -189,19 +189,19 @@ class Predictor:
             variance = variance + running.noise
         elif noise is not None:
             variance = variance + torch.as_tensor(noise, dtype=torch.float64)
-        samples = torch.cat(running.samples) if running.samples else None
-        if samples is not None and self.options.keep is None:
-            self._kept_bytes += samples.nbytes
-            samples = samples if self._kept_bytes <= self.options.memory else None
+        outputs = torch.cat(running.outputs) if running.outputs else None
+        if outputs is not None and self.options.keep is None:
+            self._kept_bytes += outputs.nbytes
+            outputs = outputs if self._kept_bytes <= self.options.memory else None
         found = Prediction(
             running.mean.cpu(),
             variance.cpu(),
             running.standard_error.cpu(),
             number,
             interval=interval,
-            skipped=self.look.skipped,
-            slow=self.look.slow,
-            samples=samples,
+            skipped=self.survey.skipped,
+            slow=self.survey.slow,
+            outputs=outputs,
             class_dim=self.class_dim,
         )
         if self.class_dim is None:
@@ -211,12 +211,12 @@ class Predictor:
     def _stopping(self, batch: Batch) -> Prediction:
         """Rows of a batch until each has members enough; those that have are not run any more."""
         options = self.options
-        running, confidence = self._running(options.max_samples), None
+        running, confidence = self._running(options.max_members), None
         rows = torch.arange(batch.rows)
         done: list[tuple[Tensor, Prediction]] = []
         at = 0
         while len(rows):
-            number = min(at + BLOCK, options.max_samples)
+            number = min(at + BLOCK, options.max_members)
             for outputs in self._blocks(batch, number, at):
                 self._add(running, outputs, batch.rows)
                 values = self._unit(outputs[..., 0] if callable(options.noise) else outputs)
@@ -227,7 +227,7 @@ class Predictor:
             at = number
             assert confidence is not None
             self._report(at)
-            is_done = self._is_done(confidence) | (at >= options.max_samples)
+            is_done = self._is_done(confidence) | (at >= options.max_members)
             if bool(is_done.any()):
                 part = self._prediction(running, running.count, self._interval(confidence))
                 stopped = is_done.nonzero().flatten()
@@ -268,10 +268,10 @@ class Predictor:
             return
         alpha, tolerance = self._alpha(values[0]), self.options.tolerance / self._scale()[1]
         spread = values.var(0).flatten(1).amax(1).median()
-        least, most = (expected_samples(tolerance, alpha, one) for one in (0.0, float(spread)))
+        least, most = (expected_members(tolerance, alpha, one) for one in (0.0, float(spread)))
         print(
             f"a tolerance of {self.options.tolerance:g} takes {least} members at least, for a typical row about {most}"
-            + (f"; max_samples={self.options.max_samples} ends it before" if most > self.options.max_samples else ""),
+            + (f"; max_members={self.options.max_members} ends it before" if most > self.options.max_members else ""),
             file=sys.stderr,
         )
 

@@ -26,27 +26,27 @@ class Prediction:
     Args:
         mean: of the members: of probabilities in a classification, of outputs else.
         variance: between members, plus the noise of a regression if that was given (law of total variance).
-        standard_error: of the mean: how far it may be from that of all members, for want of more samples.
-        num_samples: members that were run; int64 (rows,) where rows stopped at different numbers.
-        entropy: of a classification: of the mean, nats, its bias for want of samples taken away (jackknife).
+        standard_error: of the mean: how far it may be from that of all members, for want of more members.
+        members: members that were run; int64 (rows,) where rows stopped at different numbers.
+        entropy: of a classification: of the mean, nats, its bias for want of members taken away (jackknife).
         expected_entropy: of a classification: the mean of the members' entropies, nats.
         interval: with `tolerance` or `until`: (rows, ..., 2), bounds that hold the mean of all members.
         skipped: path of what drops in the model and is no part of any member -> why.
         slow: why members were run one after the other; "" if many at once.
-        samples: (members, rows, ...): outputs of the first members, for quantiles; float32.
+        outputs: (members, rows, ...): outputs of the first members, for quantiles; float32.
         class_dim: dimension of the classes; None if there are none.
     """
 
     mean: Tensor
     variance: Tensor
     standard_error: Tensor
-    num_samples: int | Tensor
+    members: int | Tensor
     entropy: Tensor | None = None
     expected_entropy: Tensor | None = None
     interval: Tensor | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     slow: str = ""
-    samples: Tensor | None = None
+    outputs: Tensor | None = None
     class_dim: int | None = None
 
     @property
@@ -69,14 +69,14 @@ class Prediction:
             Like the mean; for several, with one dimension more in front.
 
         Raises:
-            ValueError: if q lies outside [0, 1], or no samples were kept.
+            ValueError: if q lies outside [0, 1], or no outputs were kept.
         """
         levels = torch.as_tensor(q, dtype=torch.float64)
         if not bool(((levels >= 0) & (levels <= 1)).all()):
             raise ValueError(f"q is {q!r}; expected numbers in [0, 1]")
-        if self.samples is None:
-            raise ValueError("no samples were kept; call predict(..., keep=256), which holds so many outputs in memory")
-        ordered = self.samples.double().sort(0).values
+        if self.outputs is None:
+            raise ValueError("no outputs were kept; call predict(..., keep=256), which holds so many outputs in memory")
+        ordered = self.outputs.double().sort(0).values
         at = levels * (len(ordered) - 1)
         below = at.floor().long()
         above = (below + 1).clamp_max(len(ordered) - 1)
@@ -92,11 +92,11 @@ class Prediction:
         found: dict[str, Any] = {}
         for one in fields(Prediction):
             values = [getattr(part, one.name) for part in parts]
-            if isinstance(values[0], Tensor) and one.name != "samples":
+            if isinstance(values[0], Tensor) and one.name != "outputs":
                 found[one.name] = torch.cat(values)
-        samples = [part.samples for part in parts if part.samples is not None]
-        few = min((len(one) for one in samples), default=0)
-        found["samples"] = torch.cat([one[:few] for one in samples], 1) if len(samples) == len(parts) else None
+        outputs = [part.outputs for part in parts if part.outputs is not None]
+        few = min((len(one) for one in outputs), default=0)
+        found["outputs"] = torch.cat([one[:few] for one in outputs], 1) if len(outputs) == len(parts) else None
         return replace(first, **found)
 
     def rows(self, which: Tensor) -> Prediction:
@@ -109,8 +109,8 @@ class Prediction:
         for one in fields(Prediction):
             value = getattr(self, one.name)
             if isinstance(value, Tensor):
-                found[one.name] = value[:, which] if one.name == "samples" else value[which]
-            elif one.name == "num_samples" and isinstance(value, int):
+                found[one.name] = value[:, which] if one.name == "outputs" else value[which]
+            elif one.name == "members" and isinstance(value, int):
                 found[one.name] = torch.full((len(which),), value)
         return replace(self, **found)
 
@@ -142,8 +142,8 @@ class Prediction:
             assert information is not None
             found |= {"entropy": self.entropy, "expected_entropy": self.expected_entropy}
             found["mutual_information"] = information
-        if isinstance(self.num_samples, Tensor):
-            found["num_samples"] = self.num_samples
+        if isinstance(self.members, Tensor):
+            found["members"] = self.members
         return found
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
@@ -170,9 +170,9 @@ class Prediction:
 
     @property
     def _summary(self) -> str:
-        number = str(self.num_samples)
-        if isinstance(self.num_samples, Tensor):
-            number = f"{int(self.num_samples.min())} to {int(self.num_samples.max())}"
+        number = str(self.members)
+        if isinstance(self.members, Tensor):
+            number = f"{int(self.members.min())} to {int(self.members.max())}"
         return f"{len(self)} rows, {number} members"
 
     def _notes(self) -> list[str]:

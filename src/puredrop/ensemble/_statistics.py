@@ -29,7 +29,7 @@ class Running:
     balanced: bool
     kept: int
     count: int = 0
-    samples: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
     _shift: Tensor = field(init=False)
     _sums: Tensor = field(init=False)
     _squares: Tensor = field(init=False)
@@ -46,7 +46,7 @@ class Running:
         """The next members' outputs, (members, rows, ...): at most a block of them, of one block."""
         members = len(outputs)
         if self.count < self.kept:
-            self.samples.append(outputs[: self.kept - self.count].float().cpu())
+            self.outputs.append(outputs[: self.kept - self.count].float().cpu())
         if self.count == 0:
             self._begin(outputs)
         if self.class_dim is not None:
@@ -89,7 +89,7 @@ class Running:
         if self._entropies.dim():
             self._entropies = self._entropies[rows.to(self._shift.device)]
         self._groups = self._groups[:, rows.to(self._groups.device)]
-        self.samples = [one[:, rows] for one in self.samples]
+        self.outputs = [one[:, rows] for one in self.outputs]
 
     def _begin(self, outputs: Tensor) -> None:
         self._shift = outputs.double().mean(0)

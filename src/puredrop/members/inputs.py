@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch.nn import Module
 
 from puredrop.inspection import spread
 
-__all__ = ["Batch", "Inputs", "checked_number", "tensors_in"]
+__all__ = ["Batch", "Inputs", "Call", "checked_number", "tensors_in"]
 
 _SHOWN = 5
+_GUESSES = ("num_samples", "n_samples", "samples", "n", "num_members", "n_members")
+"""Names under which other libraries have the number of members."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ class Batch:
         return list(tensors_in((self.args, self.kwargs)))
 
 
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of the model that holds all rows.
+
+    Args:
+        args, kwargs: positional and named arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def tensors_in(of: Any) -> Iterator[Tensor]:
     """All tensors in a tensor, or in mappings, tuples and lists of them."""
     if isinstance(of, Tensor):
@@ -96,6 +110,41 @@ class Inputs:
         self._dtype = first.dtype if first is not None and first.is_floating_point() else torch.float32
         self._dim = dim
 
+    def combined(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Sequence[str]) -> Any:
+        """Return a call's inputs as one object that `batches` reads.
+
+        Args:
+            args, kwargs: the model's inputs, as the user gave them.
+            options: names of the arguments that the called method has beside them.
+
+        Raises:
+            TypeError: if there are no inputs, or some that the model's forward does not take.
+        """
+        parameters = self._signature.parameters
+        takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        for name in kwargs:
+            if name in _GUESSES and name not in parameters and "members" in options:
+                raise TypeError(f"{name} is no argument; the number of members is members={kwargs[name]!r}")
+            if name not in parameters and not takes_all:
+                raise TypeError(
+                    f"{name} is no option ({', '.join(options)}) and no input of the model "
+                    f"({', '.join(parameters) or 'none'}); expected one of these names"
+                )
+        if not args and not kwargs:
+            raise TypeError("there are no inputs; expected those of the model, such as predict(x)")
+        if any(isinstance(one, int) for one in args) and (len(args) == 1 or not self._binds(args, kwargs)):
+            raise TypeError(f"an input is {args[-1]!r}; expected rows of data (the number of members is members=...)")
+        if len(args) == 1 and not kwargs:
+            return args[0]
+        if any(map(self.is_loader, (*args, *kwargs.values()))):
+            raise TypeError("a DataLoader is given beside other inputs; expected it alone, since it gives them all")
+        if not self._binds(args, kwargs):
+            raise TypeError(
+                f"the model does not take {len(args)} inputs and the names {sorted(kwargs)}; expected "
+                f"{self._signature} (the options of this method are {', '.join(options)})"
+            )
+        return Call(args, kwargs)
+
     def batches(self, x: Any, size: int, first: int = 0) -> Iterator[Batch]:
         """The rows in their order, at most so many at a time; a loader's batches as they come.
 
@@ -121,7 +170,7 @@ class Inputs:
         """Whether it gives batches, and is not one."""
         if isinstance(x, list):  # of batches, or of the arguments of one call
             return len(x) > 0 and isinstance(x[0], (Mapping, tuple))
-        is_data = isinstance(x, (Tensor, np.ndarray, Mapping, tuple)) or hasattr(x, "to_numpy")
+        is_data = isinstance(x, (Tensor, np.ndarray, Mapping, tuple, str)) or hasattr(x, "to_numpy")
         return isinstance(x, Iterable) and not is_data
 
     def _given(self, x: Any) -> Iterable[Any]:
@@ -142,6 +191,8 @@ class Inputs:
 
     def _call(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a call; of a batch what the model does not take, such as labels, is left out."""
+        if isinstance(x, Call):
+            return x.args, x.kwargs
         if isinstance(x, Mapping):
             takes_all = any(p.kind is p.VAR_KEYWORD for p in self._signature.parameters.values())
             known = {name: x[name] for name in x if takes_all or name in self._signature.parameters}

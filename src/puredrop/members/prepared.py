@@ -18,7 +18,7 @@ from puredrop.members.inputs import Batch, Inputs, checked_number
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
 from puredrop.members.sites import Intervention, SiteUse
-from puredrop.members.survey import Survey, look
+from puredrop.members.survey import Survey, survey
 from puredrop.pinning import unwrapped
 
 __all__ = [
@@ -250,16 +250,16 @@ def prepare(
 
     batches = _batches(root, x, sample_dim, batch_size)
     members = Members(seed, is_shared=False, balanced=False)
-    survey = look(root, batches[0], members, read, may_be_silent=may_be_silent)
-    for use in survey.uses:
+    seen = survey(root, batches[0], members, read, may_be_silent=may_be_silent)
+    for use in seen.uses:
         if math.isnan(use.p):
             if ":" in use.path:
                 raise ValueError(
                     f"model draws more than decisions in a function ({use.path}); expected a layer there, which can be "
                     "switched off"
                 )
-            survey.skipped[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
-    prepared = PreparedModel(root, survey, batches, seed, shapes[0])
+            seen.skipped[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
+    prepared = PreparedModel(root, seen, batches, seed, shapes[0])
     if not may_be_silent and not prepared.uses:
         raise ValueError(
             "model has only noise that is no decision on elements (Gaussian or alpha), which is not explained"

@@ -23,7 +23,7 @@ from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
 from puredrop.members.sites import SiteUse
 from puredrop.members.thinned import Step, runs
 
-__all__ = ["Survey", "look"]
+__all__ = ["Survey", "survey"]
 
 _ROWS, _MEMBERS = 2, 4
 _TOGETHER = 96
@@ -61,7 +61,7 @@ class Survey:
         return max(1, min(int(memory // (self.per_member + self.per_row * rows)), _TOGETHER))
 
 
-def look(
+def survey(
     root: Module, batch: Batch, members: Members, read: Callable[[Any], Tensor], *, may_be_silent: bool = False
 ) -> Survey:
     """Find out how a model is run as an ensemble.
