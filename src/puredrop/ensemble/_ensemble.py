@@ -7,7 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from puredrop.ensemble._export import Frozen, member, number_of
 from puredrop.ensemble._moments import Covariance, Moments, carrier
 from puredrop.ensemble._predict import Noise, PredictOptions, Predictor
 from puredrop.ensemble._prediction import Prediction
+from puredrop.ensemble.guesses import GuessedNames, PowerOfTwo
 from puredrop.inspection.state import restored
 from puredrop.members.engine import Engine, Members
 from puredrop.members.exact import exact, listed
@@ -30,27 +31,10 @@ from puredrop.members.thinned import Step
 from puredrop.pinning import unwrapped
 from puredrop.rng import Key
 
-__all__ = ["DropoutEnsemble", "PowerOfTwo"]
+__all__ = ["DropoutEnsemble"]
 
 
-_GUESSES = {
-    "predict_proba": "type predict(x).mean for the probabilities",
-    "std": "type predict(x).variance.sqrt() for the standard deviation between members",
-    "to": "type model.to(device): the ensemble runs where its model is",
-    "sample": "type predict(x, keep=64).outputs for the outputs of members, or member(3) for one of them as a module",
-}
-
-
-class PowerOfTwo(int):
-    """A number of members, which is best read as what it is."""
-
-    def __repr__(self) -> str:
-        return f"2^{self.bit_length() - 1}"
-
-    __str__ = __repr__
-
-
-class DropoutEnsemble:
+class DropoutEnsemble(GuessedNames):
     """A model with dropout as the ensemble of its 2^n thinned sub-networks, which share its weights.
 
     Member i is one function for ever: its masks are functions of seed, site and i alone, whatever the device, the
@@ -116,24 +100,6 @@ class DropoutEnsemble:
         is_shared = masks == "shared"
         self._members = Members(seed, is_shared, is_shared if balanced is None else balanced)
         self._survey: Survey | None = None
-
-    def __getitem__(self, number: int) -> Module:
-        return self.member(number)
-
-    __iter__ = None  # a loop over members would not end
-
-    def __len__(self) -> int:
-        raise TypeError(f"{type(self).__name__} has no length; read num_members, which len() cannot hold")
-
-    def __bool__(self) -> bool:
-        return True
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Name what to type in place of a guessed attribute."""
-            hint = f"; {_GUESSES[name]}" if name in _GUESSES else ""
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
         number = f", {self.num_members!r} members" if self._survey else ""
