@@ -295,7 +295,7 @@ def paths(root: Path) -> Iterator[tuple[str, str]]:
         options = ["--hidden", "16", "--rates", "0.5", "--seeds", "2", "--epochs", "1", "--out", f"{folder}/run"]
         runs: dict[str, Callable[[], object]] = {
             "DropoutEnsemble.predict": lambda: ensemble.predict(x),
-            "DropoutEnsemble.inspect": lambda: (getattr(ensemble, "inspect", None) or ensemble.look)(x),
+            "DropoutEnsemble.survey": lambda: ensemble.survey(x),
             "explain of two models": lambda: puredrop.explain(model, x, y, undropped=net(0.0), members=16, draws=2000),
             "compare digits": lambda: _command("compare", "digits", *options, "--rows", "200"),
         }

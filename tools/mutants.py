@@ -37,10 +37,10 @@ TESTS = {
     "ops/_shards.py": ["tests/ops/test_shards.py", "tests/pinning/test_processes.py"],
     "compact/": ["tests/thinning"],
     "members/": ["tests/ensemble", "tests/explanation"],
-    "ensemble/_statistics.py": ["tests/test_statistics.py", "tests/ensemble"],
-    "ensemble/_confidence_sequence.py": ["tests/test_statistics.py", "tests/ensemble"],
-    "ensemble/_calibration.py": ["tests/ensemble/test_calibration.py", "tests/ensemble"],
-    "ensemble/_prediction.py": ["tests/ensemble", "tests/test_predict_command.py"],
+    "ensemble/running_statistics.py": ["tests/test_statistics.py", "tests/ensemble"],
+    "ensemble/confidence_sequence.py": ["tests/test_statistics.py", "tests/ensemble"],
+    "ensemble/calibration.py": ["tests/ensemble/test_calibration.py", "tests/ensemble"],
+    "ensemble/prediction.py": ["tests/ensemble", "tests/test_predict_command.py"],
 }
 COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

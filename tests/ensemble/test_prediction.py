@@ -12,8 +12,8 @@ from torch import nn
 import puredrop
 from dropping import model_of
 from puredrop.ensemble import _predict
-from puredrop.ensemble._confidence_sequence import Sequence, expected_members
-from puredrop.ensemble._statistics import Running
+from puredrop.ensemble.confidence_sequence import Sequence, expected_members
+from puredrop.ensemble.running_statistics import Running
 
 
 def entropy(p):

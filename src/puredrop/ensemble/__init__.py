@@ -1,6 +1,6 @@
 """The ensemble of a model's thinned sub-networks: its members, their mean, and how far that can be trusted."""
 
-from puredrop.ensemble._calibration import (
+from puredrop.ensemble.calibration import (
     Reliability,
     RiskCoverage,
     Temperature,
@@ -10,9 +10,9 @@ from puredrop.ensemble._calibration import (
     reliability,
     risk_coverage,
 )
-from puredrop.ensemble._ensemble import DropoutEnsemble
-from puredrop.ensemble._moments import Moments
-from puredrop.ensemble._prediction import Prediction
+from puredrop.ensemble.dropout_ensemble import DropoutEnsemble
+from puredrop.ensemble.moments import Moments
+from puredrop.ensemble.prediction import Prediction
 
 __all__ = [
     "DropoutEnsemble",

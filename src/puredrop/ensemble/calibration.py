@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from puredrop.ensemble._prediction import Prediction
+from puredrop.ensemble.prediction import Prediction
 
 __all__ = [
     "Reliability",

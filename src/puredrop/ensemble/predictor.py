@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from puredrop.ensemble._confidence_sequence import Sequence as Confidence
-from puredrop.ensemble._confidence_sequence import expected_members
-from puredrop.ensemble._prediction import Prediction
-from puredrop.ensemble._statistics import Running
+from puredrop.ensemble.confidence_sequence import Sequence as Confidence
+from puredrop.ensemble.confidence_sequence import expected_members
+from puredrop.ensemble.prediction import Prediction
+from puredrop.ensemble.running_statistics import Running
 from puredrop.members.engine import Engine
 from puredrop.members.inputs import Batch, Inputs, checked_number
 from puredrop.members.masks import BLOCK

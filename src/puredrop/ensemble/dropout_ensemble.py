@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,28 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.ensemble._calibration import By, acquire
-from puredrop.ensemble._export import Frozen, member, number_of
-from puredrop.ensemble._moments import Covariance, Moments, carrier
-from puredrop.ensemble._predict import Noise, PredictOptions, Predictor
-from puredrop.ensemble._prediction import Prediction
-from puredrop.ensemble.guesses import GuessedNames, PowerOfTwo
+from puredrop.ensemble.calibration import By, acquire
+from puredrop.ensemble.export import Frozen, member, number_of
+from puredrop.ensemble.moments import Covariance, Moments, carrier
+from puredrop.ensemble.prediction import Prediction
+from puredrop.ensemble.predictor import Noise, PredictOptions, Predictor
+from puredrop.ensemble.surveyed_model import SurveyedModel
 from puredrop.inspection.state import restored
-from puredrop.members.engine import Engine, Members
 from puredrop.members.exact import exact, listed
-from puredrop.members.inputs import Inputs
-from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.outputs import Task, main_output, probabilities, reader
+from puredrop.members.outputs import Task, main_output, probabilities
 from puredrop.members.sites import SiteUse
-from puredrop.members.survey import Survey, survey
 from puredrop.members.thinned import Step
-from puredrop.pinning import unwrapped
-from puredrop.rng import Key
 
 __all__ = ["DropoutEnsemble"]
 
 
-class DropoutEnsemble(GuessedNames):
+class DropoutEnsemble(SurveyedModel):
     """A model with dropout as the ensemble of its 2^n thinned sub-networks, which share its weights.
 
     Member i is one function for ever: its masks are functions of seed, site and i alone, whatever the device, the
@@ -80,70 +73,7 @@ class DropoutEnsemble(GuessedNames):
         masks: Literal["shared", "independent"] = "shared",
         balanced: bool | None = None,
     ) -> None:
-        if not (task in ("classification", "regression") if isinstance(task, str) else callable(task)):
-            raise ValueError(
-                f"task is {task!r}; expected 'classification', 'regression', or a function from what the model returns "
-                "to the tensor that is averaged"
-            )
-        if masks not in ("shared", "independent"):
-            raise ValueError(
-                f"masks is {masks!r}; expected 'shared' (one for all rows) or 'independent' (one for each)"
-            )
-        if sample_dim < 0:
-            raise ValueError(f"sample_dim is {sample_dim}; expected 0 or more")
-        Key(seed)
-        self.model = unwrapped(model)
-        self.task = task
-        self.class_dim = class_dim
-        self.seed = seed
-        self._sample_dim = sample_dim
-        is_shared = masks == "shared"
-        self._members = Members(seed, is_shared, is_shared if balanced is None else balanced)
-        self._survey: Survey | None = None
-
-    def __repr__(self) -> str:
-        number = f", {self.num_members!r} members" if self._survey else ""
-        task = repr(self.task) if isinstance(self.task, str) else getattr(self.task, "__name__", "function")
-        return f"DropoutEnsemble({type(self.model).__name__}, task={task}, seed={self.seed}{number})"
-
-    @property
-    def units(self) -> int:
-        """Decisions that a member makes for one row, of rows as they were in the first call.
-
-        Raises:
-            RuntimeError: before that.
-        """
-        if self._survey is None:
-            raise RuntimeError(
-                "how many units the model drops shows in its forward; call survey(x) or predict(x) first"
-            )
-        return sum(use.units for use in self._survey.uses if 0 < use.p < 1)
-
-    @property
-    def num_members(self) -> int:
-        """2^units."""
-        return PowerOfTwo(2**self.units)
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Path of what drops in the model and is no part of any member -> why; empty before the first call."""
-        return dict(self._survey.skipped) if self._survey else {}
-
-    def survey(self, *inputs: Any, **named_inputs: Any) -> DropoutEnsemble:
-        """Survey the model again, after its forward or its dropout rates have changed.
-
-        Args:
-            inputs, named_inputs: some rows, as for `predict`.
-
-        Returns:
-            The ensemble.
-        """
-        x = self._data("survey", inputs, named_inputs)
-        batch = next(iter(self._inputs().batches(x, 2)))
-        self._survey = survey(
-            self.model, batch, self._members, main_output if isinstance(self.task, str) else self.task
-        )
-        return self
+        super().__init__(model, task, class_dim, seed, sample_dim, masks, balanced)
 
     def predict(
         self,
@@ -385,30 +315,8 @@ class DropoutEnsemble(GuessedNames):
         seen = self._survey
         return seen.uses, seen.runs
 
-    def _surveyed(self, x: Any) -> Survey:
-        if self._survey is None:
-            self.survey(x)
-        assert self._survey is not None
-        return self._survey
-
     def _predictor(self, x: Any, options: PredictOptions) -> Predictor:
         seen = self._surveyed(x)
         members = replace(self._members, balanced=False) if options.stops else self._members
         engine = self._engine(self._read(options.noise if callable(options.noise) else None), members)
         return Predictor(engine, seen, self.class_dim if self.task == "classification" else None, options)
-
-    def _engine(self, read: Callable[[Any], Tensor], members: Members) -> Engine:
-        assert self._survey is not None
-        instrumented = InstrumentedModel(self.model, self._survey.plan, self._sample_dim)
-        return Engine(instrumented, members, read, self._survey.runs, not self._survey.slow)
-
-    def _inputs(self) -> Inputs:
-        return Inputs(self.model, self._sample_dim)
-
-    def _data(self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Return the inputs of one of the methods as one object."""
-        parameters = inspect.signature(getattr(type(self), method)).parameters.values()
-        return self._inputs().combined(inputs, named, [one.name for one in parameters if one.kind is one.KEYWORD_ONLY])
-
-    def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
-        return reader(self.task, self.class_dim, noise)
