@@ -25,7 +25,7 @@ INLINE void every_key(const struct rule *rule, lanes key[10][2])
     }
 }
 
-/* 16 elements' values from byte `at` of each operand on, kept by the bits of word from bit `shift` on. */
+/* Treat 16 elements from byte `at` of each operand on; the bits of word from bit `shift` on say which are kept. */
 typedef void group_fn(char *const *operand, size_t at, uint32_t word, int shift, double scale);
 
 /* Groups that are treated between the rounds of a draw: `bits` says what they keep, an element has `width` bytes. */
@@ -47,7 +47,7 @@ INLINE void philox(const lanes key[10][2], const lanes *counter, uint32_t plane,
     const uint64_t second = plane * (uint64_t)0xCD9E8D57u;
     lanes c0[2], c1[2], c2[2], c3[2];
 #pragma GCC unroll 2
-    for (int i = 0; i < sets; ++i) { /* the first round, whose second product is the same for all */
+    for (int i = 0; i < sets; ++i) { /* the first round's second product is the same for all sets */
         const lanes a = product(counter[i], m0);
         c0[i] = (counter[i] >> 32) ^ every(second >> 32) ^ key[0][0], c1[i] = every((uint32_t)second);
         c2[i] = (a >> 32) ^ key[0][1], c3[i] = a;
@@ -99,7 +99,7 @@ INLINE size_t decide(const struct rule *rule, const lanes key[10][2], uint64_t b
 #pragma GCC unroll 4
         for (int w = 0; 4 * w < sets * LANES; ++w) {
             uint64_t left = tied[w];
-            do /* two or fewer, as nearly always, need no branch that could be mispredicted */
+            do /* two or fewer ties, the usual case, need no branch that could be mispredicted */
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; ++i) {
                     ties[count] = 16 * done + 64 * (size_t)w + (size_t)__builtin_ctzll(left | (uint64_t)1 << 63);
@@ -141,7 +141,7 @@ static void settle(const struct rule *rule, const lanes key[10][2], uint64_t blo
 
 static void draw(const struct rule *rule, uint64_t block, size_t blocks, uint8_t *bits)
 {
-    const struct rule own = *rule; /* so that no store of decisions can change it */
+    const struct rule own = *rule; /* a copy, so that no store of decisions can change it */
     lanes key[10][2];
     uint64_t ties[TIES_MOST];
     size_t done = 0, count = 0;
@@ -213,7 +213,7 @@ static inline f64 keep64(uint32_t word, int at, f64 v)
 }
 #endif
 
-/* Every dtype's load and store of a vector, and its rounding of one; arithmetic is in float32, or float64 for itself. */
+/* Load, store and rounding of a vector for each dtype; arithmetic is in float32, for float64 in float64. */
 static inline f32 f32_load(const char *from) { f32 v; memcpy(&v, from, sizeof v); return v; }
 static inline f64 f64_load(const char *from) { f64 v; memcpy(&v, from, sizeof v); return v; }
 static inline void f32_store(char *to, f32 v) { memcpy(to, &v, sizeof v); }
@@ -240,7 +240,7 @@ static inline void bf16_store(char *to, f32 v)
     memcpy(to, &half, sizeof half);
 }
 
-/* The last few of a run, by way of padded copies. */
+/* Treat the last elements of a run through padded copies. */
 static void last_group(group_fn *group, char *const *operand, size_t at, size_t size, uint32_t word, int shift, double scale)
 {
     char padded[OPERANDS][16 * sizeof(double)] = {{0}}, *pad[OPERANDS];

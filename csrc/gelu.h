@@ -49,7 +49,7 @@ static inline f32 gelu_slope32(f32 x)
     return choose((u32)(x < 0.0f), tail, 1.0f - tail) + x * bell * 0.3989422804f;
 }
 
-/* float64, to double precision: number by number, by the C library. */
+/* float64 to double precision, one number at a time with the C library. */
 static inline double phi_of(double x) { return 0.5 * erfc(-0.7071067811865476 * x); }
 static inline f64 gelu64(f64 v)
 {

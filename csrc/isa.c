@@ -1,4 +1,4 @@
-/* Which variants this machine runs, and which one is in use. */
+/* Choice of the variant: the ones that this machine runs, and the one in use. */
 #include "isa.h"
 
 #include <string.h>
@@ -12,7 +12,7 @@ static const struct isa *in_use = &isa_scalar;
 
 const struct isa *isa_in_use(void) { return in_use; }
 
-/* The index-th of those present, fastest first, or NULL. */
+/* Return the index-th variant that this machine runs, fastest first, or NULL. */
 static const struct isa *present(int index)
 {
     const struct isa *found[MOST + 1] = {NULL};

@@ -1,4 +1,4 @@
-/* What decides, and one instruction set's share of the work: decisions as bits, and the loops that apply them. */
+/* The drop rule, and what an instruction set provides: decisions as bits, and the loops that apply them. */
 #ifndef PUREDROP_ISA_H
 #define PUREDROP_ISA_H
 
@@ -8,13 +8,13 @@
 struct rule {
     uint64_t key;
     uint8_t digit[8];
-    int planes; /* digits up to the last that is not 0: behind it nothing is below the threshold */
+    int planes; /* digits up to the last nonzero one; a draw that ties in all of them is not below the threshold */
     int all;    /* p = 1: 2^64 has no eight digits */
     double scale;
 };
 struct rule rule_of(uint64_t key, double p);
 
-/* Whether element j, whose first digit equals the threshold's, is kept after all. */
+/* Return whether element j, whose first digit equals the threshold's, is kept. */
 int rule_keeps_tied(const struct rule *rule, uint64_t j);
 
 /* One bit per element, 1 = keep, for `blocks` (at most DRAW_MOST) times 16 elements from element 16 * block on. Writes
@@ -40,7 +40,7 @@ struct isa {
 };
 extern const struct isa isa_scalar, isa_avx2, isa_avx512, isa_neon;
 
-/* The variant in use. */
+/* Return the variant in use. */
 const struct isa *isa_in_use(void);
 
 #endif

@@ -16,7 +16,7 @@ static inline lanes product(lanes a, lanes b)
 static inline lanes low_blocks(lanes a, lanes b) { return (lanes)vzip1q_u64((uint64x2_t)a, (uint64x2_t)b); }
 static inline lanes high_blocks(lanes a, lanes b) { return (lanes)vzip2q_u64((uint64x2_t)a, (uint64x2_t)b); }
 
-/* A bit per byte: each byte keeps one bit, and three pairwise sums bring the bits of eight together. */
+/* Gather one bit of each byte: mask a different bit in each of eight bytes, then add neighbours three times. */
 static inline judged gathered(uint8x16_t where)
 {
     const uint8x16_t weight = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};

@@ -1,4 +1,4 @@
-/* Compacted layers: lists of the units that groups keep, and panels of what belongs to them, gathered and scattered. */
+/* Compacted layers: lists of the units that groups keep, and panels of a matrix gathered and scattered by them. */
 #include "pool.h"
 #include "puredrop.h"
 
@@ -12,7 +12,7 @@ void puredrop_list(const float *keep, int64_t groups, int64_t size, int32_t *ind
         int32_t count = 0;
         for (int64_t j = 0; j < size; ++j) {
             const int kept = keep[j] != 0;
-            index[count] = (int32_t)j; /* overwritten by the next one kept, if this one is not */
+            index[count] = (int32_t)j; /* if unit j is dropped, the next kept unit overwrites this */
             at[j] = kept ? count : -1;
             count += kept;
         }
@@ -20,7 +20,7 @@ void puredrop_list(const float *keep, int64_t groups, int64_t size, int32_t *ind
     }
 }
 
-/* Where a dense row lies in a group's panel, or -1. */
+/* Return the place of a dense row in a group's panel, or -1. */
 static int64_t place_in(const struct puredrop_panels *call, int64_t group, int64_t row)
 {
     if (call->row_at)
@@ -56,7 +56,7 @@ static void gather_row(const struct puredrop_panels *call, int64_t group, const 
     memset(to + count * inner, 0, (size_t)((call->breadth - count) * inner) * sizeof *to);
 }
 
-/* Adds to a row that was set before. */
+/* Add to a row that was set before. */
 static void scatter_row(const struct puredrop_panels *call, int64_t group, float *restrict dense,
                         const float *restrict from)
 {
@@ -89,7 +89,7 @@ static void gather_rows(int64_t begin, int64_t end, void *context)
         }
 }
 
-/* Every dense row is written to memory once: its groups meet in cache. */
+/* Each dense row is summed over its groups in cache and written to memory once. */
 static void scatter_rows(int64_t begin, int64_t end, void *context)
 {
     const struct puredrop_panels *const call = context;
@@ -110,7 +110,7 @@ int puredrop_panels(const struct puredrop_panels *call)
     if (call->scatters)
         return over_pool(call->rows, grain, scatter_rows, (void *)call);
     if (call->row_at)
-        for (int64_t g = 0; g < call->groups; ++g) { /* rows that only fill a panel up */
+        for (int64_t g = 0; g < call->groups; ++g) { /* zero the padding rows */
             const int64_t count = call->row_count[g], rest = call->height - count;
             memset(row_of(call, g, count), 0, (size_t)(rest * call->breadth * call->inner) * sizeof(float));
         }

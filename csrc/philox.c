@@ -18,7 +18,7 @@ void puredrop_philox(uint64_t key, const uint32_t counter[4], uint32_t words[4])
 
 uint64_t puredrop_fold_in(uint64_t key, uint64_t data)
 {
-    const uint32_t counter[4] = {(uint32_t)data, (uint32_t)(data >> 32), 0, 1 /* the domain of folding */};
+    const uint32_t counter[4] = {(uint32_t)data, (uint32_t)(data >> 32), 0, 1 /* domain 1: fold-in */};
     uint32_t words[4];
     puredrop_philox(key, counter, words);
     return words[0] | (uint64_t)words[1] << 32;
@@ -26,7 +26,7 @@ uint64_t puredrop_fold_in(uint64_t key, uint64_t data)
 
 struct rule rule_of(uint64_t key, double p)
 {
-    const double k = nearbyint(ldexp(p, 64)); /* half to even; ldexp is exact */
+    const double k = nearbyint(ldexp(p, 64)); /* rounds half to even; ldexp is exact */
     struct rule rule = {.key = key, .planes = 1, .all = k >= 0x1p64, .scale = 1 / (1 - k * 0x1p-64)};
     const uint64_t threshold = rule.all ? 0 : (uint64_t)k;
     for (int plane = 0; plane < 8; ++plane) {
@@ -40,7 +40,7 @@ struct rule rule_of(uint64_t key, double p)
 int rule_keeps_tied(const struct rule *rule, uint64_t j)
 {
     for (int plane = 1; plane < rule->planes; ++plane) {
-        const uint32_t counter[4] = {(uint32_t)(j >> 4), (uint32_t)(j >> 36), (uint32_t)plane, 0 /* of draws */};
+        const uint32_t counter[4] = {(uint32_t)(j >> 4), (uint32_t)(j >> 36), (uint32_t)plane, 0 /* domain 0: draws */};
         uint32_t words[4];
         puredrop_philox(rule->key, counter, words);
         const uint8_t u = (uint8_t)(words[(j & 15) / 4] >> (8 * (j & 3)));

@@ -1,4 +1,4 @@
-/* The C interface of the compiled library: what Python calls, and nothing of torch. */
+/* C interface of the compiled library; it is called from Python and knows nothing of torch. */
 #ifndef PUREDROP_H
 #define PUREDROP_H
 
@@ -9,7 +9,7 @@
 
 enum puredrop_dtype { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, DTYPES };
 
-/* Each rounds to the tensor's dtype after every named step; d(x) is dropout. */
+/* Operations, with d(x) for dropout; each rounds to the tensor's dtype after every named step. */
 enum puredrop_op {
     DROPOUT,            /* d(x) */
     RELU,               /* d(relu(x)) */
@@ -26,7 +26,7 @@ enum { MAX_RANK = 64, OPERANDS = 4 /* out, x, second, third */ };
 /* A call, laid out as Python's struct module packs it: all fields are 8 bytes wide. */
 struct puredrop_dim {
     int64_t size, logical_stride, stride[OPERANDS]; /* in elements */
-    const int64_t *ids;                             /* replace the index in the logical one, or NULL */
+    const int64_t *ids;                             /* sample ids that replace the index in the logical index, or NULL */
 };
 struct puredrop_call {
     int64_t op, dtype;
@@ -42,11 +42,11 @@ struct puredrop_call {
 typedef int32_t puredrop_parallel_for(int64_t begin, int64_t end, int64_t grain,
                                       void (*body)(int64_t begin, int64_t end, void *context), void *context);
 
-/* 0, or what torch_parallel_for said; the output is then undefined. */
+/* Return 0, or the status of torch_parallel_for; the output is undefined then. */
 PUREDROP_EXPORT int puredrop_run(const struct puredrop_call *call);
 PUREDROP_EXPORT void puredrop_use_pool(puredrop_parallel_for *pool);
 
-/* A dense matrix and its panels: of each group the rows and columns that it keeps, filled up with zeros. */
+/* A dense matrix and its panels, which hold the rows and columns that each group keeps, padded with zeros. */
 struct puredrop_panels {
     int64_t scatters; /* 0: panels = scale * dense; 1: dense = scale * the sum of panels, 0 where none reaches */
     float *dense;     /* rows x width */
@@ -60,16 +60,17 @@ struct puredrop_panels {
     const int32_t *column, *column_count; /* groups x columns, a group's first; groups; or NULL: all of them */
 };
 PUREDROP_EXPORT int puredrop_panels(const struct puredrop_panels *call);
-/* Of groups x size, what is kept (not 0): a list for each group, the place of each unit in it or -1, how many. */
+/* List the kept units of a mask (groups x size, nonzero = kept): for each group its units, each unit's place or -1, and
+ * their number. */
 PUREDROP_EXPORT void puredrop_list(const float *keep, int64_t groups, int64_t size, int32_t *index, int32_t *at,
                                    int32_t *counts);
 
 PUREDROP_EXPORT void puredrop_philox(uint64_t key, const uint32_t counter[4], uint32_t words[4]);
 PUREDROP_EXPORT uint64_t puredrop_fold_in(uint64_t key, uint64_t data);
 
-/* The variants that this machine runs, fastest first: the name of one, or NULL beyond the last. */
+/* Return the name of a variant that this machine runs, fastest first, or NULL beyond the last. */
 PUREDROP_EXPORT const char *puredrop_variant(int index);
-/* Use one from now on; 0, or -1 and no change where it is not among them. Not while a call runs. */
+/* Use a variant from now on: 0, or -1 without a change if this machine lacks it. Not to be called while a call runs. */
 PUREDROP_EXPORT int puredrop_use_variant(const char *name);
 
 #endif

@@ -1,4 +1,4 @@
-/* Element by element in memory order: runs that lie side by side, and elements that lie anywhere. */
+/* Walk in memory order: contiguous runs, and single elements with any stride. */
 #define _DEFAULT_SOURCE /* madvise */
 #include "plan.h"
 
@@ -14,11 +14,11 @@
    in the logical order, as with the heads of attention, which take turns. */
 enum { SPAN = 512, SLOTS = 128 };
 struct drawn {
-    uint64_t tag[SLOTS]; /* the span's number and 1, or 0 */
+    uint64_t tag[SLOTS]; /* the span's number plus 1, or 0 for an empty slot */
     uint8_t bits[SLOTS][SPAN / 8], slack[DRAW_OVERRUN];
 };
 
-/* The decisions of the span that element j is in. */
+/* Return the decisions of the span that holds element j. */
 static const uint8_t *decided(const struct plan *plan, struct drawn *drawn, uint64_t j)
 {
     const uint64_t span = j / SPAN, slot = span * 0x9E3779B97F4A7C15u >> 57; /* Fibonacci hashing, of 7 bits */
@@ -30,13 +30,13 @@ static const uint8_t *decided(const struct plan *plan, struct drawn *drawn, uint
     return drawn->bits[slot];
 }
 
-/* Whether element j is kept. */
+/* Return whether element j is kept. */
 static int kept(const struct plan *plan, struct drawn *drawn, uint64_t j)
 {
     return decided(plan, drawn, j)[j % SPAN / 8] >> (j & 7) & 1;
 }
 
-/* n elements side by side: each with its own decision, or all with one. */
+/* Treat n contiguous elements, each with its own decision or all with one. */
 static void run(const struct plan *plan, struct drawn *drawn, char *operand[OPERANDS], uint64_t j, int64_t n)
 {
     const struct puredrop_dim *dim = &plan->dim[plan->rank - 1];
@@ -65,7 +65,7 @@ static void run(const struct plan *plan, struct drawn *drawn, char *operand[OPER
     }
 }
 
-/* n elements anywhere along the last dimension, from its index i on: gathered, treated and scattered, 16 at a time. */
+/* Treat n strided elements along the last dimension from index i on: gather 16 at a time, treat them, scatter them. */
 static void scattered(const struct plan *plan, struct drawn *drawn, char *operand[OPERANDS], uint64_t j, int64_t i,
                       int64_t n)
 {
@@ -90,7 +90,7 @@ static void scattered(const struct plan *plan, struct drawn *drawn, char *operan
     }
 }
 
-/* The pool's share of the elements, counted in memory order. */
+/* Treat one thread's share of the elements, counted in memory order. */
 void rows(int64_t begin, int64_t end, void *context)
 {
     const struct plan *plan = context;
@@ -112,7 +112,7 @@ void rows(int64_t begin, int64_t end, void *context)
     }
 }
 
-/* The same into fresh memory, whose page faults cost more than all else: ask for many pages at once. */
+/* Do the same into fresh memory, where page faults cost more than the work: ask the system for many pages at once. */
 void fresh_rows(int64_t begin, int64_t end, void *context)
 {
     const struct plan *plan = context;

@@ -31,7 +31,7 @@ static inline judged at_least(lanes u, uint8_t digit)
 /* Half precision: 5 bits of exponent (bias 15), 10 of fraction. */
 static inline float float_of_half(uint16_t half)
 {
-    const uint32_t size = half & 0x7FFF; /* a subnormal one is so many 2^-24, else the exponent's bias changes */
+    const uint32_t size = half & 0x7FFF; /* subnormals count multiples of 2^-24; other numbers need another exponent bias */
     const float subnormal = (float)size * 0x1p-24f;
     uint32_t raw = (size << 13) + (size < 0x7C00 ? 112u << 23 : 224u << 23);
     if (size < 0x400)
@@ -46,9 +46,9 @@ static inline uint16_t half_of_float(float value)
     uint32_t raw, sum;
     memcpy(&raw, &value, sizeof raw);
     const uint32_t sign = raw >> 16 & 0x8000, size = raw & 0x7FFFFFFF;
-    const float shifted = (value < 0 ? -value : value) + 0.5f; /* rounds a subnormal one to a multiple of 2^-24 */
+    const float shifted = (value < 0 ? -value : value) + 0.5f; /* adding 0.5 rounds a subnormal to a multiple of 2^-24 */
     memcpy(&sum, &shifted, sizeof sum);
-    if (size >= 0x477FF000) /* beyond 65504, the largest; or NaN */
+    if (size >= 0x477FF000) /* above the largest finite value, 65504, or NaN */
         return (uint16_t)(sign | (size > 0x7F800000 ? 0x7E00 : 0x7C00));
     return (uint16_t)(sign | (size < 0x38800000 ? sum - 0x3F000000 : (size - (112u << 23) + 0xFFF + (size >> 13 & 1)) >> 13));
 }

@@ -1,4 +1,4 @@
-/* Tile by tile, where memory order is not the logical order: drawn along one, applied along the other. */
+/* Walk by tiles where memory order differs from the logical order: draw along the logical order, apply along memory. */
 #include "plan.h"
 
 #include <string.h>
@@ -7,7 +7,7 @@
    a vector draws at once. */
 enum { SIZE = 1 << 16, HEIGHT_MOST = 2048, BREADTH_LEAST = 256, BREADTH_MOST = 4096, SLACK = DRAW_OVERRUN + 8 };
 
-/* The dimension along which the logical order runs, where it is not the last one and tiles pay; else -1. */
+/* Return the dimension along which the logical order runs if it is not the last one and tiles pay; else -1. */
 static int64_t columns_of(const struct plan *plan)
 {
     int64_t d = plan->is_side_by_side && plan->dim[plan->rank - 1].logical_stride > 1 ? plan->rank - 2 : -1;
@@ -30,16 +30,16 @@ void plan_tiles(struct plan *plan)
         plan->spread[byte] = plan->spread[byte & (byte - 1)] | (uint64_t)1 << __builtin_ctz((unsigned)byte) * plan->height;
 }
 
-/* Decisions of a tile as they are drawn, row by row along the columns, where the logical order runs from j on. */
+/* Description of a tile's draw: row by row, each along the columns, where the logical order runs from j on. */
 struct drawn {
     uint8_t bits[HEIGHT_MOST * (BREADTH_LEAST / 8 + 2) + SLACK];
-    uint64_t j, pitch, stride; /* from row to row: in bits, and in the logical order */
+    uint64_t j, pitch, stride; /* distance between rows: in bits, and in the logical order */
 };
 
 static void draw(const struct plan *plan, struct drawn *drawn, int64_t height, int64_t breadth)
 {
     const int64_t stride = plan->dim[plan->rank - 1].logical_stride;
-    const int is_one = stride == breadth; /* the next row goes on where the last one ended: draw them as one */
+    const int is_one = stride == breadth; /* if each row continues the last one, draw them together */
     drawn->pitch = (uint64_t)(is_one ? breadth : plan->breadth + 16);
     drawn->stride = is_one ? 0 : (uint64_t)stride;
     for (int64_t r = 0; r < (is_one ? 1 : height); ++r) {
@@ -51,7 +51,7 @@ static void draw(const struct plan *plan, struct drawn *drawn, int64_t height, i
     }
 }
 
-/* 64 columns from `left` on of `count` rows from `top` on: a word for each row. */
+/* Read 64 columns from `left` on of `count` rows from `top` on, one word for each row. */
 static void words(const struct drawn *drawn, int64_t left, int64_t top, int64_t count, uint64_t *word)
 {
     for (int64_t i = 0; i < count; ++i) {
@@ -80,18 +80,18 @@ static void transpose(uint64_t word[64], int size)
         memcpy(word, from, (size_t)size * sizeof word[0]);
 }
 
-/* 64 columns of `height` <= 8 words, to bits column after column. */
+/* Write 64 columns of `height` <= 8 words as bits, column after column. */
 static void weave(const struct plan *plan, const uint64_t word[8], int64_t height, uint64_t *run)
 {
     uint64_t eight[8] = {0};
     for (int64_t r = 0; r < height; ++r)
         for (int c = 0; c < 8; ++c)
             eight[c] |= plan->spread[word[r] >> 8 * c & 0xFF] << r;
-    for (int c = 0; c < 8; ++c) /* each overwrites what the last one has too many */
+    for (int c = 0; c < 8; ++c) /* each store overwrites the surplus bits of the one before */
         memcpy((char *)run + c * height, &eight[c], sizeof eight[c]);
 }
 
-/* The same of up to 64. */
+/* Do the same for heights up to 64. */
 static void line_up(uint64_t word[64], int64_t height, uint64_t *run)
 {
     int64_t fill = 0;
@@ -115,7 +115,7 @@ static void line_up(uint64_t word[64], int64_t height, uint64_t *run)
     *run = held;
 }
 
-/* Applies a tile whose columns follow each other in memory, as one run. */
+/* Apply a tile whose columns follow each other in memory, as one run. */
 static void apply_run(const struct plan *plan, const struct drawn *drawn, char *operand[OPERANDS], int64_t height,
                       int64_t breadth)
 {
@@ -128,7 +128,7 @@ static void apply_run(const struct plan *plan, const struct drawn *drawn, char *
     plan->apply(operand, (size_t)(height * breadth), (uint8_t *)run, 0, plan->rule.scale);
 }
 
-/* Applies a tile column by column, each a run. */
+/* Apply a tile column by column, each as a run. */
 static void apply_columns(const struct plan *plan, const struct drawn *drawn, char *operand[OPERANDS], int64_t height,
                           int64_t breadth)
 {

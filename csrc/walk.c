@@ -1,15 +1,15 @@
-/* A call, from strides in the logical tensor to a plan, which torch's pool carries out. */
+/* From a call's strides to a plan, and the plan's execution on torch's thread pool. */
 #include "plan.h"
 #include "pool.h"
 
 #include <string.h>
 
 enum {
-    GRAIN = 1 << 15, /* elements that make another thread worth waking, as in torch */
-    FRESH = 32 << 20 /* bytes from which an output is memory that no one has touched (glibc maps it anew) */
+    GRAIN = 1 << 15, /* elements for which waking another thread pays, as in torch */
+    FRESH = 32 << 20 /* outputs of at least so many bytes are fresh memory, because glibc maps it anew */
 };
 
-/* Whether dimension a, just outside b, continues it in every operand and in the logical order. */
+/* Return whether dimension a, just outside b, continues b in every operand and in the logical order. */
 static int continues(const struct puredrop_dim *a, const struct puredrop_dim *b)
 {
     int same = !a->ids && !b->ids && a->logical_stride == b->logical_stride * b->size;
@@ -18,7 +18,7 @@ static int continues(const struct puredrop_dim *a, const struct puredrop_dim *b)
     return same;
 }
 
-/* Dimensions in the output's memory order, those that continue each other merged; at least one. */
+/* Sort the dimensions by the output's memory order and merge those that continue each other; at least one remains. */
 static void plan_dims(struct plan *plan, const struct puredrop_dim *dim, int64_t rank)
 {
     int64_t count = 0;
@@ -29,7 +29,7 @@ static void plan_dims(struct plan *plan, const struct puredrop_dim *dim, int64_t
         for (; to && plan->dim[to - 1].stride[0] < dim[d].stride[0] * plan->width; --to)
             plan->dim[to] = plan->dim[to - 1];
         plan->dim[to] = dim[d];
-        if (plan->op == RELU_BACKWARD) /* reads the forward's decisions off its output */
+        if (plan->op == RELU_BACKWARD) /* the forward's output holds its decisions */
             plan->dim[to].logical_stride = 0, plan->dim[to].ids = NULL;
         for (int o = 0; o < OPERANDS; ++o)
             plan->dim[to].stride[o] *= plan->width;
@@ -39,12 +39,12 @@ static void plan_dims(struct plan *plan, const struct puredrop_dim *dim, int64_t
             plan->dim[d].size *= plan->dim[d - 1].size;
             memmove(&plan->dim[d - 1], &plan->dim[d], (size_t)(count-- - d) * sizeof plan->dim[0]);
         }
-    if (count == 0) /* only sizes of 1 */
+    if (count == 0) /* all sizes were 1 */
         plan->dim[count++] = (struct puredrop_dim){.size = 1, .logical_stride = 1};
     plan->rank = count;
 }
 
-/* Whether the elements of the last dimension lie side by side in every operand. */
+/* Return whether the last dimension is contiguous in every operand. */
 static int is_side_by_side(const struct plan *plan)
 {
     const struct puredrop_dim *last = &plan->dim[plan->rank - 1];
@@ -54,7 +54,7 @@ static int is_side_by_side(const struct plan *plan)
     return is;
 }
 
-/* How many elements lie between the output's first and last, both included: all of them if there are no gaps. */
+/* Return the number of elements from the output's first to its last in memory; equal to its size if there are no gaps. */
 static int64_t reach_of(const struct plan *plan)
 {
     int64_t reach = 1;
@@ -63,7 +63,7 @@ static int64_t reach_of(const struct plan *plan)
     return reach;
 }
 
-/* Moves along one dimension, from one index to another. */
+/* Move along one dimension from one index to another. */
 static void turn(struct place *place, const struct puredrop_dim *dim, int64_t from, int64_t to)
 {
     move(place->operand, place->operand, dim->stride, to - from);
