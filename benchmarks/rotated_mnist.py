@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import puredrop
 from puredrop.compare.data import load
-from puredrop.compare.rejection import reject
+from puredrop.compare.evaluation import selective_prediction
 from puredrop.ensemble import fit_temperature
 from puredrop.report.intervals import Difference, paired_difference
 
@@ -156,7 +156,10 @@ def measure(networks: Networks, folder: Path) -> dict[int, Tables]:
                 "nll": {name: _nll(one.p, y) for name, one in said.items()},
                 "heated": {name: _nll(heat[name](one.p), y) for name, one in said.items()},
                 "error": {name: one.numpy() for name, one in wrong.items()},
-                "rejected": {name: reject(*(t.numpy()[None] for t in pair)).area[0] for name, pair in doubts.items()},
+                "rejected": {
+                    name: selective_prediction(*(t.numpy()[None] for t in pair)).area[0]
+                    for name, pair in doubts.items()
+                },
                 "detection": {name: float(roc_auc_score(wrong, doubt)) for name, (doubt, wrong) in doubts.items()},
             })  # fmt: skip
     return {

@@ -6,7 +6,8 @@ from importlib import metadata
 
 import pytest
 
-from puredrop.cli import _STUDY, main
+from puredrop.cli import main
+from puredrop.cli.errors import STUDY
 
 
 def test_help_names_every_option_and_default(capsys):
@@ -40,7 +41,7 @@ def test_python_m_puredrop_is_the_command():
     assert found.stdout.startswith("puredrop 0.")
 
 
-@pytest.mark.parametrize("package", _STUDY)
+@pytest.mark.parametrize("package", STUDY)
 def test_without_the_study_extra_it_says_what_to_install(package, tmp_path):
     code = (
         "import importlib.util, sys\n"
@@ -61,7 +62,7 @@ def test_without_the_study_extra_it_says_what_to_install(package, tmp_path):
 def test_the_study_extra_installs_all_that_compare_imports():
     needed = metadata.requires("puredrop")
     study = {re.split(r"[^a-z0-9-]", need)[0] for need in needed if 'extra == "study"' in need.replace("'", '"')}
-    assert study == {"scikit-learn" if name == "sklearn" else name for name in _STUDY}
+    assert study == {"scikit-learn" if name == "sklearn" else name for name in STUDY}
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from puredrop.cli import main
-from puredrop.cli._explanation import Request, prepare
+from puredrop.cli.explain import ExplainRequest
+from puredrop.cli.explain_job import prepare
 
 FACTORY = """
 import torch
@@ -45,7 +46,7 @@ def state(**more):
     return {**net.state_dict(), **more}
 
 
-def test_a_state_file_with_that_of_the_undropped_model(folder, capsys):
+def test_a_state_file_with_its_undropped_model(folder, capsys):
     weights = state()
     safetensors.torch.save_file(weights, "net.safetensors")
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state().items()}}, "undropped.pt")
@@ -66,7 +67,7 @@ def test_a_state_file_with_that_of_the_undropped_model(folder, capsys):
 
 def request(**more):
     names = ("weights", "against", "target", "columns", "task", "data_dir", "out", "data")
-    return Request(**{**dict.fromkeys(names), "rows": 1024, "members": 16, "seed": 0, "copy": 0, **more})
+    return ExplainRequest(**{**dict.fromkeys(names), "rows": 1024, "members": 16, "seed": 0, "copy": 0, **more})
 
 
 def test_what_is_loaded_is_what_the_file_holds(folder):

@@ -70,7 +70,7 @@ def expected(folder, samples=32, inside=None, **options):
 
 @pytest.mark.parametrize("masks", ["shared", "independent"])
 def test_rows_in_their_order_with_the_ensembles_figures(folder, masks, capsys):
-    assert main(command("--out", "out.parquet", "--num-samples", "32", "--part-rows", "30", "--masks", masks)) == 0
+    assert main(command("--out", "out.parquet", "--members", "32", "--part-rows", "30", "--masks", masks)) == 0
     found = pd.read_parquet("out.parquet")
     wanted = expected(folder, masks=masks)
     assert list(found["row"]) == list(range(100))
@@ -82,7 +82,7 @@ def test_rows_in_their_order_with_the_ensembles_figures(folder, masks, capsys):
 
 def test_a_killed_run_goes_on(folder):
     line = [sys.executable, "-m", "puredrop", "predict", "my_predicted_nets:slow", "rows.csv", "--out", "out.parquet"]
-    line += ["--num-samples", "32", "--part-rows", "10"]
+    line += ["--members", "32", "--part-rows", "10"]
     process = subprocess.Popen(line, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True)
     parts = folder / "out.parquet.parts"
     while process.poll() is None and len(list(parts.glob("0*.parquet"))) < 3:
@@ -114,8 +114,8 @@ def test_another_job_in_the_same_place_is_refused(folder, capsys):
 
 
 def test_processes_share_the_rows(folder):
-    assert main(command("--out", "one.parquet", "--num-samples", "16", "--part-rows", "30")) == 0
-    line = ["--module", "puredrop", *command("--out", "two.parquet", "--num-samples", "16", "--part-rows", "30")]
+    assert main(command("--out", "one.parquet", "--members", "16", "--part-rows", "30")) == 0
+    line = ["--module", "puredrop", *command("--out", "two.parquet", "--members", "16", "--part-rows", "30")]
     processes.run(*line, size=2, cwd=folder, check=True)
     pd.testing.assert_frame_equal(pd.read_parquet("two.parquet"), pd.read_parquet("one.parquet"), rtol=1e-5, atol=1e-7)
 
@@ -124,7 +124,7 @@ def test_weights_and_columns(folder):
     torch.manual_seed(5)
     other = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(32, 3))
     safetensors.torch.save_file(other.state_dict(), "weights.safetensors")
-    options = ("--weights", "weights.safetensors", "--columns", "d,c,b,a", "--num-samples", "16")
+    options = ("--weights", "weights.safetensors", "--columns", "d,c,b,a", "--members", "16")
     assert main(command("--out", "out.parquet", *options)) == 0
     x = pd.read_csv("rows.csv")[list("dcba")].to_numpy(np.float32)
     wanted = puredrop.DropoutEnsemble(other).predict(x, members=16).mean.numpy()
@@ -137,7 +137,7 @@ def test_weights_and_columns(folder):
     [
         (command("--out", "out.csv"), "--out is 'out.csv'; expected a file named .parquet"),
         (command("--out", "rows.parquet", "--columns", "a,z"), "has no column 'z'; it has a, b, c, d, name"),
-        (command("--out", "out.parquet", "--num-samples", "0"), "--num-samples is 0; expected 1 or more"),
+        (command("--out", "out.parquet", "--members", "0"), "--members is 0; expected 1 or more"),
         (command("--out", "out.parquet", "--columns", "a,b"), "mat1 and mat2 shapes cannot be multiplied"),
         (["predict", "nowhere:net", "rows.csv", "--out", "o.parquet"], "cannot import nowhere"),
         (["predict", "my_predicted_nets:net", "no.csv", "--out", "o.parquet"], "DATA 'no.csv' is no file"),

@@ -58,7 +58,7 @@ def test_it_writes_results_page_and_weights_and_no_more(finished):
 
 def test_the_results_say_what_was_measured(finished):
     results = read(finished)
-    assert results["schema"] == 1
+    assert results["format"] == 2
     assert results["rows"] == {"train": 167, "validation": 33, "test": 599}
     for name, arm in results["arms"].items():
         for key in ("error", "nll", "calibration_error", "training_nll", "gap"):
@@ -114,7 +114,7 @@ def test_five_networks_a_seed(shared):
         expected = -p[torch.arange(599), test.y].log().mean().item()
         assert found["arms"]["networks"]["nll"]["per_seed"][seed] == pytest.approx(expected, rel=1e-4)
     mc = found["arms"]["dropout"]["mc"]
-    for key, path in (("nll", ("nll",)), ("error", ("error",)), ("area", ("rejection", "area"))):
+    for key, path in (("nll", ("nll",)), ("error", ("error",)), ("area", ("selective_prediction", "area"))):
         ours, theirs = found["arms"]["networks"], mc
         for step in path:
             ours, theirs = ours[step], theirs[step]
@@ -124,7 +124,7 @@ def test_five_networks_a_seed(shared):
 
 def test_how_many_members_are_enough(finished):
     results = read(finished)
-    found, dropout = results["samples"], results["arms"]["dropout"]
+    found, dropout = results["members_needed"], results["arms"]["dropout"]
     assert found["members"] == [1, 2, 5, 10, 25, 50]
     nll = [one["mean"] for one in found["nll"]]
     assert nll == sorted(nll, reverse=True)  # the loss is convex: more members are better on average

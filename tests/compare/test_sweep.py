@@ -10,7 +10,7 @@ from puredrop.cli import main
 from puredrop.compare import sweep as sweeping
 from puredrop.compare.data import Data, DataSplit
 from puredrop.compare.network import Network
-from puredrop.compare.sweep import Sweep, section, swept
+from puredrop.compare.sweep import Sweep, section, sweep_record
 from puredrop.compare.tasks import Classification
 from puredrop.compare.training import Arm, train
 from puredrop.rng import Key
@@ -89,7 +89,7 @@ def losses(monkeypatch, per_rate):
 
     monkeypatch.setattr(Sweep, "outputs", lambda self, best, x: x)
     rows = DataSplit(torch.zeros(table.shape[1], 5), torch.zeros(table.shape[1]).long())
-    return swept(sweep, {"0.bias": torch.zeros(len(table), 1)}, Data("d", Task(), rows, rows, rows), 1.0)
+    return sweep_record(sweep, {"0.bias": torch.zeros(len(table), 1)}, Data("d", Task(), rows, rows, rows), 1.0)
 
 
 def test_the_interval_ends_at_the_first_rate_that_is_found_worse(monkeypatch):

@@ -15,7 +15,7 @@ def test_classification_judges_the_mean_of_probabilities():
     for seed in range(2):
         np.testing.assert_allclose(judged.nll[seed], -np.log(p[seed, np.arange(30), y.numpy()]), rtol=1e-6)
         assert (judged.error[seed] == (p[seed].argmax(1) != y.numpy())).all()
-        np.testing.assert_allclose(judged.doubt[seed], stats.entropy(p[seed], axis=1))
+        np.testing.assert_allclose(judged.uncertainty[seed], stats.entropy(p[seed], axis=1))
 
 
 def test_regression_judges_a_mixture_in_the_targets_unit():
@@ -31,15 +31,15 @@ def test_regression_judges_a_mixture_in_the_targets_unit():
         density = stats.norm.pdf(target, members, 7 * widths[seed].item()).mean(0)
         np.testing.assert_allclose(judged.nll[seed], -np.log(density), rtol=1e-6)
         np.testing.assert_allclose(judged.error[seed], (members.mean(0) - target) ** 2, rtol=1e-5)
-        np.testing.assert_allclose(judged.doubt[seed], members.var(0, ddof=1), rtol=1e-5)
+        np.testing.assert_allclose(judged.uncertainty[seed], members.var(0, ddof=1), rtol=1e-5)
     assert judged.calibration is None
-    assert task.judge(outputs[:1], y, lambda: validation).doubt is None
+    assert task.judge(outputs[:1], y, lambda: validation).uncertainty is None
 
 
 def test_a_class_without_any_probability_is_no_doubt():
     outputs = torch.tensor([[[[0.0, -2000.0, -2000.0], [0.0, 0.0, -2000.0]]]])
     judged = Classification(3).judge(outputs, torch.tensor([0, 1]), lambda: (outputs, torch.zeros(2)))
-    np.testing.assert_allclose(judged.doubt, [[0.0, math.log(2)]])
+    np.testing.assert_allclose(judged.uncertainty, [[0.0, math.log(2)]])
 
 
 def test_the_width_is_the_likeliest_one_and_comes_from_validation_alone():

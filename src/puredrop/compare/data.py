@@ -1,4 +1,4 @@
-"""The data of `compare`, split into training, validation and test rows; digits and MNIST."""
+"""Data sets of `compare`, split into training, validation and test rows; digits and MNIST."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Data:
     """A data set, split.
 
     Args:
-        name: what the user called it.
-        task: what is predicted.
+        name: "digits", "mnist", or the name of the user's file.
+        task: the task of the target.
         train, validation, test: its parts; validation chooses the epoch, test is for the last measurement only.
-        notes: what was inferred and done, a line each.
+        notes: one line for each thing that was inferred or done.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Data:
     notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Data:
-        """The same data on a device, floating-point values in a dtype."""
+        """Return the same data on a device, floating-point values in a dtype."""
 
         def move(split: DataSplit) -> DataSplit:
             y = split.y.to(device, dtype) if split.y.is_floating_point() else split.y.to(device)
@@ -80,7 +80,7 @@ class Data:
         return replace(self, train=train, validation=validation, test=test)
 
     def digest(self) -> str:
-        """A hash of every value, so that a resumed run can tell that its data are the same."""
+        """Return a hash of every value, by which a resumed run knows that its data are the same."""
         state = hashlib.blake2b(digest_size=16)
         for split in (self.train, self.validation, self.test):
             for tensor in (split.x, split.y):
@@ -94,8 +94,8 @@ def load(name: str, data_dir: Path | None = None, rows: int | None = None, *, ur
     Args:
         name: "digits" (8x8, bundled with scikit-learn) or "mnist" (28x28, IDX files).
         data_dir: the folder of MNIST's four gzipped IDX files; None downloads them once, checksums verified.
-        rows: how many of the rows that are not test rows to use, drawn at random; None for all.
-        url: where to download MNIST from.
+        rows: number of rows to use of those that are not test rows, drawn at random; None for all.
+        url: the address that MNIST is downloaded from.
 
     Returns:
         The data, split always the same way.
@@ -150,7 +150,7 @@ def _digits() -> _Arrays:
 
 
 def _mnist_files(data_dir: Path | None, url: str) -> dict[str, bytes]:
-    """The contents of the four files, from a folder or, once, from the network."""
+    """Return the contents of the four files, from a folder or, once, from the network."""
     if data_dir is None:
         return _downloaded(url)
     if not data_dir.is_dir():
@@ -171,7 +171,7 @@ def _downloaded(url: str) -> dict[str, bytes]:
         try:
             path = Path(fetcher.fetch(name))
         except OSError as error:
-            # What fails beneath pooch says a paragraph; the user needs its first line and the way out.
+            # An error inside pooch says a paragraph; the user needs its first line and the way out.
             reason = first_line(error, 120)
             raise OSError(f"cannot download MNIST from {url} ({reason}); give its files with --data-dir") from error
         contents[name] = _unzip(path)
@@ -203,7 +203,7 @@ def _mnist(contents: dict[str, bytes]) -> _Arrays:
 
 
 def _parse_idx(name: str, data: bytes) -> NDArray[np.uint8]:
-    """An IDX file of bytes: two zeros, the type 8, the rank, big-endian sizes, then the data."""
+    """Parse an IDX file of bytes: two zeros, the type 8, the rank, big-endian sizes, then the data."""
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError(f"{name}: not an IDX file of bytes")
     sizes = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])

@@ -1,4 +1,4 @@
-"""A user's own network in place of the built-in one: found, checked, and run for all seeds."""
+"""A user's network in place of the built-in one: imported, checked, and run for all seeds."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class UserModel:
 
     @property
     def splits(self) -> bool:
-        """Only where seeds run one after the other: as one call they share a generator."""
+        """Return whether seeds run one after the other: as one call they share a generator."""
         return not self.batched
 
     def initial(self, seeds: Sequence[int]) -> Parameters:
-        """Fresh parameters and buffers, a pure function of each seed, stacked: (seeds, ...)."""
+        """Return fresh parameters and buffers, a pure function of each seed, stacked: (seeds, ...)."""
         models = []
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
@@ -68,19 +68,19 @@ class UserModel:
         return {name: value.detach() for name, value in {**parameters, **buffers}.items()}
 
     def digest(self) -> str:
-        """A hash of the model's text and first initial values: other code is another run."""
+        """Return a hash of the model's text and first initial values: other code is another run."""
         state = hashlib.blake2b(repr(self.dropping).encode(), digest_size=16)
         for name, value in self.initial(range(1)).items():
             state.update(name.encode() + value.contiguous().numpy().tobytes())
         return state.hexdigest()
 
     def trainable(self, parameters: Parameters) -> Parameters:
-        """Those that are trained: not the buffers, and not what the factory has frozen."""
+        """Return the parameters that are trained: no buffers, and nothing that the factory has frozen."""
         wanted = {name for name, value in self.plain.named_parameters() if value.requires_grad}
         return {name: value for name, value in parameters.items() if name in wanted}
 
     def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> nn.Module:
-        """One copy by itself, in eval mode; without dropout its layers are there, at rate 0."""
+        """Return one copy by itself, in eval mode; without dropout its dropout layers have rate 0."""
         model = deepcopy(self.dropping if dropout else self.plain)
         model.load_state_dict({name: value[copy] for name, value in parameters.items()})
         return model.eval()
@@ -102,11 +102,11 @@ class UserModel:
             parameters: as `initial` gives them.
             x: (seeds, rows, features).
             key: draw masks from a generator seeded by it; None drops nothing.
-            one_mask: without effect: a model of the user's draws a mask per row, also as a member.
-            first: how many of the seeds come before these.
+            one_mask: without effect: a user's model draws a mask per row, also as a member.
             training: put the whole model in training mode; else dropout alone is active, and BatchNorm is not.
-            groups: run batchwise, in the groups that the model was loaded for; a batch of fewer rows has a mask for
-                each, and runs whole.
+            first: number of seeds before these.
+            groups: run batchwise, in the groups that the model was loaded for; in a batch of fewer rows each row has a
+                mask of its own, and no unit is left out.
 
         Returns:
             (seeds, rows, outputs).
@@ -131,7 +131,7 @@ class UserModel:
         if batched:
             if key is not None:
                 torch.manual_seed(int(key))
-            run = vmap(lambda own, rows: functional_call(model, own, (rows,)), randomness="different")
+            run = vmap(lambda seed, rows: functional_call(model, seed, (rows,)), randomness="different")
             output: Tensor = run(parameters, x)
         else:
             outputs = []
@@ -145,12 +145,12 @@ class UserModel:
 
 
 def load_model(spec: str, data: Data, groups: int | None = None) -> tuple[UserModel, tuple[str, ...]]:
-    """Find a factory and check what it makes against the data.
+    """Import a factory and check its model against the data.
 
     Args:
         spec: "module:factory", the module importable from the working folder.
-        data: what it has to fit.
-        groups: of an arm that runs batchwise; None for no such arm.
+        data: the data that the model has to fit.
+        groups: groups of a batch in the arm batchwise; None where that arm is not trained.
 
     Returns:
         The model, and notes on it.
@@ -203,7 +203,7 @@ def _make(spec: str, factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _silence(model: nn.Module) -> tuple[str, ...]:
-    """Set every rate to 0; the paths of the modules that had one above it."""
+    """Set every rate to 0 and return the paths of the modules whose rate was above 0."""
     sites = []
     for path, module in model.named_modules():
         names = [name for kind, name in _RATES.items() if isinstance(module, kind)]
@@ -231,15 +231,15 @@ def _check_output(spec: str, model: nn.Module, x: Tensor, data: Data) -> None:
 
 
 def _check_silence(spec: str, plain: nn.Module, x: Tensor) -> None:
-    """Refuse a model that still drops with every rate 0: its arm without dropout would be none."""
-    acting = [site for site in sites(plain, x) if site.is_reached and (site.p is None or site.p > 0)]
-    functional = [f"{site.kind}(p={site.p:g}) at {site.where}" for site in acting if site.p is not None]
+    """Refuse a model that still drops with every rate at 0: its undropped arm would have dropout."""
+    active = [site for site in sites(plain, x) if site.is_reached and (site.p is None or site.p > 0)]
+    functional = [f"{site.kind}(p={site.p:g}) at {site.where}" for site in active if site.p is not None]
     if functional:
         raise ValueError(
             f"--model {spec}: functional dropout cannot be switched off for the arm without it: "
             f"{'; '.join(functional)}; make it a torch.nn.Dropout layer"
         )
-    if acting:
+    if active:
         raise ValueError(
             f"--model {spec}: draws random numbers with every known rate at 0; "
             "a dropout of its own cannot be switched off"
@@ -247,7 +247,7 @@ def _check_silence(spec: str, plain: nn.Module, x: Tensor) -> None:
 
 
 def _unbatchable(user: UserModel, x: Tensor) -> str | None:
-    """Why two seeds cannot run as one call, forward and backward, in training; None if they can."""
+    """Return why two seeds cannot run as one call, forward and backward, in training; None if they can."""
     parameters = {
         name: value.to(x.device, x.dtype if value.is_floating_point() else None)
         for name, value in user.initial(range(2)).items()

@@ -1,4 +1,4 @@
-"""Linear-ReLU-Dropout-...-Linear, one copy per seed, run together as batched matrix products."""
+"""The built-in network: Linear-ReLU-Dropout-...-Linear, one copy per seed, run as batched matrix products."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Parameters = dict[str, Tensor]
 
 
 class Model(Protocol):
-    """What training and measuring need: one copy of a network per seed, parameters stacked along dimension 0."""
+    """One copy of a network per seed, parameters stacked along dimension 0."""
 
     @property
     def splits(self) -> bool:
-        """Whether some of the seeds can be run without the others, with the masks that they have among them."""
+        """Return whether some of the seeds can run without the others and have the same masks as among them."""
 
     def initial(self, seeds: Sequence[int]) -> Parameters:
-        """Fresh parameters, a pure function of each seed."""
+        """Return fresh parameters, a pure function of each seed."""
 
     def trainable(self, parameters: Parameters) -> Parameters:
-        """Those of them that are trained."""
+        """Return the parameters that are trained."""
 
     def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> Module:
-        """One copy by itself, in eval mode; without dropout its layers are there, at rate 0."""
+        """Return one copy by itself, in eval mode; without dropout its dropout layers have rate 0."""
 
     def outputs(
         self,
@@ -52,12 +52,12 @@ class Model(Protocol):
         first: int = 0,
         groups: int | None = None,
     ) -> Tensor:
-        """(seeds, rows, features) to (seeds, rows, outputs)."""
+        """Run every copy on its own rows: (seeds, rows, features) to (seeds, rows, outputs)."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The shape of a multilayer perceptron and where it drops.
+    """The shape of a multilayer perceptron and the places where it drops.
 
     Parameters are named as in the equivalent `nn.Sequential(Linear, ReLU, Dropout, Linear, ...)`, with one leading
     dimension for the seeds, so that `{name: value[seed] for ...}` is that model's state dict.
@@ -75,11 +75,11 @@ class Network:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the Linear layers."""
+        """Return the names of the Linear layers."""
         return tuple(str(3 * i) for i in range(len(self.sizes) - 1))
 
     def initial(self, seeds: Sequence[int]) -> Parameters:
-        """torch.nn.Linear's initial values, a pure function of each seed.
+        """Draw the initial values of torch.nn.Linear, a pure function of each seed.
 
         Args:
             seeds: one number per copy.
@@ -96,11 +96,11 @@ class Network:
         return parameters
 
     def trainable(self, parameters: Parameters) -> Parameters:
-        """All of them."""
+        """Return all parameters."""
         return parameters
 
     def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> nn.Module:
-        """One copy as an nn.Sequential, in eval mode; without dropout its layers are there, at rate 0."""
+        """Return one copy as an nn.Sequential, in eval mode; without dropout its dropout layers have rate 0."""
         model = nn.Sequential()
         if self.input_rate:
             model.add_module("input", nn.Dropout(self.input_rate if dropout else 0.0))
@@ -128,12 +128,12 @@ class Network:
         Args:
             parameters: as `initial` gives them.
             x: float32 (seeds, rows, features).
-            key: draw masks from it, the seed being the outermost dimension of each mask; None for the one
-                deterministic pass by weight scaling.
+            key: key of the masks, in which the seed is the outermost dimension; None for the one deterministic pass by
+                weight scaling.
             one_mask: share each copy's mask over its rows: one member of the ensemble instead of one per row.
-            training: without effect: nothing but dropout differs in training.
-            first: how many of the seeds come before these.
-            groups: into how many groups of rows that share their masks each copy's rows are split; None for none.
+            training: without effect, since nothing but dropout differs in training.
+            first: number of seeds before these.
+            groups: number of groups of each copy's rows that share their masks; None where each row has its own.
 
         Returns:
             float32 (seeds, rows, outputs).
@@ -151,13 +151,13 @@ class Network:
         return self.forward(parameters, x, drop)
 
     def masks(self, steps: Iterable[int], seeds: int, copy: int, rows: int) -> Iterator[dict[str, Tensor]]:
-        """What one copy kept at steps of its training: site -> bool (rows, units), out of keys alone.
+        """Draw again, from keys alone, what one copy kept at steps of its training: site -> bool (rows, units).
 
         Args:
             steps: numbers of steps.
-            seeds: how many copies were trained together.
-            copy: which of them.
-            rows: of a batch.
+            seeds: number of copies that were trained together.
+            copy: number of the copy.
+            rows: number of rows of a batch.
         """
         rates = {"input": self.input_rate, **{str(3 * i + 2): rate for i, rate in enumerate(self.rates)}}
         units = dict(zip(rates, self.sizes, strict=False))
@@ -170,7 +170,7 @@ class Network:
             }  # fmt: skip
 
     def forward(self, parameters: Parameters, x: Tensor, drop: Callable[[Tensor, float, str], Tensor]) -> Tensor:
-        """Every copy on its own rows, with what drops given: (activations, rate, site) -> activations."""
+        """Run every copy on its own rows; `drop` maps (activations, rate, site) to activations."""
         h = drop(x, self.input_rate, "input")
         for i, name in enumerate(self.layers):
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
@@ -180,7 +180,7 @@ class Network:
         return h
 
     def _thinned(self, parameters: Parameters, x: Tensor, key: Key, first: int, groups: int) -> Tensor:
-        """`outputs` on what each group of rows keeps: every group of every copy is one group of compacted layers."""
+        """Compute `outputs` on kept units only: every group of every copy is one group of compacted layers."""
         seeds, rows, _ = x.shape
         split = GroupSplit(rows, min(groups, rows))  # a group is one row at least
         starts = torch.tensor(split.starts, device=x.device)
@@ -191,8 +191,8 @@ class Network:
             named = {"window": window, "sample_ids": starts, "sample_dim": 1, "device": x.device}
             return keep_mask(shape, rate, key.fold_in(site), **named).flatten(0, 1)  # type: ignore[arg-type]
 
-        def own(keep: Tensor) -> Kept:
-            """Among the rows of all copies' weights, one below the other."""
+        def kept_rows(keep: Tensor) -> Kept:
+            """Return the kept units as rows of all copies' weights, one copy's weights below the other's."""
             blocks = torch.eye(seeds, device=x.device).bool().repeat_interleave(split.groups, 0)
             return Kept.from_mask((blocks.unsqueeze(2) & keep.unsqueeze(1)).flatten(1))
 
@@ -205,7 +205,7 @@ class Network:
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
             rate = self.rates[i] if i < len(self.rates) else 0.0
             keep = mask(rate, weight.shape[1], f"{3 * i + 2}")
-            h = linear(h, weight.flatten(0, 1), bias.flatten(), LayerCall(columns, own(keep), scale))
+            h = linear(h, weight.flatten(0, 1), bias.flatten(), LayerCall(columns, kept_rows(keep), scale))
             if i < len(self.rates):
                 h, columns, scale = F.relu(h), Kept.from_mask(keep), 1 / (1 - rate)
         parts = h[..., : self.sizes[-1]].unflatten(0, (seeds, split.groups)).permute(1, 2, 0, 3)

@@ -1,65 +1,81 @@
-"""From measurements to `results.json`: means, per-seed values and differences with their intervals."""
+"""Results of a run as `results.json` holds them: means, per-seed values, and differences with their intervals."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from puredrop.compare.measure import MEMBERS, Measured, Members
-from puredrop.compare.rejection import SHARES, reject
+from puredrop._files import check_format
+from puredrop.compare.evaluation import COVERAGES, MEMBERS, Evaluation, MemberEvaluation, selective_prediction
 from puredrop.compare.tasks import Judged, Table, Task
 from puredrop.compare.training import Arm
 from puredrop.report.intervals import paired_difference
 
-__all__ = ["ENOUGH", "SCHEMA", "arm_record", "differences", "samples"]
+__all__ = ["ENOUGH", "FORMAT", "arm_record", "differences", "load_results", "members_needed"]
 
-SCHEMA = 1
+FORMAT = 2
+"""Number of the file's format; raised when a key changes its name or meaning."""
 ENOUGH = 0.002
 """Nats: members are enough where all of them are not better by so much. Absolute, since a density has a unit."""
 
 
-def _figure(per_seed: Table) -> dict[str, Any]:
+def load_results(path: Path) -> dict[str, Any]:
+    """Read a run's results.json.
+
+    Raises:
+        ValueError: if the file is no JSON or has another format; the message names the file.
+        OSError: if it cannot be read.
+    """
+    try:
+        results: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt ({error}); delete it and run compare again") from error
+    number = results.get("format", results.get("schema"))  # called "schema" before format 2
+    check_format(path, number, FORMAT, "delete the file and run compare again")
+    return results
+
+
+def _summary(per_seed: Table) -> dict[str, Any]:
     return {"mean": float(per_seed.mean()), "per_seed": per_seed.tolist()}
 
 
 def _prediction(judged: Judged, task: Task) -> dict[str, Any]:
     return {
-        "error": _figure(task.error(judged.error)),
-        "nll": _figure(judged.nll.mean(axis=1)),
-        "calibration_error": None if judged.calibration is None else _figure(judged.calibration),
-        "rejection": _rejection(judged, task),
+        "error": _summary(task.error(judged.error)),
+        "nll": _summary(judged.nll.mean(axis=1)),
+        "calibration_error": None if judged.calibration is None else _summary(judged.calibration),
+        "selective_prediction": _selective_prediction(judged, task),
     }
 
 
-def _rejection(judged: Judged, task: Task) -> dict[str, Any] | None:
-    if judged.doubt is None:
+def _selective_prediction(judged: Judged, task: Task) -> dict[str, Any] | None:
+    if judged.uncertainty is None:
         return None
-    found = reject(judged.doubt, judged.error)
-    errors = [float(task.error(column[:, None]).mean()) for column in found.risk.T]
-    return {"area": _figure(task.error(found.area)), "share": list(SHARES), "error": errors}
+    curve = selective_prediction(judged.uncertainty, judged.error)
+    errors = [float(task.error(column[:, None]).mean()) for column in curve.risk.T]
+    return {"area": _summary(task.error(curve.area)), "coverage": list(COVERAGES), "error": errors}
 
 
-def arm_record(arm: Arm, one_pass: Measured, members: Members | None, task: Task) -> dict[str, Any]:
-    """Everything about one arm.
+def arm_record(arm: Arm, one_pass: Evaluation, members: MemberEvaluation | None, task: Task) -> dict[str, Any]:
+    """Return everything about one arm as JSON holds it; docs/compare.md describes the keys.
 
     Args:
         arm: after training.
-        one_pass: its deterministic pass, or the mean of its networks.
-        members: the mean of its members, for the arm with dropout.
+        one_pass: the evaluation of one deterministic pass, or of the mean of five networks.
+        members: the evaluation of the members, for the arm with dropout; else None.
         task: what was predicted.
-
-    Returns:
-        What JSON can hold; the keys are described in docs/compare.md.
     """
     training_nll = one_pass.training_nll.mean(axis=1)
     norms = {
-        name.removesuffix(".weight"): _figure(value.detach().flatten(1).norm(dim=1).double().cpu().numpy())
+        name.removesuffix(".weight"): _summary(value.detach().flatten(1).norm(dim=1).double().cpu().numpy())
         for name, value in arm.best.items()
         if name.endswith(".weight")
     }
     return {
         **_prediction(one_pass.test, task),
-        "training_nll": _figure(training_nll),
-        "gap": _figure(one_pass.test.nll.mean(axis=1) - training_nll),
+        "training_nll": _summary(training_nll),
+        "gap": _summary(one_pass.test.nll.mean(axis=1) - training_nll),
         "weight_norms": norms,
         "mc": None if members is None else _prediction(members.test, task),
         "epochs": arm.epoch,
@@ -69,43 +85,43 @@ def arm_record(arm: Arm, one_pass: Measured, members: Members | None, task: Task
     }
 
 
-def samples(one_pass: Measured, members: Members) -> dict[str, Any]:
-    """How many members are enough.
+def members_needed(one_pass: Evaluation, members: MemberEvaluation) -> dict[str, Any]:
+    """Return how many members are enough, and the NLL of fewer.
 
     Args:
-        one_pass: of the arm with dropout.
-        members: of it.
+        one_pass: the evaluation of one pass of the arm with dropout.
+        members: the evaluation of that arm's members.
 
     Returns:
-        `members`, numbers of them; for each the `nll` of their mean, its difference `to_one_pass`, and to all members,
-        `excess`; `enough`, the fewest from which on the excess is below .002 nats, at the upper end of its interval, or
-        None where only all of them are.
+        `members`, numbers of members; for each the `nll` of their mean, the difference `to_one_pass`, and the
+        difference to all members, `excess`; `enough`, the fewest from which on the upper end of the interval of the
+        excess is below 0.002 nats, or None where only all of them are.
     """
     every = members.nll_of[MEMBERS]
     excess = {number: paired_difference(nll - every) for number, nll in members.nll_of.items() if number < MEMBERS}
-    short = [number for number, found in excess.items() if found.high >= ENOUGH]
+    too_few = [number for number, difference in excess.items() if difference.high >= ENOUGH]
     return {
         "members": list(members.nll_of),
-        "nll": [_figure(nll.mean(axis=1)) for nll in members.nll_of.values()],
+        "nll": [_summary(nll.mean(axis=1)) for nll in members.nll_of.values()],
         "to_one_pass": [paired_difference(nll - one_pass.test.nll).as_dict() for nll in members.nll_of.values()],
-        "excess": [found.as_dict() for found in excess.values()],
-        "enough": min((number for number in excess if number > max(short, default=0)), default=None),
+        "excess": [difference.as_dict() for difference in excess.values()],
+        "enough": min((number for number in excess if number > max(too_few, default=0)), default=None),
     }
 
 
-def differences(one_pass: dict[str, Measured], members: Members, task: Task) -> dict[str, Any]:
-    """The differences the page claims or does not claim, each paired by seed and row.
+def differences(one_pass: dict[str, Evaluation], members: MemberEvaluation, task: Task) -> dict[str, Any]:
+    """Return the differences that the page claims or does not claim, each paired by seed and row.
 
     Args:
-        one_pass: of each arm; of the arm networks the mean of five.
-        members: of the arm with dropout, mean of 50 members.
+        one_pass: the evaluation of each arm; of the arm networks the mean of five networks.
+        members: the evaluation of the mean of 50 members of the arm with dropout.
         task: what was predicted.
 
     Returns:
-        By name; `nll`, `error` and `gap` are dropout minus none, `mc_nll` and `mc_error` members minus one pass,
-        `mc_area` that of the area under the curve of rejection; `batchwise_nll` and `batchwise_error`, where that arm
-        was trained, batchwise minus dropout; `networks_nll`, `networks_error` and `networks_area`, where those were,
-        the mean of five networks minus that of members.
+        By name. `nll`, `error` and `gap` are dropout minus none; `mc_nll` and `mc_error` are members minus one pass,
+        `mc_area` likewise for the area under the risk-coverage curve. Where these arms were trained,
+        `batchwise_nll` and `batchwise_error` are batchwise minus dropout, and `networks_nll`, `networks_error` and
+        `networks_area` are the mean of five networks minus the mean of members.
     """
     none, dropout = one_pass["none"], one_pass["dropout"]
     nll = dropout.test.nll - none.test.nll
@@ -117,21 +133,24 @@ def differences(one_pass: dict[str, Measured], members: Members, task: Task) -> 
         "mc_error": (task.error_difference(dropout.test.error, members.test.error),),
     }
     if "batchwise" in one_pass:
-        shared = one_pass["batchwise"].test
-        tables["batchwise_nll"] = (shared.nll - dropout.test.nll,)
-        tables["batchwise_error"] = (task.error_difference(dropout.test.error, shared.error),)
-    if dropout.test.doubt is not None:
-        tables["mc_area"] = (_area(dropout.test, members.test, task),)
+        batchwise = one_pass["batchwise"].test
+        tables["batchwise_nll"] = (batchwise.nll - dropout.test.nll,)
+        tables["batchwise_error"] = (task.error_difference(dropout.test.error, batchwise.error),)
+    if dropout.test.uncertainty is not None:
+        tables["mc_area"] = (_area_difference(dropout.test, members.test, task),)
     if "networks" in one_pass:
-        several = one_pass["networks"].test
-        tables["networks_nll"] = (several.nll - members.test.nll,)
-        tables["networks_error"] = (task.error_difference(members.test.error, several.error),)
-        tables["networks_area"] = (_area(members.test, several, task),)
-    return {name: paired_difference(*parts).as_dict() for name, parts in tables.items()}
+        networks = one_pass["networks"].test
+        tables["networks_nll"] = (networks.nll - members.test.nll,)
+        tables["networks_error"] = (task.error_difference(members.test.error, networks.error),)
+        tables["networks_area"] = (_area_difference(members.test, networks, task),)
+    return {name: paired_difference(*summands).as_dict() for name, summands in tables.items()}
 
 
-def _area(before: Judged, after: Judged, task: Task) -> Table:
-    """Of the areas under the curves of rejection."""
-    assert before.doubt is not None
-    assert after.doubt is not None
-    return task.error_difference(reject(before.doubt, before.error).area, reject(after.doubt, after.error).area)
+def _area_difference(before: Judged, after: Judged, task: Task) -> Table:
+    """Return the difference of the areas under the risk-coverage curves."""
+
+    def area(judged: Judged) -> Table:
+        assert judged.uncertainty is not None
+        return selective_prediction(judged.uncertainty, judged.error).area
+
+    return task.error_difference(area(before), area(after))

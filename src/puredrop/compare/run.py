@@ -14,28 +14,28 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from puredrop import _files as files
-from puredrop._text import first_line
-from puredrop.compare import report, results
-from puredrop.compare.board import Board
+from puredrop._files import load_checkpoint, save_checkpoint, write
+from puredrop._text import first_line, one_line
+from puredrop.compare import page, results
+from puredrop.compare.copies import copy_of_run
 from puredrop.compare.data import Data, load
-from puredrop.compare.measure import NETWORKS, Measured, ensemble, measure
+from puredrop.compare.evaluation import NETWORKS, Evaluation, evaluate, evaluate_members
 from puredrop.compare.network import Model, Network, Parameters
 from puredrop.compare.options import CompareOptions
-from puredrop.compare.share import Share, joined
-from puredrop.compare.subject import subject
-from puredrop.compare.sweep import Sweep, swept
+from puredrop.compare.processes import Worker, this_worker
+from puredrop.compare.sweep import Sweep, sweep_record
+from puredrop.compare.tensorboard import TensorBoardLog
 from puredrop.compare.training import Arm, train
 from puredrop.explanation.analysis import Explanation, analyse
 from puredrop.report.environment import environment
 
-__all__ = ["Comparison", "data_of", "environment", "network_of", "prepare"]
+__all__ = ["Comparison", "load_data", "make_network", "prepare"]
 
 _EPOCHS = {"digits": 60, "mnist": 20}
 _EPOCHS_OF_A_TABLE = 40
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 _DROPPING = ("dropout", "batchwise", "sweep")
-_ROWS = 1024  # that explain looks at
+_EXPLAINED_ROWS = 1024
 
 
 @dataclass
@@ -43,14 +43,14 @@ class Comparison:
     """A run that has passed every check and written nothing yet.
 
     Args:
-        folder: where its files go.
+        folder: the folder of its files.
         data: the rows.
-        network: its shape.
+        network: the shape of the network.
         identity: what must be equal for two runs to give the same numbers.
-        arms: by name, those begun.
+        arms: by name, the arms whose training has begun.
         finished: the results, where the folder already holds them.
-        board: where losses go for TensorBoard, if anywhere.
-        share: which of the processes that torchrun started this is; the first measures and writes.
+        log: the log of losses for TensorBoard, if one is written.
+        worker: this process among those that torchrun started; the first measures and writes.
     """
 
     folder: Path
@@ -59,19 +59,19 @@ class Comparison:
     identity: dict[str, Any]
     arms: dict[str, Arm] = field(default_factory=dict)
     finished: dict[str, Any] | None = None
-    board: Board | None = None
-    share: Share = field(default_factory=Share)
+    log: TensorBoardLog | None = None
+    worker: Worker = field(default_factory=Worker)
     _saved_at: float = 0.0
 
     @property
     def epochs(self) -> int:
-        """At most so many for each arm."""
+        """Return the largest number of epochs of an arm."""
         epochs: int = self.identity["epochs"]
         return epochs
 
     @property
     def checkpoint(self) -> Path:
-        """The file that makes an unfinished run resumable."""
+        """Return the file that makes an unfinished run resumable."""
         return self.folder / "checkpoint.safetensors"
 
     def execute(
@@ -79,33 +79,33 @@ class Comparison:
         on_epoch: Callable[[str, Arm], None] = lambda name, arm: None,
         on_measure: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """Train what is left, measure, and write results, page and weights.
+        """Train to the end, measure, and write results, page and weights.
 
         Args:
-            on_epoch: called with the arm's name after each epoch.
-            on_measure: called when training is done and measuring begins.
+            on_epoch: called with the arm's name and the arm after each epoch.
+            on_measure: called when training has ended and measuring begins.
 
         Returns:
-            The results, as in results.json; nothing on a process that is not the first.
+            The results, as in results.json; an empty dict on a process that is not the first.
         """
         if self.finished is not None:
             return self.finished
-        self.share.wait()
+        self.worker.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._train(on_epoch)
-        self.share.wait()
-        if self.share.rank > 0:
+        self.worker.wait()
+        if self.worker.rank > 0:
             return {}
-        if self.board is not None:
-            self.board.close()
+        if self.log is not None:
+            self.log.close()
         on_measure()
-        found = self._measured()
-        self._write(found)
-        return found
+        record = self._record()
+        self._write(record)
+        return record
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Names of what is trained: the arms, and the sweep of rates."""
+        """Return the names of what is trained: the arms, and the sweep of rates."""
         return (*self.identity["arms"], *(["sweep"] if self.identity["sweep"] else []))
 
     def _model(self, name: str) -> Model:
@@ -125,24 +125,24 @@ class Comparison:
 
             def after(arm: Arm, name: str = name) -> None:
                 on_epoch(name, arm)
-                if self.board is not None:
-                    self.board.write(name, arm)
+                if self.log is not None:
+                    self.log.write(name, arm)
                 if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._save()
 
-            share = self.share if model.splits else None
-            train(self.arms[name], model, self.data, seeds, self.epochs, after, share)
+            worker = self.worker if model.splits else None
+            train(self.arms[name], model, self.data, seeds, self.epochs, after, worker)
             self._save()
 
     def _seeds(self, name: str) -> Sequence[int]:
-        """Those of an arm: of networks, numbers of their own, four to go with each network of the arm none."""
+        """Return an arm's seeds; the arm networks has four further seeds for each seed of the arm none."""
         count = self.identity["seeds"]
         if name == "sweep":
             return list(range(count)) * len(self.identity["sweep"])
         return range(count, NETWORKS * count) if name == "networks" else range(count)
 
     def _save(self) -> None:
-        if self.share.rank > 0:
+        if self.worker.rank > 0:
             return
         tensors = {f"{name}/{key}": v for name, arm in self.arms.items() for key, v in arm.tensors().items()}
         state = {
@@ -150,14 +150,15 @@ class Comparison:
             "threads": torch.get_num_threads(),
             "arms": {name: arm.state() for name, arm in self.arms.items()},
         }
-        files.save_checkpoint(self.checkpoint, tensors, state)
+        save_checkpoint(self.checkpoint, tensors, state)
         self._saved_at = time.monotonic()
 
-    def _measured(self) -> dict[str, Any]:
-        measured = {name: self._measure(name) for name in self.identity["arms"]}
-        members = ensemble(self.arms["dropout"].best, self.network, self.data)
+    def _record(self) -> dict[str, Any]:
+        """Measure everything and return it as JSON holds it."""
+        evaluations = {name: self._evaluate(name) for name in self.identity["arms"]}
+        members = evaluate_members(self.arms["dropout"].best, self.network, self.data)
         return {
-            "schema": results.SCHEMA,
+            "format": results.FORMAT,
             "name": self.data.name,
             "identity": self.identity,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -165,49 +166,50 @@ class Comparison:
             "notes": list(self.data.notes),
             "rows": {name: len(getattr(self.data, name).y) for name in ("train", "validation", "test")},
             "arms": {
-                name: results.arm_record(arm, measured[name], members if name == "dropout" else None, self.data.task)
+                name: results.arm_record(arm, evaluations[name], members if name == "dropout" else None, self.data.task)
                 for name, arm in self.arms.items()
-                if name in measured
+                if name in evaluations
             },
-            "samples": results.samples(measured["dropout"], members),
-            "differences": results.differences(measured, members, self.data.task),
-            "account": self._account(),
-            "sweep": self._swept(),
+            "members_needed": results.members_needed(evaluations["dropout"], members),
+            "differences": results.differences(evaluations, members, self.data.task),
+            "explanation": self._explanation(),
+            "sweep": self._sweep_record(),
         }
 
-    def _account(self) -> dict[str, Any]:
-        """What `explain` says of the first seed's network, or why it cannot look into it."""
+    def _explanation(self) -> dict[str, Any]:
+        """Return what `explain` says of the first seed's network, or why the network cannot be analysed."""
         weights = {name: self.arms[name].best for name in ("none", "dropout")}
-        asked = subject(self.data, self.network, weights, 0, self.arms["dropout"].epoch)
+        subject = copy_of_run(self.data, self.network, weights, 0, self.arms["dropout"].epoch)
         try:
-            return analyse(asked.fewer(_ROWS), exclude=("one-pass", "uncertainty")).to_dict()
+            return analyse(subject.fewer(_EXPLAINED_ROWS), exclude=("one-pass", "uncertainty")).to_dict()
         except (TypeError, ValueError) as error:
-            return Explanation("", (), (), {"model": " ".join(str(error).split())}).to_dict()
+            return Explanation("", (), (), {"model": one_line(error, (TypeError, ValueError))}).to_dict()
 
-    def _swept(self) -> dict[str, Any] | None:
+    def _sweep_record(self) -> dict[str, Any] | None:
         if "sweep" not in self.arms:
             return None
         sweep, arm = self._model("sweep"), self.arms["sweep"]
         assert isinstance(sweep, Sweep)
-        return swept(sweep, arm.best, self.data, sum(arm.seconds))
+        return sweep_record(sweep, arm.best, self.data, sum(arm.seconds))
 
-    def _measure(self, name: str) -> Measured:
+    def _evaluate(self, name: str) -> Evaluation:
         if name != "networks":
-            return measure(self.arms[name].best, self.network, self.data)
-        others, count = self.arms[name].best, self.identity["seeds"]
+            return evaluate(self.arms[name].best, self.network, self.data)
+        networks, count = self.arms[name].best, self.identity["seeds"]
         sets: list[Parameters] = [
-            {key: value[first : first + count] for key, value in others.items()}
+            {key: value[first : first + count] for key, value in networks.items()}
             for first in range(0, (NETWORKS - 1) * count, count)
         ]
-        return measure(self.arms["none"].best, self.network, self.data, *sets)
+        return evaluate(self.arms["none"].best, self.network, self.data, *sets)
 
-    def _write(self, found: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any]) -> None:
         for name in self.identity["arms"]:
-            arm = self.arms[name]
-            weights = {key: value.detach().cpu().contiguous() for key, value in arm.best.items()}
-            files.write(self.folder / f"weights-{name}.safetensors", safetensors.torch.save(weights))
-        files.write(self.folder / "report.html", report.render(found).encode())
-        files.write(self.folder / "results.json", json.dumps(found, indent=1).encode())
+            weights = {key: value.detach().cpu().contiguous() for key, value in self.arms[name].best.items()}
+            write(self.folder / f"weights-{name}.safetensors", safetensors.torch.save(weights))
+        write(self.folder / "report.html", page.render(record).encode())
+        write(self.folder / "results.json", json.dumps(record, indent=1).encode())
+        for interrupted in self.folder.glob(".*.tmp"):  # what a killed process was writing
+            interrupted.unlink()
         self.checkpoint.unlink()  # last: until here a kill leaves a run that resumes
 
 
@@ -224,36 +226,22 @@ def prepare(options: CompareOptions) -> Comparison:
         ValueError, OSError: with one line that names the option or file, its value, and what was expected.
     """
     options.check()
-    data = data_of(options).to(_device(options.device), getattr(torch, options.dtype))
-    data, network, model_digest = network_of(options, data)
+    data = load_data(options).to(_device(options.device), getattr(torch, options.dtype))
+    data, network, model_digest = make_network(options, data)
     identity = {
         "data": options.data,
-        "data_digest": data.digest(),
+        "data_digest": data.digest(),  # before the options: refused by name first, where the rows differ
+        **options.identity(),
         "task": data.task.name,
-        "target": options.target,
-        "group": options.group,
-        "time": options.time,
-        "split_seed": options.split_seed,
-        "model": options.model,
         "model_digest": model_digest,
-        "device": options.device,
-        "dtype": options.dtype,
-        "hidden": list(options.hidden) if options.model is None else None,
-        "rates": list(options.rates) if options.model is None else None,
-        "input_rate": options.input_rate if options.model is None else None,
         "epochs": options.epochs or _EPOCHS.get(options.data, _EPOCHS_OF_A_TABLE),
-        "seeds": options.seeds,
-        "rows": options.rows,
-        "arms": list(options.arms),
-        "groups": options.groups_used,
-        "sweep": list(options.sweep),
         "torch": torch.__version__,
     }
-    run = Comparison(options.out or Path("runs") / data.name, data, network, identity, share=joined())
-    if options.seeds < run.share.size:
-        raise ValueError(f"--seeds is {options.seeds}, fewer than the {run.share.size} processes that train them")
+    run = Comparison(options.out or Path("runs") / data.name, data, network, identity, worker=this_worker())
+    if options.seeds < run.worker.size:
+        raise ValueError(f"--seeds is {options.seeds}, fewer than the {run.worker.size} processes that train them")
     _check_folder(run.folder)
-    run.board = Board(run.folder / "tensorboard") if options.tensorboard and run.share.rank == 0 else None
+    run.log = TensorBoardLog(run.folder / "tensorboard") if options.tensorboard and run.worker.rank == 0 else None
     if not run.checkpoint.exists():
         run.finished = _finished(run) if options.resume else None
         return run
@@ -261,7 +249,7 @@ def prepare(options: CompareOptions) -> Comparison:
         raise ValueError(
             f"{run.folder} holds an unfinished run; add --resume to go on with it, or choose another --out"
         )
-    _load(run)
+    _resume(run)
     return run
 
 
@@ -276,8 +264,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def data_of(options: CompareOptions) -> Data:
-    """The rows that options name."""
+def load_data(options: CompareOptions) -> Data:
+    """Read the rows that options name."""
     if not options.is_table:
         return load(options.data, options.data_dir, options.rows)
     from puredrop.compare.tables import TableOptions, load_table
@@ -287,8 +275,8 @@ def data_of(options: CompareOptions) -> Data:
     return load_table(Path(options.data), table)
 
 
-def network_of(options: CompareOptions, data: Data) -> tuple[Data, Model, str | None]:
-    """The data with notes on the model, the model, and a hash of it where it is the user's."""
+def make_network(options: CompareOptions, data: Data) -> tuple[Data, Model, str | None]:
+    """Return the data with notes on the model, the model, and a hash of a user's model; None for the built-in one."""
     if options.model is None:
         sizes = (data.train.x.shape[1], *options.hidden, data.task.outputs)
         return data, Network(sizes, options.rates, options.input_rate), None
@@ -306,8 +294,9 @@ def _check_folder(folder: Path) -> None:
         raise PermissionError(f"--out is {str(folder)!r}, but {parent} is not writable")
 
 
-def _load(run: Comparison) -> None:
-    tensors, state = files.load_checkpoint(run.checkpoint)
+def _resume(run: Comparison) -> None:
+    """Restore the arms of an unfinished run."""
+    tensors, state = load_checkpoint(run.checkpoint)
     for name, value in run.identity.items():
         if state["identity"].get(name) != value:
             raise ValueError(
@@ -317,16 +306,15 @@ def _load(run: Comparison) -> None:
     # Sums over other numbers of threads round differently, and a resumed run ends with the same bits.
     torch.set_num_threads(state["threads"])
     for name, arm in state["arms"].items():
-        own = {key.removeprefix(f"{name}/"): v for key, v in tensors.items() if key.startswith(f"{name}/")}
-        run.arms[name] = Arm.restore(own, arm, run.data.train.x.device)
+        prefix = f"{name}/"
+        of_arm = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+        run.arms[name] = Arm.restore(of_arm, arm, run.data.train.x.device)
 
 
 def _finished(run: Comparison) -> dict[str, Any] | None:
+    """Return the results of the same run, where the folder holds them."""
     path = run.folder / "results.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is corrupt ({error}); delete it to start again") from error
-    return found if found.get("identity") == run.identity else None
+    record = results.load_results(path)
+    return record if record.get("identity") == run.identity else None

@@ -1,4 +1,4 @@
-"""Which rate: copies at every rate trained as one batched model under common masks, compared on validation rows."""
+"""A sweep of rates: copies at every rate train as one batched model under common masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from puredrop.report.intervals import paired_difference
 from puredrop.report.section import Section
 from puredrop.rng import Key
 
-__all__ = ["Sweep", "section", "swept"]
+__all__ = ["Sweep", "section", "sweep_record"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Sweep:
     drops, too. So two rates differ by what lies between them, and not by luck.
 
     Args:
-        network: its shape; its own rates are not used.
-        rates: of every hidden layer.
+        network: the shape of the network, whose own rates are not used.
+        rates: each a drop probability of every hidden layer.
     """
 
     network: Network
@@ -38,7 +38,7 @@ class Sweep:
     splits = False
 
     def initial(self, seeds: Sequence[int]) -> Parameters:
-        """Those of a seed are the same at every rate."""
+        """Return fresh parameters; those of a seed are the same at every rate."""
         count = len(seeds) // len(self.rates)
         return {
             name: value.repeat(len(self.rates), *[1] * (value.dim() - 1))
@@ -46,11 +46,11 @@ class Sweep:
         }
 
     def trainable(self, parameters: Parameters) -> Parameters:
-        """All of them."""
+        """Return all parameters."""
         return parameters
 
     def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> Module:
-        """One copy by itself."""
+        """Return one copy by itself, in eval mode."""
         return self.network.module(parameters, copy, dropout=dropout)
 
     def outputs(
@@ -64,7 +64,7 @@ class Sweep:
         first: int = 0,
         groups: int | None = None,
     ) -> Tensor:
-        """As `Network.outputs`; all copies at once, with a mask for each row."""
+        """Run every copy on its own rows, each row under its own mask; the arguments are those of `Network.outputs`."""
 
         def drop(h: Tensor, rate: float, site: str) -> Tensor:
             if key is None or site == "input":
@@ -78,14 +78,14 @@ class Sweep:
 
 
 @torch.no_grad()
-def swept(sweep: Sweep, best: Parameters, data: Data, seconds: float) -> dict[str, Any]:
-    """What was found, for results.json: validation loss by rate, each beside the best.
+def sweep_record(sweep: Sweep, best: Parameters, data: Data, seconds: float) -> dict[str, Any]:
+    """Return the validation loss by rate, and each rate's difference to the best, as results.json holds them.
 
     Args:
-        sweep: what was trained.
+        sweep: the network and its rates.
         best: the parameters of each copy's best epoch.
-        data: of which the validation rows are judged; the test rows choose no rate.
-        seconds: that training took.
+        data: the validation rows are judged; the test rows choose no rate.
+        seconds: time that training took.
     """
     rows = data.validation
     copies = len(next(iter(best.values())))
@@ -93,7 +93,7 @@ def swept(sweep: Sweep, best: Parameters, data: Data, seconds: float) -> dict[st
     losses = data.task.loss(outputs, rows.y).double().cpu().unflatten(0, (len(sweep.rates), -1)).numpy()
     means = losses.mean((1, 2))
     least = int(means.argmin())
-    differences = [paired_difference(one - losses[least]).as_dict() for one in losses]
+    differences = [paired_difference(loss - losses[least]).as_dict() for loss in losses]
     # A rate lies within noise of the best if it was not found worse; of these, those next to the best.
     low = high = least
     while low > 0 and not differences[low - 1]["found"]:
@@ -103,7 +103,7 @@ def swept(sweep: Sweep, best: Parameters, data: Data, seconds: float) -> dict[st
     return {
         "rates": list(sweep.rates),
         "loss": [
-            {"mean": float(mean), "per_seed": one.mean(1).tolist()} for mean, one in zip(means, losses, strict=True)
+            {"mean": float(mean), "per_seed": loss.mean(1).tolist()} for mean, loss in zip(means, losses, strict=True)
         ],
         "to_best": differences,
         "best": sweep.rates[least],
@@ -113,39 +113,39 @@ def swept(sweep: Sweep, best: Parameters, data: Data, seconds: float) -> dict[st
     }
 
 
-def section(found: dict[str, Any], is_class: bool) -> Section:
-    """Of the page."""
-    low, high = found["interval"]
-    best, rates = found["best"], found["rates"]
-    worst = max(range(len(rates)), key=lambda i: found["loss"][i]["mean"])
+def section(record: dict[str, Any], is_class: bool) -> Section:
+    """Return the section of the page, from what `sweep_record` returns."""
+    low, high = record["interval"]
+    best, rates = record["best"], record["rates"]
+    worst = max(range(len(rates)), key=lambda i: record["loss"][i]["mean"])
     label = "validation NLL (nats)" if is_class else "validation loss"
-    within = f"any p in [{low:g}, {high:g}] is within noise" if low < high else "no rate beside it is within noise"
-    at_best = found["loss"][rates.index(best)]["mean"]
+    within = f"any p in [{low:g}, {high:g}] is within noise" if low < high else "no neighbouring rate is within noise"
+    at_best = record["loss"][rates.index(best)]["mean"]
     sentence = (
         f"p={best:g}; {within}. {label[0].upper()}{label[1:]} {at_best:.4f} there, "
-        f"{found['loss'][worst]['mean']:.4f} at p={rates[worst]:g}, the worst."
+        f"{record['loss'][worst]['mean']:.4f} at p={rates[worst]:g}, the worst."
     )
     how = (
-        f"{len(rates)} rates by {len(found['loss'][0]['per_seed'])} seeds trained as one batched model in "
-        f"{found['seconds']:.0f} s, every hidden layer at the same rate, each copy judged at its best epoch on "
-        f"{found['rows']} validation rows. What a lower rate drops a higher one drops, too. Within noise: not found "
+        f"{len(rates)} rates by {len(record['loss'][0]['per_seed'])} seeds trained as one batched model in "
+        f"{record['seconds']:.0f} s, every hidden layer at the same rate, each copy judged at its best epoch on "
+        f"{record['rows']} validation rows. What a lower rate drops a higher one drops, too. Within noise: not found "
         "worse than the best by its paired 95 % interval over seeds and rows, and next to it. The best of several is "
         "better by luck, too: its own loss is too low by about that."
     )
     return Section(
-        "rates", "Which p?", sentence, f"p={best:g}", "lowest on validation rows", (_figure(found, label),), how
+        "rates", "Which p?", sentence, f"p={best:g}", "lowest on validation rows", (_figure(record, label),), how
     )
 
 
-def _figure(found: dict[str, Any], label: str) -> Figure:
-    """Loss by rate, with the interval of the difference to the best around each, and the band within noise."""
-    rates, losses = found["rates"], [one["mean"] for one in found["loss"]]
-    away = found["to_best"]
+def _figure(record: dict[str, Any], label: str) -> Figure:
+    """Draw the loss by rate, the interval of the difference to the best around each, and the band within noise."""
+    rates, losses = record["rates"], [loss["mean"] for loss in record["loss"]]
+    differences = record["to_best"]
     text = [
-        f"p={p:g}: {loss:.4f}, to the best {one['estimate']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
-        for p, loss, one in zip(rates, losses, away, strict=True)
+        f"p={p:g}: {loss:.4f}, to the best {d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
+        for p, loss, d in zip(rates, losses, differences, strict=True)
     ]
-    low, high = found["interval"]
+    low, high = record["interval"]
     step = (rates[1] - rates[0]) / 2 if len(rates) > 1 else 0.05
     band = {
         "type": "rect", "xref": "x", "yref": "paper", "x0": low - step, "x1": high + step, "y0": 0, "y1": 1,
@@ -153,7 +153,7 @@ def _figure(found: dict[str, Any], label: str) -> Figure:
     }  # fmt: skip
     traces = [
         line(
-            rates, losses, "@dropout", "%{text}", width=2.5, mode="lines+markers", error_y=interval_bars(away),
+            rates, losses, "@dropout", "%{text}", width=2.5, mode="lines+markers", error_y=interval_bars(differences),
             marker={"size": 8}, text=text,
         )
     ]  # fmt: skip

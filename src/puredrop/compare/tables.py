@@ -30,15 +30,15 @@ _Frame = Any  # pandas ships no types
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the user says about a table; the fields are the command's options.
+    """Options of a table; the fields are the command's options.
 
     Args:
         target: the column to predict.
         task: "classification" or "regression"; None to infer it.
         group: a column whose values are never split between training, validation and test.
         time: a column by which the rows are ordered: the last rows are the test.
-        split_seed: which random split.
-        rows: how many rows that are not test rows to use; None for all.
+        split_seed: seed of the random split.
+        rows: number of rows to use of those that are not test rows; None for all.
     """
 
     target: str
@@ -50,7 +50,7 @@ class TableOptions:
 
 
 def load_table(path: Path, options: TableOptions) -> Data:
-    """Read a table and make it numbers.
+    """Read a table, split it, and turn it into numbers.
 
     Args:
         path: a .csv, .parquet or .npz file.
@@ -103,11 +103,11 @@ def _read(path: Path) -> _Frame:
 def _read_csv(path: Path) -> _Frame:
     with path.open(encoding="utf-8", newline="") as file:
         header = next(csv.reader(file), [])
-    twice = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted({name for name in header if header.count(name) > 1})
     if not header:
         raise ValueError(f"{path} is empty; expected a line of column names and rows below")
-    if twice:  # pandas would rename the second one without a word
-        raise ValueError(f"{path} has two columns named {', '.join(map(repr, twice))}; rename one")
+    if repeated:  # pandas would rename the second one without a word
+        raise ValueError(f"{path} has two columns named {', '.join(map(repr, repeated))}; rename one")
     return pd.read_csv(path, encoding="utf-8")
 
 
@@ -135,7 +135,7 @@ def _check_column(path: Path, frame: _Frame, name: str) -> None:
 
 
 def _target(column: _Frame, options: TableOptions) -> tuple[Task, NDArray[Any], str]:
-    """The task, the target as numbers, and a note on both."""
+    """Return the task, the target as numbers, and a note on both."""
     name = options.target
     missing = np.flatnonzero(column.isna().to_numpy())
     if len(missing):
@@ -168,7 +168,7 @@ def _target(column: _Frame, options: TableOptions) -> tuple[Task, NDArray[Any], 
 
 
 def _split_rows(frame: _Frame, y: NDArray[Any], task: Task, options: TableOptions) -> list[NDArray[np.int64]]:
-    """Row numbers of training, validation and test."""
+    """Return the row numbers of training, validation and test."""
     everything = np.arange(len(frame))
     if options.time is not None:
         column = frame[options.time]
@@ -179,15 +179,16 @@ def _split_rows(frame: _Frame, y: NDArray[Any], task: Task, options: TableOption
         if when is None:
             raise ValueError(f"--time {options.time!r} holds {column.iloc[0]!r}; expected ISO 8601 dates or numbers")
         order = everything[np.argsort(when.to_numpy(), kind="stable")]
-        rest, test = order[: -(len(order) // _TEST_SHARE)], order[-(len(order) // _TEST_SHARE) :]
-        rest = rest if options.rows is None else rest[-_checked_rows(options.rows, len(rest)) :]
-        cut = len(rest) // VALIDATION_SHARE
-        return [rest[:-cut], rest[-cut:], test]
+        others, test = order[: -(len(order) // _TEST_SHARE)], order[-(len(order) // _TEST_SHARE) :]
+        others = others if options.rows is None else others[-_checked_rows(options.rows, len(others)) :]
+        cut = len(others) // VALIDATION_SHARE
+        return [others[:-cut], others[-cut:], test]
     groups = None if options.group is None else frame[options.group].astype(str).to_numpy()
-    rest, test = _divide(everything, y, groups, task, 1 / _TEST_SHARE, options.split_seed)
+    others, test = _divide(everything, y, groups, task, 1 / _TEST_SHARE, options.split_seed)
     if options.rows is not None:
-        rest = np.random.default_rng(options.split_seed).permutation(rest)[: _checked_rows(options.rows, len(rest))]
-    train, validation = _divide(rest, y, groups, task, 1 / VALIDATION_SHARE, options.split_seed)
+        others = np.random.default_rng(options.split_seed).permutation(others)
+        others = others[: _checked_rows(options.rows, len(others))]
+    train, validation = _divide(others, y, groups, task, 1 / VALIDATION_SHARE, options.split_seed)
     if isinstance(task, Classification) and len(np.unique(y[train])) < task.outputs:
         raise ValueError("a class has no row left to train on; use more rows, another --split-seed, or join classes")
     return [train, validation, test]
@@ -221,7 +222,7 @@ def _divide(
 
 
 def _features(frame: _Frame, train: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[str]]:
-    """All features as numbers, fitted on the training rows alone, and what was done to them."""
+    """Return all features as numbers, fitted on the training rows alone, and notes on how."""
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
@@ -275,7 +276,7 @@ def _features(frame: _Frame, train: NDArray[np.int64]) -> tuple[NDArray[np.float
 
 
 def _as_numbers(column: _Frame) -> _Frame | None:
-    """float64, NaN where missing or infinite, for a column of numbers or durations (seconds); else None."""
+    """Return a column of numbers or durations (seconds) as float64, NaN where missing or infinite; else None."""
     if pd.api.types.is_timedelta64_dtype(column):
         return column.dt.total_seconds()
     decimals = column.dtype == object and all(isinstance(value, decimal.Decimal) for value in column.dropna())
@@ -285,7 +286,7 @@ def _as_numbers(column: _Frame) -> _Frame | None:
 
 
 def _as_times(column: _Frame) -> _Frame | None:
-    """Seconds since 1970, NaN where missing, for a column of dates or of ISO 8601 texts; else None."""
+    """Return a column of dates or ISO 8601 texts as seconds since 1970, NaN where missing; else None."""
     if not pd.api.types.is_datetime64_any_dtype(column):
         if not pd.api.types.is_string_dtype(column.dropna()) and column.dtype != object:
             return None

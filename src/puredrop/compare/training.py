@@ -1,4 +1,4 @@
-"""Train one arm: all seeds as one batched model, each stopped early on its own validation rows."""
+"""Training of one arm: all seeds as one batched model, each stopped early on its own validation rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from puredrop.compare.data import Data
 from puredrop.compare.network import Model, Parameters
-from puredrop.compare.share import Share
+from puredrop.compare.processes import Worker
 from puredrop.rng import Key
 
 __all__ = ["BATCH", "LEARNING_RATE", "PATIENCE", "Arm", "train"]
@@ -25,17 +25,17 @@ PATIENCE = 12
 
 @dataclass
 class Arm:
-    """One arm in training, at the end of an epoch: all that its future depends on.
+    """One arm in training, at the end of an epoch: everything that its future depends on.
 
     Args:
         dropout: whether masks are drawn.
-        groups: into how many groups that share their masks a batch is split; None where each row has its own.
-        current: parameters.
-        best: the parameters of each seed's best epoch so far.
+        groups: number of groups of a batch that share their masks; None where each row has its own mask.
+        current: parameters after the last epoch.
+        best: parameters of each seed's best epoch so far.
         moments: Adam's running means.
-        epoch: epochs trained.
+        epoch: number of epochs trained.
         best_epoch: of each seed.
-        training_loss, validation_loss: for each epoch, a value per seed; the first as trained on, masks and all.
+        training_loss, validation_loss: for each epoch, a value per seed; the training loss is taken with masks.
         seconds: training time of each epoch, for all seeds together.
     """
 
@@ -52,7 +52,7 @@ class Arm:
 
     @staticmethod
     def start(network: Model, seeds: Sequence[int], like: Tensor, *, dropout: bool, groups: int | None = None) -> Arm:
-        """An arm before its first step; arms of one network and seeds start from the same weights.
+        """Return an arm before its first step; arms of one network and seeds start from the same weights.
 
         Weights are drawn on the CPU in float32, then take the device and dtype of `like`, the features.
         """
@@ -65,21 +65,21 @@ class Arm:
         return Arm(dropout, initial, best, best_epoch=[0] * len(seeds), groups=groups)
 
     def finished(self, epochs: int) -> bool:
-        """Whether every seed has gone without improvement for too long, or the epochs are used up."""
+        """Return whether no seed has improved for `PATIENCE` epochs, or the epochs are used up."""
         return self.epoch >= epochs or (self.epoch > 0 and self.epoch - max(self.best_epoch) >= PATIENCE)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by a flat name, for a checkpoint."""
+        """Return all tensors by a flat name, for a checkpoint."""
         groups = {"current": self.current, "best": self.best, "moments": self.moments}
         return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
 
     def state(self) -> dict[str, Any]:
-        """All else, as JSON can hold it."""
+        """Return everything but the tensors, as JSON holds it."""
         names = ("dropout", "groups", "epoch", "best_epoch", "training_loss", "validation_loss", "seconds")
         return {name: getattr(self, name) for name in names}
 
     def part(self, seeds: slice) -> Arm:
-        """The same of some of the seeds, on its own."""
+        """Return the arm of some of the seeds, as a copy."""
 
         def of(values: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: value if _is_step(name) else value[seeds].clone() for name, value in values.items()}
@@ -96,12 +96,12 @@ class Arm:
             groups=self.groups,
         )
 
-    def take_over(self, part: Arm, share: Share) -> None:
+    def take_over(self, part: Arm, worker: Worker) -> None:
         """Take an epoch over from the parts that processes have trained.
 
         Args:
-            part: of this process.
-            share: which it is.
+            part: the part of this process.
+            worker: this process.
         """
         count = len(self.best_epoch)
         for name, value in part.moments.items():
@@ -109,12 +109,12 @@ class Arm:
                 self.moments[name] = value
             elif name not in self.moments:
                 self.moments[name] = value.new_empty(count, *value.shape[1:])
-        whole, own = self.tensors(), part.tensors()
-        for name in sorted(own):
+        whole, parts = self.tensors(), part.tensors()
+        for name in sorted(parts):
             if not _is_step(name):
-                share.gather(whole[name], own[name].detach())
+                worker.gather(whole[name], parts[name].detach())
         table = torch.empty(count, 3, dtype=torch.float64)
-        share.gather(
+        worker.gather(
             table, torch.tensor([part.training_loss[-1], part.validation_loss[-1], part.best_epoch]).double().T
         )
         training, validation, best = table.T.tolist()
@@ -126,17 +126,17 @@ class Arm:
 
     @staticmethod
     def restore(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Arm:
-        """The inverse of `tensors` and `state`."""
+        """Return the arm that `tensors` and `state` describe."""
         groups: dict[str, Any] = {"current": {}, "best": {}, "moments": {}}
         for name, value in tensors.items():
-            group, _, rest = name.partition("/")
+            group, _, key = name.partition("/")
             # Adam keeps its step on the CPU.
-            groups[group][rest] = value if _is_step(rest) else value.to(device)
+            groups[group][key] = value if _is_step(key) else value.to(device)
         return Arm(**groups, **state)
 
 
 def _is_step(name: str) -> bool:
-    """Whether this is Adam's step, the one number that is not of a seed."""
+    """Return whether the name is that of Adam's step, which all seeds share."""
     return name.endswith("/step")
 
 
@@ -147,25 +147,25 @@ def train(
     seeds: Sequence[int],
     epochs: int,
     on_epoch: Callable[[Arm], None] = lambda arm: None,
-    share: Share | None = None,
+    worker: Worker | None = None,
     weight_decay: float = 0.0,
 ) -> None:
     """Train an arm to its end, from wherever it stands.
 
-    Rows, order and masks of a step are functions of seed and step alone, so where it was interrupted does not show.
+    Rows, order and masks of a step are functions of seed and step alone, so an interruption does not show.
 
     Args:
         arm: changed in place.
-        network: its shape.
+        network: the shape of the network.
         data: training and validation rows; the test rows are not looked at.
         seeds: one number per copy.
-        epochs: at most so many.
-        on_epoch: called after each epoch.
-        share: of this process, where several train one arm; all have all of it after each epoch.
-        weight_decay: of the optimizer, decoupled (AdamW).
+        epochs: the largest number of epochs.
+        on_epoch: called with the arm after each epoch.
+        worker: this process, where several train one arm; each has all of the arm after each epoch.
+        weight_decay: decoupled weight decay (AdamW).
     """
     if not arm.finished(epochs):
-        _train(arm, network, data, seeds, epochs, on_epoch, share or Share(), weight_decay)
+        _train(arm, network, data, seeds, epochs, on_epoch, worker or Worker(), weight_decay)
     arm.current, arm.moments = {}, {}  # only the best epoch counts from here on
 
 
@@ -176,11 +176,11 @@ def _train(
     seeds: Sequence[int],
     epochs: int,
     on_epoch: Callable[[Arm], None],
-    share: Share,
+    worker: Worker,
     weight_decay: float,
 ) -> None:
-    own = share.of(len(seeds))
-    part = arm if share.size == 1 else arm.part(own)
+    own_seeds = worker.seeds(len(seeds))
+    part = arm if worker.size == 1 else arm.part(own_seeds)
     trained = network.trainable(part.current)
     optimizer = torch.optim.AdamW(
         [value.requires_grad_() for value in trained.values()], weight_decay=weight_decay, fused=True
@@ -190,21 +190,21 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * part.epoch / epochs)) / 2
         started = time.perf_counter()
-        loss = _one_epoch(part, network, data, seeds[own], own.start, optimizer)
+        loss = _one_epoch(part, network, data, seeds[own_seeds], own_seeds.start, optimizer)
         part.seconds.append(time.perf_counter() - started)
         part.training_loss.append(loss)
         part.epoch += 1
         _keep_the_best(part, network, data)
         part.moments = _moments(optimizer, list(trained))
-        if share.size > 1:
-            arm.take_over(part, share)
+        if worker.size > 1:
+            arm.take_over(part, worker)
         on_epoch(arm)
 
 
 def _one_epoch(
     arm: Arm, network: Model, data: Data, seeds: Sequence[int], first: int, optimizer: torch.optim.Optimizer
 ) -> list[float]:
-    """One pass over the training rows, every seed in its own order; the mean loss of each seed."""
+    """Train on every row once, each seed in an order of its own, and return the mean loss of each seed."""
     rows = data.train
     order = torch.stack([_shuffled(Key(seed).fold_in("order").fold_in(arm.epoch), len(rows.y)) for seed in seeds])
     total = torch.zeros(len(seeds), device=rows.x.device, dtype=rows.x.dtype)
@@ -239,7 +239,7 @@ def _keep_the_best(arm: Arm, network: Model, data: Data) -> None:
 
 
 def _moments(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Adam's state by flat names."""
+    """Return Adam's state by flat names."""
     state = optimizer.state_dict()["state"]
     return {f"{name}/{kind}": v for i, name in enumerate(names) for kind, v in state[i].items()}
 

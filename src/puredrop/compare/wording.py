@@ -1,4 +1,4 @@
-"""The sentences about a run, the same on the page and in the terminal."""
+"""Sentences about a run, the same on the page and in the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from puredrop.compare.measure import MEMBERS
+from puredrop.compare.evaluation import MEMBERS
 from puredrop.compare.results import ENOUGH
 from puredrop.report.section import Claim
 
@@ -30,9 +30,9 @@ class Quantity:
 
     Args:
         key: its name in results.json.
-        title: what is compared.
-        before, after: where the two values stand in an arm's record, as (arm, path).
-        scale: what to multiply values by for display.
+        title: name of the quantity, and what is compared with what.
+        before, after: paths of the two values in the record of arms, the first step being the arm.
+        scale: factor of values for display.
         digits: decimals shown.
         unit: for display, after a value.
         better, worse: verbs for a negative and a positive difference that was found.
@@ -49,30 +49,30 @@ class Quantity:
     worse: str
 
     def value(self, results: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-        """The record with mean and per_seed at a path."""
+        """Return the record with mean and per_seed at a path."""
         record: dict[str, Any] = results["arms"]
         for step in path:
             record = record[step]
         return record
 
     def show(self, number: float, *, signed: bool = False) -> str:
-        """A number in this quantity's unit, without the unit."""
+        """Return a number in this quantity's unit, without the unit."""
         text = f"{number * self.scale:{'+' if signed else ''}.{self.digits}f}"
         return text.replace("-", "−")
 
     def means(self, results: dict[str, Any]) -> tuple[str, str]:
-        """Both means, with their unit."""
+        """Return both means, with their unit."""
         before, after = (self.show(self.value(results, path)["mean"]) for path in (self.before, self.after))
         return before + self.unit, after + self.unit
 
     def interval(self, results: dict[str, Any]) -> str:
-        """The difference and its 95 % interval."""
+        """Return the difference and its 95 % interval."""
         d = results["differences"][self.key]
         low, high = (self.show(d[end], signed=True) for end in ("low", "high"))
         return f"{self.show(d['estimate'], signed=True)} [{low}, {high}]"
 
     def claim(self, results: dict[str, Any], *, short: bool = False) -> str:
-        """What may be said: a difference only where its interval excludes 0."""
+        """Return what may be claimed: a difference only where its interval excludes 0."""
         d = results["differences"][self.key]
         if d["found"]:
             return self.better if d["estimate"] < 0 else self.worse
@@ -83,7 +83,7 @@ class Quantity:
 
 
 def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
-    """What this run measures, in the units of its task.
+    """Return the differences that this run measures, in the units of its task.
 
     Args:
         results: as in results.json.
@@ -99,66 +99,66 @@ def quantities(results: dict[str, Any]) -> dict[str, Quantity]:
     label, scale, digits, unit = error
 
     def three(way: str, against: str, better: str, worse: str, before: _Path, after: _Path) -> list[Quantity]:
-        """NLL, error and, where it was measured, the area under the curve of rejection: one way against another."""
-        wanted = [
+        """Return NLL, error and, where measured, area under the risk-coverage curve: one way compared with another."""
+        compared = [
             ("nll", "NLL", ("nll",), 1.0, 4, ""),
             ("error", label, ("error",), scale, digits, unit),
-            ("area", f"{label} over shares kept", ("rejection", "area"), scale, digits + 1, unit),
+            ("area", f"{label} over shares kept", ("selective_prediction", "area"), scale, digits + 1, unit),
         ]
         return [
             Quantity(
                 f"{way}_{key}", f"{title}, {against}", before + at, after + at, factor, places, ends, better, worse
             )
-            for key, title, at, factor, places, ends in wanted
+            for key, title, at, factor, places, ends in compared
             if f"{way}_{key}" in results["differences"]
         ]
 
     arms, none, dropout, mc = ("dropout is better", "dropout is worse"), ("none",), ("dropout",), ("dropout", "mc")
     of_gap = ("dropout narrows it", "dropout widens it")
     gap = "gap, test minus training NLL"
-    found = [
+    measured = [
         Quantity("nll", "NLL on test rows", (*none, "nll"), (*dropout, "nll"), 1.0, 4, "", *arms),
         Quantity("error", f"{label} on test rows", (*none, "error"), (*dropout, "error"), scale, digits, unit, *arms),
         Quantity("gap", gap, (*none, "gap"), (*dropout, "gap"), 1.0, 4, "", *of_gap),
     ]
     members = f"{MEMBERS} members are better"
-    found += three("mc", f"{MEMBERS} members against one pass", members, "one pass is better", dropout, mc)
+    measured += three("mc", f"{MEMBERS} members against one pass", members, "one pass is better", dropout, mc)
     against = f"masks shared by {results['identity']['groups']} groups of a batch against a mask for each row"
     verbs = ("shared masks are better", "shared masks are worse")
-    found += three("batchwise", against, *verbs, dropout, ("batchwise",))
+    measured += three("batchwise", against, *verbs, dropout, ("batchwise",))
     against = f"five networks without dropout against {MEMBERS} members"
-    found += three("networks", against, "five networks are better", members, mc, ("networks",))
-    return {q.key: q for q in found}
+    measured += three("networks", against, "five networks are better", members, mc, ("networks",))
+    return {q.key: q for q in measured}
 
 
 def enough(results: dict[str, Any]) -> str:
-    """How many members are enough, in one sentence.
+    """Return in one sentence how many members are enough.
 
     Args:
         results: as in results.json.
     """
-    least = results["samples"]["enough"]
+    least = results["members_needed"]["enough"]
     if least is None:
         return f"Fewer than {MEMBERS} members were not shown to come within {ENOUGH} nats of the NLL of {MEMBERS}."
     return f"From {least} members on the NLL is within {ENOUGH} nats of that of {MEMBERS}."
 
 
 def findings(results: dict[str, Any]) -> list[Claim]:
-    """What held of the sentences that explain dropout, and what did not: of one network, and of members over seeds.
+    """Return which of the usual explanations of dropout held, for one network and for members over seeds.
 
     Args:
         results: as in results.json.
     """
-    found = [Claim(**one) for one in results["account"]["findings"]]
+    claims = [Claim(**record) for record in results["explanation"]["findings"]]
     q, d = quantities(results)["mc_nll"], results["differences"]["mc_nll"]
     says = f"the mean of {MEMBERS} sub-networks changes the test NLL by {q.interval(results)}"
     means = Claim("one-pass", not d["found"], f"“one pass averages 2^n networks”: {says}; {q.claim(results)}")
-    at = next((i for i, one in enumerate(found) if one.id == "l2"), len(found))
-    return [*found[:at], means, *found[at:]]
+    at = next((i for i, claim in enumerate(claims) if claim.id == "l2"), len(claims))
+    return [*claims[:at], means, *claims[at:]]
 
 
 def verdict(results: dict[str, Any]) -> str:
-    """The run in one sentence.
+    """Return the run in one sentence.
 
     Args:
         results: as in results.json.
@@ -169,19 +169,19 @@ def verdict(results: dict[str, Any]) -> str:
     name, seeds = results["name"], results["identity"]["seeds"]
     measured = quantities(results)
     error = "the test error" if results["identity"]["task"] == "classification" else "the test RMSE"
-    found = {key: results["differences"][key]["found"] for key in ("nll", "error")}
+    is_found = {key: results["differences"][key]["found"] for key in ("nll", "error")}
     parts = []
     for key, label in (("nll", "the test NLL"), ("error", error)):
         q = measured[key]
         before, after = q.means(results)
-        if found[key]:
+        if is_found[key]:
             verb = "lowered" if results["differences"][key]["estimate"] < 0 else "raised"
             parts.append(f"{verb} {label} from {before} to {after}")
         else:
             detectable = q.show(results["differences"][key]["detectable"]) + (" points" if q.unit else "")
             could = f"{label} ({before} and {after}; it could have shown {detectable})"
             parts.append(
-                f"to {could}" if parts and not found["nll"] else f"made no difference we could find to {could}"
+                f"to {could}" if parts and not is_found["nll"] else f"made no difference we could find to {could}"
             )
-    joint = "and" if all(found.values()) else "but" if any(found.values()) else "nor"
+    joint = "and" if all(is_found.values()) else "but" if any(is_found.values()) else "nor"
     return f"On {name}, over {seeds} seeds, dropout {parts[0]}, {joint} {parts[1]}."

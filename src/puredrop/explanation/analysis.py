@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from puredrop._files import write
 from puredrop.explanation import (
     averages,
     coadaptation,
@@ -86,7 +87,7 @@ class Explanation:
             "explanation.html.j2", ("puredrop.explanation",), name=self.name, facts=facts, explanation=self,
             command=command, environment={**environment(), "created": created},
         )  # fmt: skip
-        Path(path).write_text(page, encoding="utf-8")
+        write(Path(path), page.encode())
 
 
 def analyse(

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from puredrop import Key
-from puredrop.compare import measure as m
+from puredrop.compare import evaluation as m
 from puredrop.compare.data import Data, DataSplit, load
 from puredrop.compare.network import Network
 from puredrop.compare.tasks import Regression
@@ -23,7 +23,7 @@ def parameters():
 
 def test_one_pass_by_hand(digits, parameters, monkeypatch):
     monkeypatch.setattr(m, "_ROWS_AT_ONCE", 37)  # a cut in the middle changes nothing
-    found = m.measure(parameters, NETWORK, digits)
+    found = m.evaluate(parameters, NETWORK, digits)
     for seed in range(2):
         one = {name: value[seed : seed + 1] for name, value in parameters.items()}
         p = NETWORK.outputs(one, digits.test.x[None])[0].double().softmax(-1).numpy()
@@ -40,7 +40,7 @@ def test_one_pass_by_hand(digits, parameters, monkeypatch):
 def test_the_ensemble_is_the_mean_of_members_that_are_one_network_each(digits, parameters, monkeypatch):
     monkeypatch.setattr(m, "MEMBERS", 5)
     monkeypatch.setattr(m, "_ROWS_AT_ONCE", 100)
-    found = m.ensemble(parameters, NETWORK, digits)
+    found = m.evaluate_members(parameters, NETWORK, digits)
     root = Key(0).fold_in("compare").fold_in("ensemble")
     x = digits.test.x.expand(2, -1, -1)
     members = [NETWORK.outputs(parameters, x, root.fold_in(i), one_mask=True).double().softmax(-1) for i in range(5)]
@@ -51,7 +51,7 @@ def test_the_ensemble_is_the_mean_of_members_that_are_one_network_each(digits, p
 
 def test_fewer_members_are_judged_in_all_disjoint_groups(digits, parameters, monkeypatch):
     monkeypatch.setattr(m, "MEMBERS", 6)
-    found = m.ensemble(parameters, NETWORK, digits)
+    found = m.evaluate_members(parameters, NETWORK, digits)
     assert list(found.nll_of) == [1, 2, 3, 6]
     root = Key(0).fold_in("compare").fold_in("ensemble")
     x, rows = digits.test.x.expand(2, -1, -1), torch.arange(len(digits.test.y))
@@ -64,11 +64,11 @@ def test_fewer_members_are_judged_in_all_disjoint_groups(digits, parameters, mon
 
 def test_several_networks_are_the_mean_of_their_probabilities(digits, parameters):
     other = {name: value.flip(0) / 2 for name, value in parameters.items()}
-    found = m.measure(parameters, NETWORK, digits, other)
+    found = m.evaluate(parameters, NETWORK, digits, other)
     x, y = digits.test.x.expand(2, -1, -1), digits.test.y
     p = sum(NETWORK.outputs(one, x).double().softmax(-1) for one in (parameters, other)) / 2
     np.testing.assert_allclose(found.test.nll, -p[:, torch.arange(len(y)), y].log().numpy(), rtol=1e-5)
-    np.testing.assert_allclose(found.test.doubt, torch.special.entr(p).sum(-1).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found.test.uncertainty, torch.special.entr(p).sum(-1).numpy(), rtol=1e-5)
     assert found.training_nll.shape == (2, 100)
 
 
@@ -81,7 +81,7 @@ def test_fewer_members_of_a_regression_have_the_width_that_fits_them(monkeypatch
     )
     data = Data("rows", Regression(0.0, 1.0), train, validation, test)
     weights = {name: 3 * value for name, value in network.initial(range(2)).items()}
-    found = m.ensemble(weights, network, data)
+    found = m.evaluate_members(weights, network, data)
     root = Key(0).fold_in("compare").fold_in("ensemble")
 
     def outputs(x, member):

@@ -1,4 +1,4 @@
-"""`puredrop explain`: the page for a trained network of the user's, or for one of a finished run of compare."""
+"""The work of `puredrop explain`: a user's trained network, or one of a finished run of compare, analysed."""
 
 from __future__ import annotations
 
@@ -8,68 +8,42 @@ import sys
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import safetensors.torch
 import torch
+from rich.console import Console
 from torch.nn import Module
 
 from puredrop._files import write
-from puredrop.cli._rows import read_rows
+from puredrop.cli.explain import ExplainRequest
+from puredrop.cli.progress import progress
+from puredrop.cli.rows_file import read_rows
+from puredrop.compare.copies import copy_of_run
 from puredrop.compare.data import load
-from puredrop.compare.run import data_of, network_of
-from puredrop.compare.subject import options_of, subject, weights_of
+from puredrop.compare.network import Parameters
+from puredrop.compare.options import CompareOptions
+from puredrop.compare.results import load_results
+from puredrop.compare.run import load_data, make_network
 from puredrop.explanation.analysis import Explanation, Subject, analyse
 from puredrop.inspection.load import made
 from puredrop.inspection.weights import load_weights
 from puredrop.report.environment import environment
 
-__all__ = ["Request", "execute", "prepare"]
+__all__ = ["ExplainJob", "execute", "prepare"]
 
+_FORMAT = 1  # of explain.json
 _BUILT_IN = ("digits", "mnist")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked for; the fields are the command's options.
-
-    Args:
-        model: "module:factory", a folder of Hugging Face's, or one of a finished run of compare.
-        data: "digits", "mnist", or a .csv, .parquet or .npz file; None for the data of a run.
-        weights: the model's state, for a factory.
-        against: the state of the same model trained without dropout, or None.
-        target, columns: of a file.
-        task: "classification" or "regression"; None to infer it from the targets.
-        data_dir: folder of MNIST's files.
-        rows: at most so many are looked at.
-        members: how many masks and members are run.
-        seed: of masks and of the choice of rows.
-        copy: of a run: which of its seeds.
-        out: output folder.
-    """
-
-    model: str
-    data: str | None
-    weights: Path | None
-    against: Path | None
-    target: str | None
-    columns: tuple[str, ...] | None
-    task: Literal["classification", "regression"] | None
-    data_dir: Path | None
-    rows: int
-    members: int
-    seed: int
-    copy: int
-    out: Path | None
-
-
-@dataclass(frozen=True)
-class Job:
+class ExplainJob:
     """A network and its data, checked; nothing is written yet.
 
     Args:
-        subject: of the page.
-        folder: where it goes.
-        facts: about the data, for the page's head.
+        subject: the network and its rows.
+        folder: the folder that the page is written to.
+        facts: short texts about the data, for the page's head.
     """
 
     subject: Subject
@@ -77,7 +51,7 @@ class Job:
     facts: tuple[str, ...]
 
 
-def prepare(request: Request) -> Job:
+def prepare(request: ExplainRequest) -> ExplainJob:
     """Read model and data.
 
     Raises:
@@ -90,35 +64,45 @@ def prepare(request: Request) -> Job:
         raise NotADirectoryError(f"--out is {str(request.out)!r}, which is a file; expected a folder or a new name")
     folder = Path(request.model)
     if (folder / "results.json").is_file():
-        asked, where = _of_run(request, folder), folder
+        subject, out = _of_run(request, folder), folder
     elif folder.is_dir():
-        asked, where = _of_hugging_face(request, folder), Path("runs") / f"{folder.name}-explain"
+        subject, out = _of_hugging_face(request, folder), Path("runs") / f"{folder.name}-explain"
     else:
-        asked, where = _of_factory(request), Path("runs") / f"{request.model.replace(':', '-')}-explain"
-    asked = asked.fewer(request.rows)
-    return Job(asked, request.out or where, _facts(request, asked))
+        subject, out = _of_factory(request), Path("runs") / f"{request.model.replace(':', '-')}-explain"
+    subject = subject.fewer(request.rows)
+    return ExplainJob(subject, request.out or out, _facts(request, subject))
 
 
-def _of_run(request: Request, folder: Path) -> Subject:
-    """Return a network of a finished run, with its undropped model, on the run's data."""
+def _of_run(request: ExplainRequest, folder: Path) -> Subject:
+    """Take one network out of a finished run, with its undropped model, on the run's data."""
     for option in ("data", "weights", "against", "target", "columns", "task"):
         if getattr(request, option) is not None:
             name = "DATA" if option == "data" else f"--{option}"
             raise ValueError(f"{name} is given, but {folder} is a run of compare, which has its own; drop it")
-    found, weights = weights_of(folder)
-    identity = found["identity"]
+    results, weights = load_results(folder / "results.json"), _weights(folder)
+    identity = results["identity"]
     if not 0 <= request.copy < identity["seeds"]:
         raise ValueError(f"--copy is {request.copy}; expected 0 to {identity['seeds'] - 1}, the seeds of {folder}")
-    options = options_of(identity, request.data_dir)
-    data = data_of(options).to(torch.device("cpu"), getattr(torch, identity["dtype"]))
+    options = CompareOptions.from_identity(identity, request.data_dir)
+    data = load_data(options).to(torch.device("cpu"), getattr(torch, identity["dtype"]))
     if data.digest() != identity["data_digest"]:
         raise ValueError(f"{folder} is a run on other data than {identity['data']} holds now; run compare again")
-    data, network, _ = network_of(options, data)
-    epochs = found["arms"]["dropout"]["epochs"]
-    return subject(data, network, weights, request.copy, epochs, request.members, request.seed)
+    data, network, _ = make_network(options, data)
+    epochs = results["arms"]["dropout"]["epochs"]
+    return copy_of_run(data, network, weights, request.copy, epochs, request.members, request.seed)
 
 
-def _of_factory(request: Request) -> Subject:
+def _weights(folder: Path) -> dict[str, Parameters]:
+    """Read the weights of a run's arms with and without dropout."""
+    try:
+        return {
+            name: safetensors.torch.load_file(folder / f"weights-{name}.safetensors") for name in ("none", "dropout")
+        }
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{folder} has damaged weights ({error}); run compare again") from error
+
+
+def _of_factory(request: ExplainRequest) -> Subject:
     model, _ = made(request.model)
     model.eval()
     if request.weights is None:
@@ -132,7 +116,7 @@ def _of_factory(request: Request) -> Subject:
     return replace(_on_data(request, model), undropped=undropped)
 
 
-def _of_hugging_face(request: Request, folder: Path) -> Subject:
+def _of_hugging_face(request: ExplainRequest, folder: Path) -> Subject:
     try:
         import transformers
     except ImportError as error:
@@ -151,8 +135,8 @@ def _of_hugging_face(request: Request, folder: Path) -> Subject:
     return _on_data(request, model.eval(), folder)
 
 
-def _on_data(request: Request, model: Module, tokens: Path | None = None) -> Subject:
-    """The model with the rows that were named."""
+def _on_data(request: ExplainRequest, model: Module, folder: Path | None = None) -> Subject:
+    """Join the model with the rows that DATA names; `folder` holds the tokenizer of a Hugging Face model."""
     if request.data is None:
         raise ValueError("DATA is missing; expected digits, mnist, or a .csv, .parquet or .npz file")
     common: dict[str, Any] = {"members": request.members, "seed": request.seed}
@@ -161,18 +145,18 @@ def _on_data(request: Request, model: Module, tokens: Path | None = None) -> Sub
         train, test = data.train, data.test
         return Subject(request.model, model, test.x, test.y, "classification", train.x, train.y, **common)
     path = Path(request.data)
-    target = request.target or ("labels" if tokens else "y") if path.suffix == ".npz" else request.target
+    target = request.target or ("labels" if folder else "y") if path.suffix == ".npz" else request.target
     if target is None:
         raise ValueError(f"--target is missing; expected the column of {request.data} to predict")
-    x, y = read_rows(path, request.columns, target, named=tokens is not None)
+    x, y = read_rows(path, request.columns, target, named=folder is not None)
     assert y is not None
     if isinstance(x, list):
-        x = _tokens(tokens, x)
+        x = _tokens(folder, x)
     if y.dtype.kind not in "fiub":
         raise ValueError(f"--target {target!r} holds {y.dtype}; expected numbers: of classes, their numbers from 0")
     task = request.task or ("regression" if y.dtype.kind == "f" else "classification")
     targets = torch.as_tensor(y.astype("int64" if task == "classification" else "float32"))
-    rows = {name: torch.as_tensor(one) for name, one in x.items()} if isinstance(x, dict) else torch.as_tensor(x)
+    rows = {name: torch.as_tensor(array) for name, array in x.items()} if isinstance(x, dict) else torch.as_tensor(x)
     return Subject(request.model, model, rows, targets, task, **common)
 
 
@@ -185,7 +169,7 @@ def _tokens(folder: Path | None, texts: list[str]) -> dict[str, Any]:
     return dict(tokenizer(texts, padding=True, truncation=True, return_tensors="np"))
 
 
-def _facts(request: Request, subject: Subject) -> tuple[str, ...]:
+def _facts(request: ExplainRequest, subject: Subject) -> tuple[str, ...]:
     count = sum(value.numel() for value in subject.model.parameters())
     facts = [f"{count:,} parameters", f"{len(subject.y)} rows"]
     if subject.train_y is not None:
@@ -195,25 +179,33 @@ def _facts(request: Request, subject: Subject) -> tuple[str, ...]:
     return tuple(facts)
 
 
-def execute(job: Job, line: list[str]) -> tuple[Explanation, Path]:
-    """Measure, and write explain.html and explain.json.
+def execute(job: ExplainJob, line: list[str]) -> tuple[Explanation, Path]:
+    """Analyse the network, and write explain.html and explain.json.
 
     Args:
         job: as prepared.
         line: the command's arguments, for the page.
+
+    Returns:
+        The analysis, and the page's path.
     """
-    is_terminal = sys.stderr.isatty()
+    console = Console(stderr=True)
+    with progress(console, "questions", transient=True) as display:
+        bar = display.add_task("explain", total=None, note="")
 
-    def on_stage(question: str) -> None:
-        print(f"\r\033[K{question}" if is_terminal else question, end="" if is_terminal else "\n", file=sys.stderr)
+        def on_question(question: str) -> None:
+            display.update(bar, note=question)
+            if not console.is_terminal:
+                print(question, file=sys.stderr)
 
-    found = analyse(job.subject, on_stage)
-    if is_terminal:
-        print("\r\033[K", end="", file=sys.stderr)
-    seen = {**environment(), "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        explanation = analyse(job.subject, on_question)
+    created = {**environment(), "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     command = f"puredrop {shlex.join(line)}"
-    record = {"name": found.name, "facts": job.facts, "command": command, "environment": seen, **found.to_dict()}
+    record = {
+        "format": _FORMAT, "name": explanation.name, "facts": job.facts, "command": command, "environment": created,
+        **explanation.to_dict(),
+    }  # fmt: skip
     job.folder.mkdir(parents=True, exist_ok=True)
     write(job.folder / "explain.json", json.dumps(record, indent=1).encode())
-    found.save(job.folder / "explain.html", facts=job.facts, command=command)
-    return found, job.folder / "explain.html"
+    explanation.save(job.folder / "explain.html", facts=job.facts, command=command)
+    return explanation, job.folder / "explain.html"

@@ -10,7 +10,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 
-from puredrop.compare import report, terminal
+from puredrop.cli.compare import execute, summary
+from puredrop.compare import page as compare_page
 from puredrop.compare.wording import findings, quantities, verdict
 from puredrop.report import page as _page
 from puredrop.report.section import Section
@@ -27,15 +28,15 @@ def figure(*values):
     return {"mean": sum(values) / len(values), "per_seed": list(values)}
 
 
-def rejection():
-    return {"area": figure(0.001, 0.002), "share": [0.25, 0.5, 1.0], "error": [0.0, 0.01, 0.025]}
+def curve():
+    return {"area": figure(0.001, 0.002), "coverage": [0.25, 0.5, 1.0], "error": [0.0, 0.01, 0.025]}
 
 
 def arm(nll, **more):
     record = {
         "error": figure(0.02, 0.03), "nll": figure(nll, nll + 0.01), "calibration_error": figure(0.01, 0.02),
         "training_nll": figure(0.01, 0.01), "gap": figure(nll - 0.01, nll), "weight_norms": {"0": figure(3.0, 4.0)},
-        "rejection": rejection(), "mc": None, "epochs": 2, "best_epoch": [1, 2], "seconds_per_epoch": 0.5,
+        "selective_prediction": curve(), "mc": None, "epochs": 2, "best_epoch": [1, 2], "seconds_per_epoch": 0.5,
         "history": {"training_loss": [[1.0, 1.0]] * 2, "validation_loss": [[0.5, 0.6], [0.4, 0.55]]},
     }  # fmt: skip
     return {**record, **more}
@@ -43,9 +44,9 @@ def arm(nll, **more):
 
 @pytest.fixture
 def results():
-    mc = {key: figure(0.1, 0.2) for key in ("error", "nll", "calibration_error")} | {"rejection": rejection()}
+    mc = {key: figure(0.1, 0.2) for key in ("error", "nll", "calibration_error")} | {"selective_prediction": curve()}
     return {
-        "schema": 1,
+        "format": 2,
         "name": "digits",
         "notes": [],
         "identity": {"data": "digits", "data_digest": "0", "hidden": [8, 4], "rates": [0.5, 0.3], "input_rate": 0.0,
@@ -65,12 +66,12 @@ def results():
             "gap": difference(0.02, 0.01, 0.03), "mc_nll": difference(0.01, 0.005, 0.015), "mc_error": difference(0, -1, 1),
             "mc_area": difference(0.001, -0.002, 0.004, 0.007),
         },
-        "samples": {
+        "members_needed": {
             "members": [1, 25, 50], "nll": [figure(0.3, 0.3), figure(0.16, 0.16), figure(0.1, 0.2)], "enough": 25,
             "to_one_pass": [difference(0.1, 0.05, 0.15), difference(0.02, 0.01, 0.03), difference(0.01, -0.01, 0.03)],
             "excess": [difference(0.15, 0.1, 0.2), difference(0.001, 0.0005, 0.0015)],
         },
-        "account": {
+        "explanation": {
             "verdict": "", "skipped": {},
             "findings": [{"id": "l2", "held": False, "text": "“it acts like L2”: .54 of it"}],
             "sections": [Section("l2", "Does it act like L2?", "Up to a factor.", "0.54", "ratio").to_dict()],
@@ -114,7 +115,7 @@ def test_the_verdict(results, nll, error, expected):
 
 
 def test_the_page_is_self_contained_and_shows_the_numbers(results):
-    page = report.render(results)
+    page = compare_page.render(results)
     own = page.replace(get_plotlyjs(), "")
     assert len(own) < len(page)
     assert not re.search(r"https?://|<link|src=|@import|url\(", own)
@@ -136,7 +137,7 @@ def shared(results):
 
 
 def test_the_arm_batchwise(shared):
-    page = report.render(shared)
+    page = compare_page.render(shared)
     for text in (
         "Faster, with masks that groups share?",
         "NLL, masks shared by 4 groups of a batch against a mask for each row:</strong> +0.0100 [+0.0020, +0.0200]. "
@@ -149,7 +150,7 @@ def test_the_arm_batchwise(shared):
         assert text in page, text
     found = dict(re.findall(r'<script type="application/json" id="([\w-]+)-data">(.*?)</script>', page, re.S))
     assert set(found) == {
-        "nll", "error", "gap", "mc_nll", "curves", "cost-1", "batchwise_error", "samples", "rejection"
+        "nll", "error", "gap", "mc_nll", "curves", "cost-1", "batchwise_error", "members", "risk_coverage"
     }  # fmt: skip
     clock = json.loads(found["cost-1"])
     assert clock["layout"]["xaxis"]["title"]["text"] == "seconds of training, all seeds"
@@ -170,7 +171,7 @@ def several(results):
 
 
 def test_the_arm_networks(several):
-    page = report.render(several)
+    page = compare_page.render(several)
     for text in (
         "NLL, five networks without dropout against 50 members:</strong> −0.0200 [−0.0300, −0.0100]. "
         "Five networks are better.",
@@ -186,14 +187,14 @@ def test_the_arm_networks(several):
         name: json.loads(text)
         for name, text in re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S)
     }
-    drawn = {trace["name"]: trace for trace in found["samples"]["data"]}
+    drawn = {trace["name"]: trace for trace in found["members"]["data"]}
     assert list(drawn) == ["mean of members", "one pass", "five networks"]
     assert drawn["mean of members"]["y"] == [0.1, 0.02, 0.01]
     assert drawn["mean of members"]["error_y"]["array"] == pytest.approx([0.05, 0.01, 0.02])
     assert drawn["five networks"]["y"] == pytest.approx([-0.01, -0.01])
-    names = [trace["name"] for trace in found["rejection"]["data"]]
+    names = [trace["name"] for trace in found["risk_coverage"]["data"]]
     assert names == ["without dropout", "one pass", "50 members", "five networks"]
-    assert found["rejection"]["data"][0]["y"] == [0.0, 1.0, 2.5]
+    assert found["risk_coverage"]["data"][0]["y"] == [0.0, 1.0, 2.5]
     assert [trace["name"] for trace in found["curves"]["data"] if "name" in trace] == [
         "without dropout",
         "with dropout",
@@ -201,25 +202,27 @@ def test_the_arm_networks(several):
 
 
 def test_fewer_members_than_all_may_not_be_enough(results):
-    results["samples"]["enough"] = None
-    assert "Fewer than 50 members were not shown to come within 0.002 nats of the NLL of 50." in report.render(results)
+    results["members_needed"]["enough"] = None
+    assert "Fewer than 50 members were not shown to come within 0.002 nats of the NLL of 50." in compare_page.render(
+        results
+    )
 
 
-def test_one_pass_of_a_regression_has_no_curve_of_rejection(results):
+def test_one_pass_of_a_regression_has_no_risk_coverage_curve(results):
     results["identity"]["task"] = "regression"
     for record in results["arms"].values():
-        record["rejection"] = record["calibration_error"] = None
+        record["selective_prediction"] = record["calibration_error"] = None
     results["differences"].pop("mc_area")
-    page = report.render(results)
-    data = json.loads(re.search(r'id="rejection-data">(.*?)</script>', page, re.S)[1])["data"]
+    page = compare_page.render(results)
+    data = json.loads(re.search(r'id="risk_coverage-data">(.*?)</script>', page, re.S)[1])["data"]
     assert [trace["name"] for trace in data] == ["50 members"]
     assert "one pass is as sure of any row as of another" in page
 
 
 def test_every_figure_is_json_with_titles_units_and_the_values_measured(results):
-    page = report.render(results)
+    page = compare_page.render(results)
     found = dict(re.findall(r'<script type="application/json" id="(\w+)-data">(.*?)</script>', page, re.S))
-    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves", "samples", "rejection"}
+    assert set(found) == {"nll", "error", "gap", "mc_nll", "curves", "members", "risk_coverage"}
     assert "<" not in "".join(found.values())  # nothing in a figure can end the script element it stands in
     figures = {name: json.loads(text) for name, text in found.items()}
     for name, drawn in figures.items():
@@ -242,25 +245,30 @@ def test_the_closing_paragraph_says_of_members_what_the_interval_allows(results)
     held = findings(results)[0]
     assert held.held
     assert "no difference found" in held.text
-    page = report.render(results)
+    page = compare_page.render(results)
     assert "<strong>What held:</strong> “one pass averages 2<sup>n</sup> networks”" in page
     assert "<strong>What did not:</strong> “it acts like L2”: .54 of it." in page
 
 
 def test_an_arm_that_never_reaches_the_target_says_so(results):
     results["arms"]["dropout"]["history"]["validation_loss"] = [[0.9, 0.9], [0.8, 0.8]]
-    page = report.render(results)
+    page = compare_page.render(results)
     assert "without dropout 1.0 s, with dropout never" in page
 
 
 def test_a_network_that_cannot_be_looked_into_says_why(results):
-    results["account"] = {"verdict": "", "findings": [], "sections": [], "skipped": {"model": "no dropout is reached"}}
-    assert "could not be looked into: no dropout is reached." in report.render(results)
+    results["explanation"] = {
+        "verdict": "",
+        "findings": [],
+        "sections": [],
+        "skipped": {"model": "no dropout is reached"},
+    }
+    assert "could not be analysed: no dropout is reached." in compare_page.render(results)
 
 
 def test_text_from_the_results_is_escaped(results):
     results["name"] = "</script><script>alert(1)</script>"
-    page = report.render(results)
+    page = compare_page.render(results)
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
 
@@ -268,7 +276,7 @@ def test_text_from_the_results_is_escaped(results):
 @pytest.mark.parametrize("width", [80, 120])
 def test_five_lines_that_fit_the_terminal(results, width):
     stream = io.StringIO()
-    terminal.summary(
+    summary(
         results,
         Path("runs/digits/report.html"),
         Console(file=stream, width=width, force_terminal=True, color_system=None),
@@ -295,7 +303,7 @@ def test_progress_shows_the_time_left_on_a_terminal_and_nothing_elsewhere(result
     for is_terminal in (True, False):
         stream = io.StringIO()
         console = Console(file=stream, width=120, force_terminal=is_terminal)
-        assert terminal.execute(Finished(), console) is results
+        assert execute(Finished(), console) is results
         assert ("2/5" in stream.getvalue()) == is_terminal
         assert ("validation loss 0.5000" in stream.getvalue()) == is_terminal
         assert ("measuring: one pass" in stream.getvalue()) == is_terminal

@@ -1,4 +1,4 @@
-"""Which seeds each of several processes trains, and how all have all of them again after an epoch."""
+"""Seeds divided among the processes that torchrun started, and gathered again after an epoch."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Share", "is_first", "joined"]
+__all__ = ["Worker", "is_first", "this_worker"]
 
 
 @dataclass(frozen=True)
-class Share:
+class Worker:
     """One process among those that torchrun started.
 
     Args:
-        rank, size: its number, and how many there are.
+        rank: the number of this process, from 0.
+        size: the number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
-    def of(self, count: int, rank: int | None = None) -> slice:
-        """The part of so many seeds that a process trains, as even as can be."""
+    def seeds(self, count: int, rank: int | None = None) -> slice:
+        """Return the part of `count` seeds that a process trains; the parts differ by at most one seed."""
         rank = self.rank if rank is None else rank
         return slice(count * rank // self.size, count * (rank + 1) // self.size)
 
-    def gather(self, whole: Tensor, own: Tensor) -> None:
+    def gather(self, whole: Tensor, part: Tensor) -> None:
         """Write every process's part, along the first dimension, into a tensor of all seeds."""
         for rank in range(self.size):
-            seeds = self.of(len(whole), rank)
-            part = own.contiguous() if rank == self.rank else torch.empty_like(whole[seeds])
-            dist.broadcast(part, rank)
-            whole[seeds] = part
+            seeds = self.seeds(len(whole), rank)
+            sent = part.contiguous() if rank == self.rank else torch.empty_like(whole[seeds])
+            dist.broadcast(sent, rank)
+            whole[seeds] = sent
 
     def wait(self) -> None:
-        """Until all are here: before the first writes what the others have looked for."""
+        """Wait until all processes are here: before the first writes what the others have looked for."""
         if self.size > 1:
             dist.barrier()
 
     def end(self, code: int) -> int:
-        """When all is written: the exit code, or, where there are several processes, the exit itself.
+        """Return the exit code, or, where there are several processes, end this process with it.
 
         Gloo's threads abort a process now and then that takes itself down in order (seen on 3 of 6 runs of 4 processes
         without destroy_process_group, and on single ones with it).
@@ -60,15 +61,15 @@ def _size() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started."""
+    """Return whether this process prints, of those that torchrun started."""
     return _size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
-def joined() -> Share:
-    """The share of this process: all, unless torchrun started several."""
+def this_worker() -> Worker:
+    """Return this process as a worker, and connect it with the others where torchrun started several."""
     size = _size()
     if size == 1:
-        return Share()
+        return Worker()
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    return Share(dist.get_rank(), size)
+    return Worker(dist.get_rank(), size)

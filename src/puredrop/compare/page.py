@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file made from the results alone."""
+"""The page of a run: one self-contained HTML file made from the results alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import shlex
 import statistics
 from typing import Any
 
-from puredrop.compare.cost import cost, loss_axis, trained
-from puredrop.compare.measure import MEMBERS
+from puredrop.compare.evaluation import MEMBERS
 from puredrop.compare.sweep import section
 from puredrop.compare.training import BATCH, LEARNING_RATE, PATIENCE
 from puredrop.compare.wording import ARM_NAMES, Quantity, enough, findings, quantities, verdict
@@ -22,7 +21,7 @@ _LEGEND = {"orientation": "h", "traceorder": "normal", "x": 1, "xanchor": "right
 
 
 def render(results: dict[str, Any]) -> str:
-    """Make the page.
+    """Return the page.
 
     Args:
         results: as in results.json.
@@ -51,12 +50,12 @@ def render(results: dict[str, Any]) -> str:
 
 
 def _sections(results: dict[str, Any]) -> dict[str, Section]:
-    """By id: of the first seed's network, and of what the run measured beside its arms."""
-    found = {one["id"]: Section.from_dict(one) for one in results["account"]["sections"]}
-    found["cost"] = cost(results)
+    """Return by id the sections on the first seed's network, the cost and the sweep."""
+    sections = {record["id"]: Section.from_dict(record) for record in results["explanation"]["sections"]}
+    sections["cost"] = _cost(results)
     if results["sweep"]:
-        found["rates"] = section(results["sweep"], results["identity"]["task"] == "classification")
-    return found
+        sections["rates"] = section(results["sweep"], results["identity"]["task"] == "classification")
+    return sections
 
 
 def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
@@ -79,14 +78,14 @@ def _row(q: Quantity, results: dict[str, Any]) -> dict[str, Any]:
 
 def _figures(results: dict[str, Any]) -> dict[str, Figure]:
     measured = quantities(results)
-    wanted = ("nll", "error", "gap", "mc_nll", "batchwise_error")
-    pairs = {key: _pairs(q, results) for key, q in measured.items() if key in wanted}
-    drawn = {"curves": _curves(results), "samples": _samples(results), "rejection": _rejection(results)}
+    paired = ("nll", "error", "gap", "mc_nll", "batchwise_error")
+    pairs = {key: _pairs(q, results) for key, q in measured.items() if key in paired}
+    drawn = {"curves": _curves(results), "members": _members(results), "risk_coverage": _risk_coverage(results)}
     return {**pairs, **drawn}
 
 
 def _pairs(q: Quantity, results: dict[str, Any]) -> Figure:
-    """One line per seed from its value before to its value after, and the means beside them."""
+    """Draw one line per seed from its value before to its value after, and the means at both sides."""
     before, after = (q.value(results, path) for path in (q.before, q.after))
     labels, colors = (
         [ARM_NAMES[path[0]] for path in (q.before, q.after)],
@@ -112,9 +111,9 @@ def _pairs(q: Quantity, results: dict[str, Any]) -> Figure:
 
 
 def _curves(results: dict[str, Any]) -> Figure:
-    """Validation loss by epoch: mean over seeds, and the band from the best seed to the worst."""
+    """Draw the validation loss by epoch: the mean over seeds, and the band from the best seed to the worst."""
     traces: list[Trace] = []
-    for name, record in trained(results).items():
+    for name, record in _trained(results).items():
         history = record["history"]["validation_loss"]
         epochs = list(range(1, len(history) + 1))
         low, high = [min(e) for e in history], [max(e) for e in history]
@@ -123,15 +122,15 @@ def _curves(results: dict[str, Any]) -> Figure:
         traces.append(line(epochs, mean, f"@{name}", "epoch %{x}: %{y:.4f}", width=2.5, name=ARM_NAMES[name]))
     alt = "validation loss by epoch, " + "; ".join(
         f"{ARM_NAMES[name]}: lowest at epoch {statistics.median(record['best_epoch']):.0f} (median over seeds)"
-        for name, record in trained(results).items()
+        for name, record in _trained(results).items()
     )
-    return Figure(alt, traces, {"xaxis": axis("epoch", zeroline=False), "yaxis": loss_axis(), "legend": _LEGEND})
+    return Figure(alt, traces, {"xaxis": axis("epoch", zeroline=False), "yaxis": _loss_axis(), "legend": _LEGEND})
 
 
-def _samples(results: dict[str, Any]) -> Figure:
-    """NLL of the mean of so many members beside that of one pass, with the interval of the difference."""
-    found, dropout = results["samples"], results["arms"]["dropout"]
-    numbers, differences = found["members"], found["to_one_pass"]
+def _members(results: dict[str, Any]) -> Figure:
+    """Draw the NLL of the mean of members minus that of one pass, by number of members, with intervals."""
+    record, dropout = results["members_needed"], results["arms"]["dropout"]
+    numbers, differences = record["members"], record["to_one_pass"]
     away = [difference["estimate"] for difference in differences]
     text = [
         f"{number} members: {d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
@@ -159,31 +158,31 @@ def _level(name: str, y: float, color: str, numbers: list[int]) -> Trace:
 
 
 def _more(results: dict[str, Any]) -> str:
-    """By how much infinitely many members would lower the NLL: what is lost to few falls as one over their number."""
-    found = results["samples"]
-    half, every = found["members"][-2:]
-    left = found["excess"][-1]["estimate"] * half / (every - half)
-    return f"{max(left, 0.0):.4f}"
+    """Return by how much infinitely many members would lower the NLL, whose excess falls as one over their number."""
+    record = results["members_needed"]
+    half, every = record["members"][-2:]
+    excess = record["excess"][-1]["estimate"] * half / (every - half)
+    return f"{max(excess, 0.0):.4f}"
 
 
-def _rejection(results: dict[str, Any]) -> Figure:
-    """Draw the error on the rows that each way of predicting is most confident of, by the share of rows."""
+def _risk_coverage(results: dict[str, Any]) -> Figure:
+    """Draw the error on the most confident rows of each way of predicting, by the share of rows kept."""
     error = quantities(results)["error"]
     label = error.title.split()[0]
     ways = [(name, name, record) for name, record in results["arms"].items() if name != "batchwise"]
     ways.insert(2, ("members", f"{MEMBERS} members", results["arms"]["dropout"]["mc"]))
     traces, ends = [], []
     for color, name, record in ways:
-        found = record["rejection"]
-        if found is None:
+        curve = record["selective_prediction"]
+        if curve is None:
             continue
         name = {"none": "without dropout", "dropout": "one pass", "networks": "five networks"}.get(name, name)
-        y = [value * error.scale for value in found["error"]]
+        y = [value * error.scale for value in curve["error"]]
         hover = f"most confident %{{x:.0f}} %: {label} %{{y:.{error.digits}f}}{error.unit}"
-        x = [100 * share for share in found["share"]]
+        x = [100 * coverage for coverage in curve["coverage"]]
         traces.append(line(x, y, f"@{color}", hover, extra=name, width=2.5, name=name))
-        half = found["share"].index(0.5)
-        ends.append(f"{name} {error.show(found['error'][half])}{error.unit} on half of the rows")
+        half = curve["coverage"].index(0.5)
+        ends.append(f"{name} {error.show(curve['error'][half])}{error.unit} on half of the rows")
     xaxis = axis("share of rows kept, the most confident first (%)", range=[8, 102], dtick=20)
     yaxis = axis(f"{label} on them{' (%)' if error.unit else ''}", rangemode="tozero")
     alt = f"{label} by the share of rows kept: " + "; ".join(ends)
@@ -191,7 +190,7 @@ def _rejection(results: dict[str, Any]) -> Figure:
 
 
 def _arms_table(results: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Rows of the table of the arms: a label and one text per arm."""
+    """Return the rows of the table of arms: a label and one text per arm."""
     arms = list(results["arms"].values())
     classification = results["identity"]["task"] == "classification"
     digits = quantities(results)["error"].digits
@@ -240,3 +239,67 @@ def _command(identity: dict[str, Any]) -> str:
         f"puredrop compare {shlex.quote(identity['data'])} {network} "
         f"--epochs {identity['epochs']} --seeds {identity['seeds']}{rows}"
     )
+
+
+def _trained(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the arms whose training is drawn: the five networks learn as the one without dropout does."""
+    return {name: record for name, record in results["arms"].items() if name != "networks"}
+
+
+def _loss_axis() -> dict[str, Any]:
+    """Return the axis of validation losses."""
+    ticks = [base * 10**power for power in range(-4, 2) for base in (1, 1.5, 2, 3, 5, 7)]
+    return {"title": {"text": "validation loss (log scale)"}, "type": "log", "zeroline": False, "tickvals": ticks}
+
+
+def _mean(record: dict[str, Any]) -> list[float]:
+    """Return the validation loss by epoch, the mean over seeds."""
+    return [statistics.fmean(epoch) for epoch in record["history"]["validation_loss"]]
+
+
+def _cost(results: dict[str, Any]) -> Section:
+    """Return the section on cost: seconds until an arm reaches the lowest loss of the arm without dropout."""
+    target = min(_mean(results["arms"]["none"]))
+    times: dict[str, float | None] = {}
+    for name, record in _trained(results).items():
+        epochs = [epoch for epoch, loss in enumerate(_mean(record), 1) if loss <= target]
+        times[name] = epochs[0] * record["seconds_per_epoch"] if epochs else None
+    texts = [
+        f"{ARM_NAMES[name]} {time:.1f} s" if time is not None else f"{ARM_NAMES[name]} never"
+        for name, time in times.items()
+    ]
+    per_epoch = ", ".join(
+        f"{ARM_NAMES[name]} {record['seconds_per_epoch']:.2f} s" for name, record in _trained(results).items()
+    )
+    sentence = (
+        f"To the lowest validation loss that the network reaches without dropout, {target:.4f}: {', '.join(texts)}."
+    )
+    how = (
+        f"Seconds of training of all {results['identity']['seeds']} seeds together, an epoch counted at the arm's "
+        f"average ({per_epoch}); the loss is the mean over seeds. The arm without dropout chose the target. "
+        "One run on one machine: these times have no interval."
+    )
+    dropout = times["dropout"]
+    number = "never" if dropout is None else f"{dropout:.1f} s"
+    return Section(
+        "cost", "What did it cost?", sentence, number, "with dropout, to that loss", (_clock(results, target),), how
+    )
+
+
+def _clock(results: dict[str, Any], target: float) -> Figure:
+    """Draw the validation loss by seconds of training, the mean over seeds, and each arm's test error."""
+    traces, ends, longest = [], [], 0.0
+    error = quantities(results)["error"]
+    for name, record in _trained(results).items():
+        mean = _mean(record)
+        seconds = [record["seconds_per_epoch"] * epoch for epoch in range(1, len(mean) + 1)]
+        longest = max(longest, seconds[-1])
+        text = f"test {error.title.split()[0]} {error.show(record['error']['mean'])}{error.unit}"
+        label = f"{ARM_NAMES[name]}, {text}"
+        traces.append(line(seconds, mean, f"@{name}", "%{x:.1f} s: %{y:.4f}", width=2.5, name=label))
+        ends.append(f"{ARM_NAMES[name]} {seconds[-1]:.0f} s, {text}")
+    traces.append(level([0, longest], target, "@line", "target", None, hoverinfo="skip"))
+    xaxis = axis("seconds of training, all seeds", zeroline=False)
+    alt = f"validation loss by seconds of training, target {target:.4f}; " + "; ".join(ends)
+    legend = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
+    return Figure(alt, traces, {"xaxis": xaxis, "yaxis": _loss_axis(), "legend": legend})

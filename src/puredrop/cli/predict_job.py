@@ -1,4 +1,4 @@
-"""`puredrop predict`: an ensemble over a file of rows, in parts that survive a kill, on one process or several."""
+"""The work of `puredrop predict`: parts of a file that survive a kill, on one process or several."""
 
 from __future__ import annotations
 
@@ -9,62 +9,39 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from torch.nn import Module
 
 from puredrop._files import check_format, digest, replacing, write
-from puredrop.cli._rows import read_rows
+from puredrop.cli.predict import PredictRequest
+from puredrop.cli.progress import progress
+from puredrop.cli.rows_file import read_rows
 from puredrop.ensemble import DropoutEnsemble
 from puredrop.inspection.load import made
 from puredrop.inspection.weights import load_weights
 
-__all__ = ["Job", "Request", "execute", "prepare"]
+__all__ = ["PredictJob", "execute", "prepare"]
 
-_FORMAT = 1  # of job.json and the parts beside it
+_FORMAT = 1  # of job.json and the parts in its folder
 _POLL = 0.2  # seconds between looks for other processes' parts
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for.
+class PredictJob:
+    """Rows to be predicted, in parts; each part is a file of its own until all parts are there.
 
     Args:
-        model: "module:factory" of the trained model.
-        data: a .csv, .parquet or .npz file.
-        out: the .parquet file to be written.
-        num_samples, task, seed, masks: as `DropoutEnsemble` has them.
-        columns: of a table: the features, in the model's order; all numeric ones if None.
-        weights: a file of the model's state, .safetensors or what torch.save wrote, or None.
-        part_rows: rows of a part.
-    """
-
-    model: str
-    data: Path
-    out: Path
-    num_samples: int
-    task: Literal["classification", "regression"]
-    seed: int
-    masks: Literal["shared", "independent"]
-    columns: tuple[str, ...] | None
-    weights: Path | None
-    part_rows: int
-
-
-class Job:
-    """Rows to be predicted, in parts; each is a file of its own until all are there.
-
-    Args:
-        request: what was asked for.
-        model: with its weights.
+        request: the command's options.
+        model: the trained model.
         x: (rows, ...).
     """
 
-    def __init__(self, request: Request, model: Module, x: NDArray[Any]) -> None:
+    def __init__(self, request: PredictRequest, model: Module, x: NDArray[Any]) -> None:
         self.request = request
         self.x = x
         self.ensemble = DropoutEnsemble(model, request.task, seed=request.seed, masks=request.masks)
@@ -83,49 +60,59 @@ class Job:
 
     @property
     def starts(self) -> range:
-        """First rows of all parts."""
+        """Return the first rows of all parts."""
         return range(0, len(self.x), self.request.part_rows)
 
+    @property
+    def own_starts(self) -> range:
+        """Return the first rows of the parts that this process predicts."""
+        return self.starts[self.rank :: self.world]
+
+    @property
+    def own_rows(self) -> int:
+        """Return the number of rows that this process predicts."""
+        return sum(len(self.x[start : start + self.request.part_rows]) for start in self.own_starts)
+
     def part(self, start: int) -> Path:
-        """A part's file."""
+        """Return the file of the part that begins at a row."""
         return self.folder / f"{start:012d}.parquet"
 
     def begin(self) -> int:
-        """Make the folder, or find the one of the same job that was stopped; how many parts it holds.
+        """Make the folder, or go on with that of the same job; return the number of parts that it holds.
 
         Raises:
-            ValueError: if it is that of another job.
+            ValueError: if the folder belongs to another job, or another version made it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         state = self.folder / "job.json"
         if not state.exists():
             write(state, self._state.encode())
             return 0
-        there = json.loads(state.read_text())
-        check_format(state, there.get("format"), _FORMAT, f"finish that job with that version, or delete {self.folder}")
-        if there != json.loads(self._state):
+        stored = json.loads(state.read_text())
+        fix = f"finish that job with that version, or delete {self.folder}"
+        check_format(state, stored.get("format"), _FORMAT, fix)
+        if stored != json.loads(self._state):
             raise ValueError(
                 f"{self.folder} holds an unfinished job with another model, data or options; finish that, or delete it"
             )
         return sum(self.part(start).exists() for start in self.starts)
 
     def run(self) -> Iterator[int]:
-        """Do this process's share of the parts, giving the rows done so far; then, on the first, put all together."""
-        done = 0
-        for start in list(self.starts)[self.rank :: self.world]:
+        """Predict this process's parts, giving the rows predicted so far; then the first process joins all parts."""
+        count = 0
+        for start in self.own_starts:
             rows = self.x[start : start + self.request.part_rows]
             if not self.part(start).exists():
                 self._write(start, rows)
-            done += len(rows)
-            yield done
+            count += len(rows)
+            yield count
         if self.rank == 0:
             while not all(self.part(start).exists() for start in self.starts):
                 time.sleep(_POLL)  # torchrun ends this process if another one fails
             self._join()
 
     def _write(self, start: int, rows: NDArray[Any]) -> None:
-        found = self.ensemble.predict(rows, members=self.request.num_samples, keep=0, first_row=start)
-        frame = found.frame()
+        frame = self.ensemble.predict(rows, members=self.request.members, keep=0, first_row=start).frame()
         frame.insert(0, "row", range(start, start + len(rows)))
         write(self.part(start), frame.to_parquet(None, index=False))
 
@@ -139,7 +126,7 @@ class Job:
         shutil.rmtree(self.folder)
 
 
-def prepare(request: Request) -> Job:
+def prepare(request: PredictRequest) -> PredictJob:
     """Read model and data.
 
     Raises:
@@ -149,28 +136,31 @@ def prepare(request: Request) -> Job:
         raise ValueError(f"--out is {str(request.out)!r}; expected a file named .parquet")
     if request.out.exists():
         raise ValueError(f"--out {str(request.out)!r} exists; expected a new file (delete it, or name another)")
-    if request.num_samples < 1 or request.part_rows < 1:
-        name = "--num-samples" if request.num_samples < 1 else "--part-rows"
-        raise ValueError(f"{name} is {min(request.num_samples, request.part_rows)}; expected 1 or more")
+    if request.members < 1 or request.part_rows < 1:
+        name = "--members" if request.members < 1 else "--part-rows"
+        raise ValueError(f"{name} is {min(request.members, request.part_rows)}; expected 1 or more")
     x, _ = read_rows(request.data, request.columns)
     if not isinstance(x, np.ndarray):
         raise ValueError(f"--columns is {','.join(request.columns or ())}; expected numbers, in one array")
     model, _ = made(request.model)
     if request.weights is not None:
         load_weights(model, request.weights, "--weights")
-    return Job(request, model, x)
+    return PredictJob(request, model, x)
 
 
-def execute(job: Job) -> None:
-    """Run a job and say how far it is."""
-    there = job.begin()
-    if there and job.rank == 0:
-        print(f"going on with {there} of {len(job.starts)} parts", file=sys.stderr)
-    for done in job.run():
-        if job.rank == 0:
-            print(f"\r{done} rows", end="", file=sys.stderr, flush=True)
-    if job.rank == 0:
-        print(f"\r{len(job.x)} rows, {job.request.num_samples} members each: {job.request.out}", file=sys.stderr)
-    for path, why in job.ensemble.skipped.items():
-        if job.rank == 0:
-            print(f"not part of any member: {path}: {why}", file=sys.stderr)
+def execute(job: PredictJob) -> None:
+    """Run a job, show its progress, and say what was written."""
+    parts = job.begin()
+    if job.rank:
+        for _ in job.run():
+            pass
+        return
+    if parts:
+        print(f"going on with {parts} of {len(job.starts)} parts", file=sys.stderr)
+    with progress(Console(stderr=True), "rows", transient=True) as display:
+        bar = display.add_task("predict", total=job.own_rows, note="")
+        for rows in job.run():
+            display.update(bar, completed=rows)
+    print(f"{len(job.x)} rows, {job.request.members} members each: {job.request.out}", file=sys.stderr)
+    for path, reason in job.ensemble.skipped.items():
+        print(f"not part of any member: {path}: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Rows of a user's file, as a trained model takes them: nothing is scaled, nothing encoded."""
+"""A user's file of rows, read as a trained model takes them: nothing is scaled, nothing encoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = NDArray[Any] | dict[str, NDArray[Any]] | list[str]
 def read_rows(
     path: Path, columns: tuple[str, ...] | None, target: str | None = None, *, named: bool = False
 ) -> tuple[Rows, NDArray[Any] | None]:
-    """Features and, where it is named, what is to be predicted.
+    """Read the features and, where a target is named, the values to be predicted.
 
     Args:
         path: a .csv, .parquet or .npz file.
@@ -26,7 +26,7 @@ def read_rows(
         named: whether arrays go to the model by name, all of them if `columns` is None.
 
     Returns:
-        Features: (rows, ...), arrays by name, or texts; and the targets.
+        The features, as (rows, ...), arrays by name, or texts; and the targets, (rows,), or None.
 
     Raises:
         ValueError, OSError: with one line that names what is wrong.
@@ -35,13 +35,13 @@ def read_rows(
         raise FileNotFoundError(f"DATA {str(path)!r} is no file")
     if path.suffix not in (".csv", ".parquet", ".npz"):
         raise ValueError(f"DATA is {str(path)!r}; expected a file named .csv, .parquet or .npz")
-    found, y = (_of_arrays if path.suffix == ".npz" else _of_table)(path, columns, target, named)
-    number = len(next(iter(found.values())) if isinstance(found, dict) else found)
+    x, y = (_of_arrays if path.suffix == ".npz" else _of_table)(path, columns, target, named)
+    number = len(next(iter(x.values())) if isinstance(x, dict) else x)
     if not number:
         raise ValueError(f"DATA {str(path)!r} has no rows")
     if y is not None and len(y) != number:
         raise ValueError(f"DATA {str(path)!r} has {number} rows, but {len(y)} in {target!r}")
-    return found, y
+    return x, y
 
 
 def _of_arrays(

@@ -1,4 +1,4 @@
-"""A network taken out of a run: itself, its twin, and the very masks of its training, had again from keys."""
+"""A network taken out of a run: itself, its undropped model, and the very masks of its training, had again from keys."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from torch import nn
 
 from puredrop import explain
 from puredrop.compare import training
+from puredrop.compare.copies import copy_of_run
 from puredrop.compare.data import Data, DataSplit
 from puredrop.compare.network import Network
-from puredrop.compare.subject import subject
 from puredrop.compare.tasks import Classification
 from puredrop.compare.training import Arm, train
 
@@ -16,7 +16,7 @@ from puredrop.compare.training import Arm, train
 @pytest.fixture
 def data(monkeypatch):
     monkeypatch.setattr(training, "BATCH", 16)
-    monkeypatch.setattr("puredrop.compare.subject.BATCH", 16)
+    monkeypatch.setattr("puredrop.compare.copies.BATCH", 16)
     x = torch.randn(40, 5)
     rows = DataSplit(x, torch.randint(3, (40,)))
     return Data("made up", Classification(3), rows, rows, rows)
@@ -42,7 +42,7 @@ def test_the_masks_are_those_that_training_used(data, monkeypatch):
     monkeypatch.setattr(Network, "forward", look)
     arm = Arm.start(network, range(4), data.train.x, dropout=True)
     train(arm, network, data, range(4), 3)
-    found = subject(data, network, {"dropout": arm.best, "none": arm.best}, 2, 3)
+    found = copy_of_run(data, network, {"dropout": arm.best, "none": arm.best}, 2, 3)
     again = list(found.masks())
     assert len(again) == 9  # three of an epoch, the last of 8 rows
     assert all(set(own) == {"input", "2", "5"} for own in (*again, *seen))
@@ -52,14 +52,14 @@ def test_the_masks_are_those_that_training_used(data, monkeypatch):
     visits = explain.member_visits(found.model, data.test.x, masks=found.masks())
     assert visits.draws == 120
     assert torch.equal(visits.keep["2"], rows["2"].double().mean(0))
-    other = subject(data, network, {"dropout": arm.best, "none": arm.best}, 1, 3).masks()
+    other = copy_of_run(data, network, {"dropout": arm.best, "none": arm.best}, 1, 3).masks()
     assert not torch.equal(next(iter(other))["2"], again[0]["2"])
 
 
 def test_the_modules_are_the_copies(data):
     network = Network((5, 12, 3), (0.5,), 0.1)
     weights = network.initial(range(3))
-    found = subject(data, network, {"dropout": weights, "none": weights}, 1, 1)
+    found = copy_of_run(data, network, {"dropout": weights, "none": weights}, 1, 1)
     x = torch.randn(6, 5)
     expected = network.outputs(weights, x.expand(3, -1, -1))[1]
     for model, rates in ((found.model, [0.1, 0.5]), (found.undropped, [0.0, 0.0])):
