@@ -111,7 +111,7 @@ def test_a_rate_beyond_one_that_is_worse_does_not_count(monkeypatch):
     base = np.array([0.0, 0.5, 0.001, 0.002])[:, None, None]
     found = losses(monkeypatch, noise - noise.mean((1, 2), keepdims=True) + base)
     assert found["interval"] == [0.0, 0.0]
-    assert "no rate beside it is within noise" in section(found, False).sentence
+    assert "no neighbouring rate is within noise" in section(found, False).sentence
 
 
 def test_the_command_trains_a_sweep_and_the_page_shows_it(tmp_path, capsys):
