@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from puredrop.cli import main
-from puredrop.cli.explain import ExplainRequest
 from puredrop.cli.explain_job import prepare
+from puredrop.cli.requests import ExplainRequest
 
 FACTORY = """
 import torch

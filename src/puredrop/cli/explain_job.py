@@ -16,8 +16,8 @@ from rich.console import Console
 from torch.nn import Module
 
 from puredrop._files import write
-from puredrop.cli.explain import ExplainRequest
 from puredrop.cli.progress import progress
+from puredrop.cli.requests import ExplainRequest
 from puredrop.cli.rows_file import read_rows
 from puredrop.compare.copies import copy_of_run
 from puredrop.compare.data import load

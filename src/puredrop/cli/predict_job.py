@@ -19,8 +19,8 @@ from rich.console import Console
 from torch.nn import Module
 
 from puredrop._files import check_format, digest, replacing, write
-from puredrop.cli.predict import PredictRequest
 from puredrop.cli.progress import progress
+from puredrop.cli.requests import PredictRequest
 from puredrop.cli.rows_file import read_rows
 from puredrop.ensemble import DropoutEnsemble
 from puredrop.inspection.load import made
