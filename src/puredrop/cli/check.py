@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DESCRIPTION", "EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "name the mistakes that a model's dropout, or source files, make"
-DESCRIPTION = "Name the mistakes that a model's dropout makes, or those that source files show."
+DESCRIPTION = "Name the mistakes that a model's dropout makes, or those that source files\nshow."
 EXAMPLES = ""
 
 

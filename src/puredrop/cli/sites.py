@@ -13,7 +13,7 @@ from puredrop.cli.model_inputs import add_inputs
 __all__ = ["DESCRIPTION", "EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "run a model once and list every place where it drops"
-DESCRIPTION = "Run a model once in training and once in eval mode, and list every place where it\ndrops."
+DESCRIPTION = "Run a model once in training and once in eval mode, and list every place where\nit drops."
 EXAMPLES = ""
 
 
