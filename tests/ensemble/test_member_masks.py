@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import puredrop
-from puredrop.members.masks import BLOCK, Drawn, Listed, ranks
+from puredrop.members.masks import BLOCK, DrawnMasks, EnumeratedMasks, ranks
 from puredrop.members.sites import applied
 from puredrop.rng import BALANCED, philox
 
@@ -58,7 +58,7 @@ def test_two_members_have_any_two_different_ranks_equally_often():
 def test_a_balanced_member_alone_is_iid_bernoulli(p):
     """Rate, and independence of neighbours, of single members; 6 standard errors, 20 tests: false alarm below 10^-7."""
     n = 200_000
-    keep = Drawn(puredrop.Key(1), balanced=True).keep([0, 5, 31, 32], p, n, 0, CPU)
+    keep = DrawnMasks(puredrop.Key(1), balanced=True).keep([0, 5, 31, 32], p, n, 0, CPU)
     for one in keep:
         kept = one.double()
         assert abs(kept.mean() - (1 - p)) < 6 * math.sqrt(p * (1 - p) / n)
@@ -68,7 +68,7 @@ def test_a_balanced_member_alone_is_iid_bernoulli(p):
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.3])
 def test_a_block_is_balanced_and_blocks_are_not(p):
-    dropped = ~Drawn(puredrop.Key(1), balanced=True).keep(range(4 * BLOCK), p, 4000, 0, CPU)
+    dropped = ~DrawnMasks(puredrop.Key(1), balanced=True).keep(range(4 * BLOCK), p, 4000, 0, CPU)
     blocks = dropped.view(4, BLOCK, -1).sum(1)
     assert set(blocks.flatten().tolist()) <= {math.floor(16 * p), math.ceil(16 * p)}
     # Of two members of a block fewer units are dropped in both than p^2 of them; of two blocks as many.
@@ -79,7 +79,7 @@ def test_a_block_is_balanced_and_blocks_are_not(p):
 
 
 def test_members_do_not_depend_on_which_others_are_drawn_or_where():
-    masks = Drawn(puredrop.Key(4), balanced=True)
+    masks = DrawnMasks(puredrop.Key(4), balanced=True)
     whole = masks.keep(range(40), 0.3, 1000, 0, CPU)
     assert torch.equal(masks.keep([39, 2], 0.3, 1000, 0, CPU), whole[[39, 2]])
     assert torch.equal(masks.keep([20], 0.3, 100, 333, CPU), whole[20:21, 333:433])
@@ -87,13 +87,15 @@ def test_members_do_not_depend_on_which_others_are_drawn_or_where():
 
 def test_masks_that_are_not_balanced_are_the_contracts():
     key = puredrop.Key(4)
-    keep = Drawn(key, balanced=False).keep([3, 70], 0.3, 50, 7, CPU)
+    keep = DrawnMasks(key, balanced=False).keep([3, 70], 0.3, 50, 7, CPU)
     for row, member in zip(keep, (3, 70), strict=True):
         assert torch.equal(row, puredrop.keep_mask((57,), 0.3, key.fold_in(member))[7:])
 
 
 def test_listed_masks_are_all_there_are():
-    keep = torch.cat([Listed(0).keep(range(8), 0.5, 2, 0, CPU), Listed(2).keep(range(8), 0.5, 1, 0, CPU)], 1)
+    keep = torch.cat(
+        [EnumeratedMasks(0).keep(range(8), 0.5, 2, 0, CPU), EnumeratedMasks(2).keep(range(8), 0.5, 1, 0, CPU)], 1
+    )
     assert sorted(map(tuple, keep.tolist())) == sorted(itertools.product([False, True], repeat=3))
 
 
@@ -101,7 +103,7 @@ def test_listed_masks_are_all_there_are():
 @pytest.mark.parametrize("members", [1, 2])
 def test_what_is_dropped_without_a_mask_is_what_the_mask_drops(dtype, members):
     """An input that the members have in common, or one for each: it stays as it was."""
-    masks, input = Drawn(puredrop.Key(5), balanced=False), torch.randn(members, 500).to(dtype)
+    masks, input = DrawnMasks(puredrop.Key(5), balanced=False), torch.randn(members, 500).to(dtype)
     input[:, ::7] = torch.nan
     before = input.clone()
     for offset in (0, 3):
@@ -109,4 +111,4 @@ def test_what_is_dropped_without_a_mask_is_what_the_mask_drops(dtype, members):
         expected = applied(input, masks.keep([2, 9], 0.3, 500, offset, CPU), 0.3)
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(input, before, rtol=0, atol=0, equal_nan=True)
-    assert Drawn(puredrop.Key(5), balanced=True).dropped([2, 9], input, 0.3, 0) is None
+    assert DrawnMasks(puredrop.Key(5), balanced=True).dropped([2, 9], input, 0.3, 0) is None

@@ -8,7 +8,7 @@ from torch import nn
 
 import puredrop
 from dropping import MODELS, ROWS, model_of
-from puredrop.members.engine import Engine, Members
+from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
@@ -17,7 +17,7 @@ from puredrop.members.survey import survey
 
 def engines(model, x, members=None):
     """The reference, and what runs many at once; and what is known of the model."""
-    members = members or Members(0)
+    members = members or MemberMasks(0)
     batch = Batch((x,), {}, len(x), 0)
     seen = survey(model, batch, members, main_output)
     drive = InstrumentedModel(model, seen.plan, 0)
@@ -38,7 +38,7 @@ SLOW = {"recurrent", "in place"}
 @pytest.mark.parametrize("name", MODELS)
 def test_many_members_at_once_equal_one_by_one(name, is_shared):
     model, x = model_of(name)
-    members = Members(3, is_shared, balanced=is_shared)
+    members = MemberMasks(3, is_shared, balanced=is_shared)
     batch, one, many, seen = engines(model, x, members)
     assert bool(seen.slow) == (name in SLOW), seen.slow
     expected = run(one, batch, [0, 5, 17, 40])
@@ -65,7 +65,7 @@ def test_everything_that_drops_is_a_part_of_members():
 
 def test_weights_do_not_follow_rows():
     model, x = model_of("weights")
-    batch, one, _, _ = engines(model, x, Members(0, is_shared=False, balanced=False))
+    batch, one, _, _ = engines(model, x, MemberMasks(0, is_shared=False, balanced=False))
     whole = run(one, batch, [3])
     torch.testing.assert_close(run(one, Batch((x[2:],), {}, 3, 0), [3], first=2)[0], whole[0, 2:])
     torch.testing.assert_close(run(one, Batch((x[2:],), {}, 3, 0), [3])[0], whole[0, 2:])
@@ -74,7 +74,7 @@ def test_weights_do_not_follow_rows():
 @pytest.mark.parametrize("name", ["mlp", "convolutions", "encoder", "other noise", "builtins"])
 def test_rows_with_masks_of_their_own_do_not_depend_on_the_batch(name):
     model, x = model_of(name)
-    batch, one, _, _ = engines(model, x, Members(0, is_shared=False, balanced=False))
+    batch, one, _, _ = engines(model, x, MemberMasks(0, is_shared=False, balanced=False))
     whole = run(one, batch, [3])
     assert not torch.allclose(run(one, Batch((x[2:],), {}, 3, 0), [3])[0], whole[0, 2:], atol=1e-3)
     torch.testing.assert_close(run(one, Batch((x[2:],), {}, 3, 0), [3], first=2)[0], whole[0, 2:])
@@ -87,7 +87,7 @@ def test_rows_share_a_members_masks(name):
     batch, one, _, _ = engines(model, x)
     outputs = run(one, batch, range(6))
     torch.testing.assert_close(outputs, outputs[:, :1].expand_as(outputs), rtol=1e-4, atol=1e-5)
-    _, alone, _, _ = engines(model, x, Members(0, is_shared=False, balanced=False))
+    _, alone, _, _ = engines(model, x, MemberMasks(0, is_shared=False, balanced=False))
     assert run(alone, batch, range(6)).std(1).max() > 0.01
 
 
@@ -115,7 +115,7 @@ def test_the_model_is_as_it_was(name):
 def test_members_are_the_contracts_masks():
     """A member by hand: the key of the contract's chain with "ensemble" in place of the step, and plain dropout."""
     model, x = model_of("mlp")
-    batch, one, _, _ = engines(model, x, Members(9, balanced=False))
+    batch, one, _, _ = engines(model, x, MemberMasks(9, balanced=False))
     key = {path: puredrop.Key(9).fold_in("").fold_in(path).fold_in("ensemble").fold_in(0) for path in ("2", "5")}
     h = puredrop.functional.dropout(torch.relu(model[0](x)), 0.5, key=key["2"].fold_in(4), shared_dims=(0,))
     h = puredrop.functional.dropout(nn.functional.gelu(model[3](h)), 0.3, key=key["5"].fold_in(4), shared_dims=(0,))

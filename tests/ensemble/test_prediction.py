@@ -11,9 +11,9 @@ from torch import nn
 
 import puredrop
 from dropping import model_of
-from puredrop.ensemble import _predict
-from puredrop.ensemble.confidence_sequence import Sequence, expected_members
-from puredrop.ensemble.running_statistics import Running
+from puredrop.ensemble import predictor
+from puredrop.ensemble.confidence_sequence import expected_members
+from puredrop.ensemble.running_statistics import RunningStatistics
 
 
 def entropy(p):
@@ -24,7 +24,7 @@ def entropy(p):
 @pytest.mark.parametrize("members", [1, 16, 40, 64])
 def test_running_sums_are_those_of_all_outputs(members, balanced):
     outputs = (3 * torch.randn(members, 5, 4)).softmax(-1)
-    running = Running(1, balanced, kept=20)
+    running = RunningStatistics(1, balanced, kept=20)
     for block in outputs.split(16):
         running.add(block)
     outputs = outputs.double()
@@ -47,7 +47,7 @@ def test_running_sums_are_those_of_all_outputs(members, balanced):
 
 def test_running_sums_of_large_numbers_keep_their_digits():
     outputs = 1e6 + torch.randn(64, 3, dtype=torch.float64)
-    running = Running(None, balanced=False, kept=0)
+    running = RunningStatistics(None, balanced=False, kept=0)
     for block in outputs.split(16):
         running.add(block)
     torch.testing.assert_close(running.variance, outputs.var(0), rtol=1e-8, atol=0)
@@ -60,7 +60,7 @@ def test_the_jackknife_takes_the_bias_of_the_entropy_away():
     truth = entropy(pool.double().mean(0))
     plug_in, corrected = [], []
     for chosen in torch.randint(0, 20_000, (2000, 32)):
-        running = Running(0, balanced=False, kept=0)
+        running = RunningStatistics(0, balanced=False, kept=0)
         for block in pool[chosen].split(16):
             running.add(block)
         plug_in.append(entropy(running.mean))
@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_members():
     """What is held of a batch: as many numbers after 4000 members as after 64."""
     sizes = []
     for members in (64, 4000):
-        running = Running(1, balanced=True, kept=64)
+        running = RunningStatistics(1, balanced=True, kept=64)
         for _ in range(members // 16):
             running.add(torch.rand(16, 3, 4))
         held = [one for one in (*vars(running).values(), *running.outputs) if isinstance(one, torch.Tensor)]
@@ -227,7 +227,7 @@ def test_the_confidence_sequence_holds_at_all_times():
         torch.distributions.Beta(0.3, 1.2).sample((400, 600)).double(),
     ):
         truth = 0.01 if values.max() == 1 and values.unique().numel() == 2 else 0.2
-        sequence, missed = Sequence(0.05), torch.zeros(600, dtype=torch.bool)
+        sequence, missed = ConfidenceSequence(0.05), torch.zeros(600, dtype=torch.bool)
         for value in values:
             sequence.add(value[None])
             missed |= (sequence.lower > truth) | (sequence.upper < truth)
@@ -277,14 +277,14 @@ def test_out_of_memory_goes_on_with_half_as_many(monkeypatch):
     model, x = model_of("mlp")
     ensemble = puredrop.DropoutEnsemble(model)
     expected = ensemble.predict(x, members=64)
-    outputs = _predict.Engine.outputs
+    outputs = predictor.Engine.outputs
 
     def scarce(self, batch, numbers, first=0):
         if len(numbers) > 20:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         return outputs(self, batch, numbers, first)
 
-    monkeypatch.setattr(_predict.Engine, "outputs", scarce)
+    monkeypatch.setattr(predictor.Engine, "outputs", scarce)
     with pytest.warns(UserWarning, match="64 members at once did not fit into memory") as said:
         found = ensemble.predict(x, members=64)
     assert len(said) == 1

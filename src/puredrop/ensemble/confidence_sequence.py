@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Sequence", "expected_members"]
+__all__ = ["ConfidenceSequence", "expected_members"]
 
 
-class Sequence:
+class ConfidenceSequence:
     """The empirical-Bernstein confidence sequence for the means of numbers in [0, 1].
 
     Args:

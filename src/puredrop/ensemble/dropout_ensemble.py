@@ -19,10 +19,10 @@ from puredrop.ensemble.prediction import Prediction
 from puredrop.ensemble.predictor import Noise, PredictOptions, Predictor
 from puredrop.ensemble.surveyed_model import SurveyedModel
 from puredrop.inspection.state import restored
-from puredrop.members.exact import exact, listed
+from puredrop.members.exact import enumerated_masks, exact
 from puredrop.members.outputs import Task, main_output, probabilities
 from puredrop.members.sites import SiteUse
-from puredrop.members.thinned import Step
+from puredrop.members.thinned import RunStep
 
 __all__ = ["DropoutEnsemble"]
 
@@ -221,7 +221,7 @@ class DropoutEnsemble(SurveyedModel):
         x = self._data("exact", inputs, named_inputs)
         seen = self._surveyed(x)
         # Each row's mean is over the same masks, whether rows share them or not.
-        members = replace(self._members, is_shared=True, given=listed(seen.uses))
+        members = replace(self._members, is_shared=True, given=enumerated_masks(seen.uses))
         engine = self._engine(main_output if mean == "geometric" else self._read(), members)
         with engine.opened():
             batches = self._inputs().batches(x, 256)
@@ -304,7 +304,7 @@ class DropoutEnsemble(SurveyedModel):
 
     def _parts(
         self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[SiteUse, ...], list[list[Step]]]:
+    ) -> tuple[tuple[SiteUse, ...], list[list[RunStep]]]:
         """What members are made from."""
         if not self._members.is_shared:
             raise ValueError("masks is 'independent', where a member has one mask for each row; expected 'shared'")

@@ -14,10 +14,10 @@ from torch.nn import Module
 
 from puredrop import nn
 from puredrop.conversion import Swapped, as_ours
-from puredrop.members.engine import Members
+from puredrop.members.engine import MemberMasks
 from puredrop.members.outputs import Task, reader
 from puredrop.members.sites import SiteUse
-from puredrop.members.thinned import Step
+from puredrop.members.thinned import RunStep
 
 __all__ = ["Frozen", "Masked", "Select", "member", "number_of"]
 
@@ -61,7 +61,12 @@ class Select(Module):
 
 
 def member(
-    model: Module, number: int, members: Members, uses: Sequence[SiteUse], runs: Sequence[Sequence[Step]], shared: bool
+    model: Module,
+    number: int,
+    members: MemberMasks,
+    uses: Sequence[SiteUse],
+    runs: Sequence[Sequence[RunStep]],
+    shared: bool,
 ) -> Module:
     """A member as an ordinary module, in eval mode.
 
@@ -99,7 +104,7 @@ def member(
     return root if first is None else root.to(first.device)  # masks are drawn where the model is not
 
 
-def _kept(number: int, members: Members, use: SiteUse) -> Tensor:
+def _kept(number: int, members: MemberMasks, use: SiteUse) -> Tensor:
     """What the member keeps, bool (own, ...)."""
     if math.isnan(use.p):
         raise ValueError(f"member: {use.path} draws more than decisions on elements, which no mask holds")
@@ -135,7 +140,7 @@ def _is_simple(mask: Tensor) -> bool:
     return mask.dim() >= 2 and mask.numel() == mask.shape[1] and bool(mask.any())
 
 
-def _thin(root: Module, steps: Sequence[Step], keep: dict[str, Tensor], rate: dict[str, float]) -> None:
+def _thin(root: Module, steps: Sequence[RunStep], keep: dict[str, Tensor], rate: dict[str, float]) -> None:
     """Layers of a run with the member's units alone."""
     units = [keep[step.site].flatten().nonzero().flatten() for step in steps]
     first = steps[0]

@@ -149,7 +149,7 @@ class _Value:
         return _Value(mean, spread, lambda towards: towards * a[:, None, :])  # Stein's lemma
 
 
-class _Tracer(fx.Tracer):
+class _LayerTracer(fx.Tracer):
     def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
         """Torch's layers and ours are one step."""
         return super().is_leaf_module(m, module_qualified_name) or isinstance(m, HasKey)
@@ -281,7 +281,7 @@ def carrier(model: Module, covariance: Covariance) -> Callable[[Tensor], Moments
     """
     net = copy.deepcopy(model).double().eval()
     try:
-        graph = _Tracer().trace(net)
+        graph = _LayerTracer().trace(net)
     except Exception as error:  # whatever a forward does with a symbol
         raise ValueError(
             f"moments: the forward cannot be followed ({first_line(error, 100)}); predict samples any model"

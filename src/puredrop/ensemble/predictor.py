@@ -11,10 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from puredrop.ensemble.confidence_sequence import Sequence as Confidence
-from puredrop.ensemble.confidence_sequence import expected_members
+from puredrop.ensemble.confidence_sequence import ConfidenceSequence, expected_members
 from puredrop.ensemble.prediction import Prediction
-from puredrop.ensemble.running_statistics import Running
+from puredrop.ensemble.running_statistics import RunningStatistics
 from puredrop.members.engine import Engine
 from puredrop.members.inputs import Batch, Inputs, checked_number
 from puredrop.members.masks import BLOCK
@@ -121,11 +120,11 @@ class Predictor:
             del outputs  # they hold a whole chunk: without this and its like in _blocks 17 MB more of 370
         return self._prediction(running, running.count)
 
-    def _running(self, most: int) -> Running:
+    def _running(self, most: int) -> RunningStatistics:
         keep = min(64, most) if self.options.keep is None else self.options.keep
-        return Running(self.class_dim, self.engine.members.balanced, keep)
+        return RunningStatistics(self.class_dim, self.engine.members.balanced, keep)
 
-    def _add(self, running: Running, outputs: Tensor, rows: int) -> None:
+    def _add(self, running: RunningStatistics, outputs: Tensor, rows: int) -> None:
         """Of a regression with noise of its own the noise stands behind the output.
 
         Raises:
@@ -182,7 +181,9 @@ class Predictor:
         elif progress:
             print(f"\rrow {self._done}: {members} members", end="", file=sys.stderr, flush=True)
 
-    def _prediction(self, running: Running, number: int | Tensor, interval: Tensor | None = None) -> Prediction:
+    def _prediction(
+        self, running: RunningStatistics, number: int | Tensor, interval: Tensor | None = None
+    ) -> Prediction:
         variance = running.variance
         noise = self.options.noise
         if callable(noise):
@@ -221,7 +222,7 @@ class Predictor:
                 self._add(running, outputs, batch.rows)
                 values = self._unit(outputs[..., 0] if callable(options.noise) else outputs)
                 if confidence is None:
-                    confidence = Confidence(self._alpha(values[0]))
+                    confidence = ConfidenceSequence(self._alpha(values[0]))
                     self._announce(values)
                 confidence.add(values)
             at = number
@@ -275,7 +276,7 @@ class Predictor:
             file=sys.stderr,
         )
 
-    def _is_done(self, confidence: Confidence) -> Tensor:
+    def _is_done(self, confidence: ConfidenceSequence) -> Tensor:
         """Which rows have members enough, bool (rows,)."""
         lower, upper = confidence.lower, confidence.upper
         if self.options.tolerance is not None:
@@ -287,7 +288,7 @@ class Predictor:
         won: Tensor = lower.gather(classes, top).squeeze(classes) > others
         return won.flatten(1).all(1) if won.dim() > 1 else won
 
-    def _interval(self, confidence: Confidence) -> Tensor:
+    def _interval(self, confidence: ConfidenceSequence) -> Tensor:
         low, width = self._scale()
         return torch.stack((confidence.lower, confidence.upper), -1) * width + low
 

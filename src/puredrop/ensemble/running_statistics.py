@@ -9,14 +9,14 @@ from torch import Tensor
 
 from puredrop.members.masks import BLOCK
 
-__all__ = ["Running"]
+__all__ = ["RunningStatistics"]
 
 _GROUPS = 8
 """Groups of replicates from which the jackknife leaves one out at a time."""
 
 
 @dataclass
-class Running:
+class RunningStatistics:
     """Sums over members of one batch's outputs, in float64 and about the first block's mean.
 
     Args:

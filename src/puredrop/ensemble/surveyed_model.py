@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.members.engine import Engine, Members
+from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Inputs
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import Task, main_output, reader
@@ -71,7 +71,7 @@ class SurveyedModel(ABC):
         self.seed = seed
         self._sample_dim = sample_dim
         is_shared = masks == "shared"
-        self._members = Members(seed, is_shared, is_shared if balanced is None else balanced)
+        self._members = MemberMasks(seed, is_shared, is_shared if balanced is None else balanced)
         self._survey: Survey | None = None
 
     def __repr__(self) -> str:
@@ -146,7 +146,7 @@ class SurveyedModel(ABC):
         assert self._survey is not None
         return self._survey
 
-    def _engine(self, read: Callable[[Any], Tensor], members: Members) -> Engine:
+    def _engine(self, read: Callable[[Any], Tensor], members: MemberMasks) -> Engine:
         assert self._survey is not None
         instrumented = InstrumentedModel(self.model, self._survey.plan, self._sample_dim)
         return Engine(instrumented, members, read, self._survey.runs, not self._survey.slow)

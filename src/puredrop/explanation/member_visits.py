@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from puredrop.explanation._inputs import check_task, resolve_class_dim
 from puredrop.explanation.subject import Case, Question
-from puredrop.members.engine import Members
+from puredrop.members.engine import MemberMasks
 from puredrop.members.inputs import checked_number
 from puredrop.members.prepared import PreparedModel, prepare
 from puredrop.members.sites import SiteUse
@@ -177,7 +177,7 @@ measure = member_visits
 
 def _drawn(prepared: PreparedModel, draws: int) -> Iterator[list[Tensor]]:
     """Draw masks, one for each of so many rows, as blocks: a bool (rows, units) for each use."""
-    members = Members(prepared.seed, is_shared=False, balanced=False)
+    members = MemberMasks(prepared.seed, is_shared=False, balanced=False)
     for first in range(0, draws, _AT_ONCE):
         rows = min(_AT_ONCE, draws - first)
         yield [_keep(members, use, first, rows) for use in prepared.uses]
@@ -207,7 +207,7 @@ def _counted(prepared: PreparedModel, blocks: Iterable[list[Tensor]]) -> tuple[i
     return draws, len(distinct), {place: count / max(1, draws) for place, count in kept.items()}
 
 
-def _keep(members: Members, use: SiteUse, first: int, rows: int) -> Tensor:
+def _keep(members: MemberMasks, use: SiteUse, first: int, rows: int) -> Tensor:
     masks = members.masks(use.path, use.call)
     return masks.keep([0], use.p, rows * use.units, first * use.units, torch.device("cpu")).view(rows, use.units)
 
@@ -269,7 +269,7 @@ def drawing(prepared: PreparedModel, outputs: int) -> dict[str, Any]:
         A dict for JSON: `columns`, each with `name`, `units` and `shown`; `members`, for each column that drops which
         of its shown units are kept, and how many of all; None stands for columns where nothing drops.
     """
-    members, uses = Members(prepared.seed, is_shared=True, balanced=False), prepared.uses[:_COLUMNS]
+    members, uses = MemberMasks(prepared.seed, is_shared=True, balanced=False), prepared.uses[:_COLUMNS]
     inputs = prepared.batches[0].tensors[0][0].numel()
     columns: list[dict[str, Any]] = [{"name": "inputs", "units": inputs, "shown": min(inputs, _SHOWN)}]
     for use in uses:

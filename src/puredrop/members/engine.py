@@ -13,16 +13,16 @@ from torch import Tensor
 
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.masks import Drawn, Masks
+from puredrop.members.masks import DrawnMasks, Masks
 from puredrop.members.sites import Intervention, MemberForward, SiteUse
-from puredrop.members.thinned import CACHE, Compact, Step
+from puredrop.members.thinned import CACHE, CompactRuns, RunStep
 from puredrop.rng import Key
 
-__all__ = ["Engine", "Members"]
+__all__ = ["Engine", "MemberMasks"]
 
 
 @dataclass(frozen=True)
-class Members:
+class MemberMasks:
     """Which functions the members are.
 
     Args:
@@ -43,7 +43,7 @@ class Members:
 
     def masks(self, path: str, call: int) -> Masks:
         """Of a use."""
-        return self.given(path, call) if self.given else Drawn(self.base(path).fold_in(call), self.balanced)
+        return self.given(path, call) if self.given else DrawnMasks(self.base(path).fold_in(call), self.balanced)
 
 
 class Engine:
@@ -62,9 +62,9 @@ class Engine:
     def __init__(
         self,
         instrumented: InstrumentedModel,
-        members: Members,
+        members: MemberMasks,
         read: Callable[[Any], Tensor],
-        runs: list[list[Step]],
+        runs: list[list[RunStep]],
         is_batched: bool,
         cache: int = CACHE,
         intervention: Intervention | None = None,
@@ -76,7 +76,7 @@ class Engine:
         self.intervention = intervention
         self.uses: list[SiteUse] = []
         """Of the last forward."""
-        self._compact = Compact(runs if is_batched else [], instrumented.now, cache)
+        self._compact = CompactRuns(runs if is_batched else [], instrumented.now, cache)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -97,13 +97,13 @@ class Engine:
         Returns:
             (members, ...).
         """
-        run = self._together if self.is_batched else self._one_by_one
+        run = self._run_together if self.is_batched else self._run_one_by_one
         return run(batch, numbers, None if self.members.is_shared else first)
 
-    def _one_by_one(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
+    def _run_one_by_one(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
         return torch.stack([self._forward(batch, [one], torch.tensor(one), first) for one in numbers])
 
-    def _together(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
+    def _run_together(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
         def forward(member: Tensor) -> Tensor:
             return self._forward(batch, numbers, member, first)
 

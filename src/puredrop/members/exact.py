@@ -10,16 +10,16 @@ from torch import Tensor
 
 from puredrop.members.engine import Engine
 from puredrop.members.inputs import Batch
-from puredrop.members.masks import Listed, Masks
+from puredrop.members.masks import EnumeratedMasks, Masks
 from puredrop.members.sites import SiteUse
 
-__all__ = ["MOST_UNITS", "exact", "listed"]
+__all__ = ["MOST_UNITS", "exact", "enumerated_masks"]
 
 MOST_UNITS = 20
 """Units of a model that may be enumerated: 2^20 members."""
 
 
-def listed(uses: Sequence[SiteUse]) -> Callable[[str, int], Masks]:
+def enumerated_masks(uses: Sequence[SiteUse]) -> Callable[[str, int], Masks]:
     """Path, call -> masks that list all states of the units that a forward decides.
 
     Raises:
@@ -29,7 +29,7 @@ def listed(uses: Sequence[SiteUse]) -> Callable[[str, int], Masks]:
     for use in uses:
         if math.isnan(use.p):
             raise ValueError(f"exact: {use.path} draws more than decisions on elements, which cannot be enumerated")
-        places[use.path, use.call] = Listed(first)
+        places[use.path, use.call] = EnumeratedMasks(first)
         first += use.units
     if first > MOST_UNITS:
         raise ValueError(

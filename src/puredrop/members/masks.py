@@ -13,7 +13,7 @@ from torch import Tensor
 from puredrop import ops
 from puredrop.rng import BALANCED, Key, philox
 
-__all__ = ["BLOCK", "Drawn", "Listed", "Masks", "ranks"]
+__all__ = ["BLOCK", "DrawnMasks", "EnumeratedMasks", "Masks", "ranks"]
 
 BLOCK = 16
 """Members of a block, whose masks are balanced against each other; blocks are independent of each other."""
@@ -82,7 +82,7 @@ class Masks(ABC):
 
 
 @dataclass(frozen=True)
-class Drawn(Masks):
+class DrawnMasks(Masks):
     """Masks drawn from a key.
 
     Args:
@@ -131,7 +131,7 @@ def _from(offset: int, count: int) -> ops.Place:
 
 
 @dataclass(frozen=True)
-class Listed(Masks):
+class EnumeratedMasks(Masks):
     """All masks there are: bit j of a member's number says whether it keeps unit j of all that the model drops.
 
     Args:

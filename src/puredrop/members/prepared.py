@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.members.engine import Engine, Members
-from puredrop.members.exact import exact, listed
+from puredrop.members.engine import Engine, MemberMasks
+from puredrop.members.exact import enumerated_masks, exact
 from puredrop.members.inputs import Batch, Inputs, checked_number
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import main_output
@@ -161,7 +161,7 @@ class PreparedModel:
             first: number of rows before these.
             is_shared: whether all rows share the member's mask.
         """
-        members = Members(self.seed, is_shared, balanced=False)
+        members = MemberMasks(self.seed, is_shared, balanced=False)
         return Engine(instrumented, members, self.read, [], is_batched=False, intervention=intervention).outputs(
             batch, [member], first
         )[0]
@@ -188,7 +188,7 @@ class PreparedModel:
             intervention: what sites do in place of dropping; where it gives None, they drop.
             is_shared: whether all rows share a member's mask.
         """
-        engine = self._engine(instrumented, Members(self.seed, is_shared, balanced=False), read, intervention)
+        engine = self._engine(instrumented, MemberMasks(self.seed, is_shared, balanced=False), read, intervention)
         size = self.survey.at_once(batch.rows, _MEMORY)
         groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         return torch.cat([engine.outputs(batch, group, first) for group in groups])
@@ -202,13 +202,13 @@ class PreparedModel:
     ) -> Tensor:
         """Return the mean over all 2^n masks of what is read, float64."""
         # Each row's mean is over the same masks, whether rows share them or not.
-        members = Members(self.seed, is_shared=True, given=listed(self.uses))
+        members = MemberMasks(self.seed, is_shared=True, given=enumerated_masks(self.uses))
         return exact(self._engine(instrumented, members, read, intervention), batch, self.uses, 256)
 
     def _engine(
         self,
         instrumented: InstrumentedModel,
-        members: Members,
+        members: MemberMasks,
         read: Callable[[Any], Tensor] | None,
         intervention: Intervention | None,
     ) -> Engine:
@@ -249,7 +249,7 @@ def prepare(
         return tensor
 
     batches = _batches(root, x, sample_dim, batch_size)
-    members = Members(seed, is_shared=False, balanced=False)
+    members = MemberMasks(seed, is_shared=False, balanced=False)
     seen = survey(root, batches[0], members, read, may_be_silent=may_be_silent)
     for use in seen.uses:
         if math.isnan(use.p):

@@ -14,7 +14,7 @@ from puredrop import ops
 from puredrop.members.masks import Masks
 from puredrop.rng import Key, fold_in
 
-__all__ = ["Intervention", "MemberForward", "OfMembers", "MemberSite", "SiteUse", "applied"]
+__all__ = ["Intervention", "MemberForward", "MemberFunction", "MemberSite", "SiteUse", "applied"]
 
 _ENDLESS = 2**31
 """Rows that a stream of them is taken to have, so that what is drawn for one does not depend on how many follow."""
@@ -120,7 +120,7 @@ class MemberSite(ops.SiteKeySource):
         moment = self._now()
         call = moment.begin(self._path)
         if kind == "dropout" and place.window_shape is None and place.sample_ids is None:
-            return _Members(moment, self._path, call, self._dim), place
+            return _MemberDecisions(moment, self._path, call, self._dim), place
         moment.uses.append(SiteUse(self._path, call, math.nan, ()))
         key = fold_in(moment.base(self._path).fold_in(call).tensor(input.device), moment.member.to(input.device))
         dim = moment.samples_in(input, self._dim, place)
@@ -148,7 +148,7 @@ def _placed(input: Tensor, place: ops.Place, dim: int, moment: MemberForward) ->
 
 
 @dataclass(frozen=True)
-class _Members(ops.DropoutOverride):
+class _MemberDecisions(ops.DropoutOverride):
     """What members keep of one call's input.
 
     Args:
@@ -171,7 +171,7 @@ class _Members(ops.DropoutOverride):
             return done
         if torch._C._are_functorch_transforms_active():
             # In place it would need all members' memory, which an input that no decision has reached does not have.
-            output: Tensor = _Drop.apply(input, self.moment.member, self, use, dim)
+            output: Tensor = _DropFunction.apply(input, self.moment.member, self, use, dim)
             return output
         output = self.each(input.unsqueeze(0), use, dim).squeeze(0)
         return input.copy_(output) if inplace else output
@@ -222,7 +222,7 @@ def applied(input: Tensor, keep: Tensor, p: float) -> Tensor:
     return torch.where(keep, input, zero).mul_(scale)
 
 
-class OfMembers(torch.autograd.Function):
+class MemberFunction(torch.autograd.Function):
     """Abstract: a function of all members at once, under vmap alone; predictions have no gradient."""
 
     generate_vmap_rule = False
@@ -237,7 +237,7 @@ class OfMembers(torch.autograd.Function):
         """Nothing is kept."""
 
 
-class _Drop(OfMembers):
+class _DropFunction(MemberFunction):
     """All members' masks applied at once, to what the members have in common or to what each of them has."""
 
     @staticmethod
@@ -246,7 +246,7 @@ class _Drop(OfMembers):
         in_dims: tuple[int | None, ...],
         input: Tensor,
         member: Tensor,
-        members: _Members,
+        members: _MemberDecisions,
         use: SiteUse,
         dim: int | None,
     ) -> tuple[Tensor, int]:

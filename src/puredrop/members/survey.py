@@ -17,11 +17,11 @@ from puredrop._text import first_line
 from puredrop.inspection import Sites, observe
 from puredrop.inspection.state import restored
 from puredrop.inspection.watch import Event, Watch, positions
-from puredrop.members.engine import Engine, Members
+from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
 from puredrop.members.sites import SiteUse
-from puredrop.members.thinned import Step, runs
+from puredrop.members.thinned import RunStep, runs
 
 __all__ = ["Survey", "survey"]
 
@@ -46,7 +46,7 @@ class Survey:
     sites: Sites
     plan: Plan
     uses: tuple[SiteUse, ...]
-    runs: list[list[Step]]
+    runs: list[list[RunStep]]
     slow: str
     per_member: float
     per_row: float
@@ -62,7 +62,7 @@ class Survey:
 
 
 def survey(
-    root: Module, batch: Batch, members: Members, read: Callable[[Any], Tensor], *, may_be_silent: bool = False
+    root: Module, batch: Batch, members: MemberMasks, read: Callable[[Any], Tensor], *, may_be_silent: bool = False
 ) -> Survey:
     """Find out how a model is run as an ensemble.
 
@@ -116,7 +116,7 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
     return seen.sites, _plan(seen.training.found, seen.evaluated.found)
 
 
-def _runs(root: Module, plan: Plan) -> list[list[Step]]:
+def _runs(root: Module, plan: Plan) -> list[list[RunStep]]:
     """In the modes in which members are run."""
     with restored(root):
         root.eval()

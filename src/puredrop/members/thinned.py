@@ -14,11 +14,11 @@ from puredrop import functional, nn, ops
 from puredrop.compact.functions import LayerCall
 from puredrop.compact.kept import Kept
 from puredrop.compact.panels import gather
-from puredrop.members.masks import Drawn
-from puredrop.members.sites import MemberForward, OfMembers, SiteUse, applied
+from puredrop.members.masks import DrawnMasks
+from puredrop.members.sites import MemberForward, MemberFunction, SiteUse, applied
 from puredrop.thinning import Chain, find_chains
 
-__all__ = ["CACHE", "Compact", "Step", "runs"]
+__all__ = ["CACHE", "CompactRuns", "RunStep", "runs"]
 
 _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 CACHE = 2**18
@@ -26,7 +26,7 @@ CACHE = 2**18
 next; all members of a chunk at once, 784-512-256-10 with 1024 rows takes 1.8 times as long."""
 
 
-class Step(NamedTuple):
+class RunStep(NamedTuple):
     """A site, the layer that alone reads what it leaves, and what follows before the next step.
 
     Args:
@@ -41,7 +41,7 @@ class Step(NamedTuple):
     after: tuple[Callable[[Any], Any], ...]
 
 
-def runs(root: Module) -> list[list[Step]]:
+def runs(root: Module) -> list[list[RunStep]]:
     """The runs of a model: site, layer, activation, site, layer, ..., each read by the next one alone."""
     chains = [chain for chain in find_chains(root).chains if chain.sample_dim == 0]
     readers = [path for chain in chains for path in chain.after]
@@ -65,7 +65,9 @@ def runs(root: Module) -> list[list[Step]]:
         while True:
             following = site_after.get(reader_of[at])
             steps.append(
-                Step(at, reader_of[at], simple[at].before_path or None, simple[following].between if following else ())
+                RunStep(
+                    at, reader_of[at], simple[at].before_path or None, simple[following].between if following else ()
+                )
             )
             if following is None:
                 break
@@ -74,7 +76,7 @@ def runs(root: Module) -> list[list[Step]]:
     return found
 
 
-class Compact:
+class CompactRuns:
     """Runs of a model that is driven: at the first site all is computed, the layers behind pass it on.
 
     Outside of vmap the layers run as ever.
@@ -85,7 +87,7 @@ class Compact:
         cache: numbers of a layer's input that members have at once.
     """
 
-    def __init__(self, steps: list[list[Step]], moment: Callable[[], MemberForward], cache: int) -> None:
+    def __init__(self, steps: list[list[RunStep]], moment: Callable[[], MemberForward], cache: int) -> None:
         self._runs = steps
         self._moment = moment
         self._cache = cache
@@ -106,7 +108,7 @@ class Compact:
                 override(stack, site, self._start(steps, layers) if is_first else self._pass(step.site))
                 override(stack, reader, self._end(step.reader) if step is steps[-1] else self._pass(step.reader))
 
-    def _start(self, steps: list[Step], layers: list[tuple[Any, Any]]) -> Callable[[Any, Tensor], Tensor]:
+    def _start(self, steps: list[RunStep], layers: list[tuple[Any, Any]]) -> Callable[[Any, Tensor], Tensor]:
         def start(site: Any, input: Tensor) -> Tensor:
             moment = self._moment()
             if not _fits(site, input) or any(not 0 < float(one.p) < 1 for one, _ in layers):
@@ -117,7 +119,7 @@ class Compact:
                 stages.append(_stage(moment, step, one, reader, shape))
                 shape = _shape_behind(reader, shape)
                 self._passing |= {step.site, step.reader}
-            self._results[steps[-1].reader] = _Run.apply(input, moment.member, moment, stages, self._cache)
+            self._results[steps[-1].reader] = _RunFunction.apply(input, moment.member, moment, stages, self._cache)
             # What passes through the layers behind is read by none of them.
             return input.new_full(input.shape, torch.nan)
 
@@ -168,7 +170,7 @@ class _Stage(NamedTuple):
     after: tuple[Callable[[Any], Any], ...]
 
 
-def _stage(moment: MemberForward, step: Step, site: Any, reader: Any, shape: list[int]) -> _Stage:
+def _stage(moment: MemberForward, step: RunStep, site: Any, reader: Any, shape: list[int]) -> _Stage:
     if shape[1] != reader.weight.shape[1]:
         raise RuntimeError(f"{step.reader} has an input of shape {tuple(shape)} and {reader.weight.shape[1]} features")
     is_channel = isinstance(site, _CHANNELS)
@@ -184,7 +186,7 @@ def _shape_behind(layer: Any, shape: list[int]) -> list[int]:
     return [shape[0], layer.weight.shape[0], *shape[2:]]
 
 
-class _Run(OfMembers):
+class _RunFunction(MemberFunction):
     """A run of layers, for all members of a chunk."""
 
     @staticmethod
@@ -198,7 +200,7 @@ class _Run(OfMembers):
         cache: int,
     ) -> tuple[Tensor, int]:
         x = input.unsqueeze(0) if in_dims[0] is None else input.movedim(in_dims[0], 0)
-        compute = (_Thin if moment.first is None else _Whole)(moment, stages, x)
+        compute = (_SharedMaskRun if moment.first is None else _RowMaskRun)(moment, stages, x)
         size = max(1, cache // max(1, x[0].numel()))
         output: Tensor | None = None
         for first in range(0, info.batch_size, size):
@@ -210,7 +212,7 @@ class _Run(OfMembers):
         return output, 0
 
 
-class _Thin:
+class _SharedMaskRun:
     """Members first to last on what they keep, which all rows share.
 
     Args:
@@ -282,8 +284,8 @@ class _Thin:
         return gather(flat, rows, kept, 1.0, room, step=0 if is_common else rows)
 
 
-class _Whole:
-    """Members whose rows have masks of their own, on whole layers; arguments as of `_Thin`."""
+class _RowMaskRun:
+    """Members whose rows have masks of their own, on whole layers; arguments as of `_SharedMaskRun`."""
 
     def __init__(self, moment: MemberForward, stages: list[_Stage], input: Tensor) -> None:
         self._moment = moment
@@ -304,7 +306,7 @@ class _Whole:
 
     def _dropped(self, x: Tensor, use: SiteUse, member: int) -> Tensor:
         masks, first = self._moment.masks(use.path, use.call), self._moment.first or 0
-        if isinstance(masks, Drawn) and not masks.balanced:
+        if isinstance(masks, DrawnMasks) and not masks.balanced:
             window = ops.Window((first + len(x), *x.shape[1:]), (first, *[0] * (x.dim() - 1)))
             shared = [d for d in range(2, x.dim()) if use.sizes[d] == 1]
             return functional.dropout(x, use.p, key=masks.key.fold_in(member), window=window, shared_dims=shared)
