@@ -12,7 +12,7 @@ from torch import nn
 import puredrop
 from dropping import model_of
 from puredrop.ensemble import predictor
-from puredrop.ensemble.confidence_sequence import expected_members
+from puredrop.ensemble.confidence_sequence import ConfidenceSequence, expected_members
 from puredrop.ensemble.running_statistics import RunningStatistics
 
 
