@@ -201,7 +201,7 @@ class _DropoutLayer(BatchwiseLayer):
 
     @property
     def is_active(self) -> bool:
-        """Whether the layer drops anything."""
+        """Return whether the layer drops anything."""
         return self.training and float(self.p) > 0
 
     def mask(self, sizes: Sequence[int], device: torch.device) -> GroupMask:
