@@ -1,4 +1,4 @@
-"""What dropout did to a model: each question measured, each approximation compared with its truth.
+"""Questions about what dropout did to a model, each measured, each approximation compared with its truth.
 
 `explain` is `puredrop.explain`. Each question has a file, which is named as its measure.
 """

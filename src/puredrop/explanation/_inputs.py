@@ -121,15 +121,15 @@ def _joined(parts: tuple[Any, ...]) -> Any:
     return torch.cat([torch.as_tensor(part) for part in parts])
 
 
-def choose(x: Any, which: Tensor) -> Any:
+def choose(x: Any, rows: Tensor) -> Any:
     """Return some rows of tensors, arrays or a table, or of a mapping or tuple of them."""
     if isinstance(x, Mapping):
-        return {name: choose(value, which) for name, value in x.items()}
+        return {name: choose(value, rows) for name, value in x.items()}
     if isinstance(x, (tuple, list)):
-        return tuple(choose(value, which) for value in x)
+        return tuple(choose(value, rows) for value in x)
     if hasattr(x, "iloc"):
-        return x.iloc[which.tolist()]
-    return x[which.to(x.device) if isinstance(x, Tensor) else which.numpy()]
+        return x.iloc[rows.tolist()]
+    return x[rows.to(x.device) if isinstance(x, Tensor) else rows.numpy()]
 
 
 def check_task(task: str) -> None:

@@ -58,19 +58,19 @@ def check_classes(y: Tensor, number: int, ignored: int | None = None) -> None:
         )
 
 
-def check(loss: Loss, outputs: Tensor, y: Tensor, every: Tensor | None = None) -> None:
+def check(loss: Loss, outputs: Tensor, y: Tensor, all_y: Tensor | None = None) -> None:
     """Refuse a loss that is no mean over rows.
 
     Args:
         loss: the user's.
         outputs, y: of some rows.
-        every: the targets of all rows, where y is a part of them.
+        all_y: the targets of all rows, where y is a part of them.
 
     Raises:
         ValueError: for a loss without reduction, or one that is a sum; for classes that the model does not have.
     """
     if is_cross_entropy(loss) and not y.is_floating_point():
-        check_classes(y if every is None else every, outputs.shape[1], _ignored(loss))
+        check_classes(y if all_y is None else all_y, outputs.shape[1], _ignored(loss))
     value = loss(outputs, y)
     if value.dim():
         raise ValueError(

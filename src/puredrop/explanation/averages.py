@@ -26,7 +26,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Averages:
-    """How good one pass and means of members are, by row.
+    """Scores of one pass and of means of members, and their errors on the rows they are most confident of.
 
     Args:
         numbers: of members whose predictions are averaged.
@@ -65,7 +65,7 @@ class Averages:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether averaging made a difference whose 95 % interval excludes 0."""
+        """Return whether averaging made a difference whose 95 % interval excludes 0."""
         return self.difference[1] > 0 or self.difference[2] < 0
 
     def figure(self) -> Figure:
@@ -126,15 +126,15 @@ def averages(
             for batch, y in pairs
         ]
     one_pass, y = torch.cat([a for a, *_ in outputs]), torch.cat([c for *_, c in outputs])
-    every = torch.cat([b for _, b, _ in outputs], 1)
+    by_member = torch.cat([b for _, b, _ in outputs], 1)
     if task == "classification":
         check_classes(y, one_pass.shape[1], -100)
-        one_pass, every = one_pass.softmax(1), every.softmax(2)
+        one_pass, by_member = one_pass.softmax(1), by_member.softmax(2)
     numbers = [2**k for k in range(int(math.log2(members)) + 1)]
-    groups = {n: _by_group(every, y, n, task) for n in numbers}
-    away = _score(every.mean(0), y, task) - _score(one_pass, y, task)
+    groups = {n: _by_group(by_member, y, n, task) for n in numbers}
+    away = _score(by_member.mean(0), y, task) - _score(one_pass, y, task)
     reach = 1.96 * float(away.std()) / math.sqrt(len(away))
-    risk, area = _risks(one_pass, every, y, task)
+    risk, area = _risks(one_pass, by_member, y, task)
     low, high = (tuple(float(groups[n].quantile(q)) for n in numbers) for q in (0.1, 0.9))
     return Averages(
         tuple(numbers),
@@ -153,9 +153,9 @@ def averages(
 measure = averages
 
 
-def _by_group(every: Tensor, y: Tensor, number: int, task: str) -> Tensor:
+def _by_group(by_member: Tensor, y: Tensor, number: int, task: str) -> Tensor:
     """Return the score of each disjoint group of so many members."""
-    groups = every.split(number)
+    groups = by_member.split(number)
     return torch.stack([_score(group.mean(0), y, task).mean() for group in groups if len(group) == number])
 
 
@@ -169,10 +169,10 @@ def _score(predicted: Tensor, y: Tensor, task: str) -> Tensor:
 
 
 def _risks(
-    one_pass: Tensor, every: Tensor, y: Tensor, task: str
+    one_pass: Tensor, by_member: Tensor, y: Tensor, task: str
 ) -> tuple[dict[str, tuple[float, ...]], dict[str, float]]:
     """Return each prediction's error by the share of rows kept, and the area under that curve."""
-    ways = {f"{len(every)} members": every.mean(0)}
+    ways = {f"{len(by_member)} members": by_member.mean(0)}
     if task == "classification":
         ways = {"one pass": one_pass, **ways}
     risk, area = {}, {}
@@ -181,7 +181,7 @@ def _risks(
             uncertainty = -(predicted * predicted.clamp_min(_TINY).log()).sum(1)
             wrong = (predicted.argmax(1) != y) & (y != -100)
         else:
-            uncertainty, wrong = every.var(0), (predicted - y.reshape(predicted.shape).to(predicted)).square()
+            uncertainty, wrong = by_member.var(0), (predicted - y.reshape(predicted.shape).to(predicted)).square()
         rows = [part.double().reshape(len(y), -1).mean(1) for part in (uncertainty, wrong)]
         curve = risk_coverage(*rows)
         risk[name] = tuple(float(curve.risk[max(1, round(share * len(y))) - 1]) for share in _SHARES)

@@ -48,7 +48,7 @@ _AXES = {"random": "units removed (%)", "largest": "activations removed (%)", "n
 
 @dataclass(frozen=True)
 class Curve:
-    """How good predictions are under perturbation of growing size: one of the curves of a `Coadaptation`.
+    """Scores of predictions under a perturbation of growing size: one of the curves of a `Coadaptation`.
 
     Args:
         kind: "random" (units removed at random), "largest" (largest activations removed) or "noise".
@@ -64,20 +64,20 @@ class Curve:
     standard_error: tuple[float, ...]
     tables: NDArray[np.float64]
 
-    def minus(self, other: Curve) -> tuple[Difference, ...]:
+    def minus(self, baseline: Curve) -> tuple[Difference, ...]:
         """Return the difference of the scores at each size, paired by order and row, with 95 % intervals.
 
         Raises:
             ValueError: for a curve of another perturbation, or other orders or rows.
         """
-        if self.tables.shape != other.tables.shape or (self.kind, self.sizes) != (other.kind, other.sizes):
-            raise ValueError("other has other sizes, orders or rows; expected a curve measured in the same way")
-        return tuple(paired_difference(a - b) for a, b in zip(self.tables, other.tables, strict=True))
+        if self.tables.shape != baseline.tables.shape or (self.kind, self.sizes) != (baseline.kind, baseline.sizes):
+            raise ValueError("baseline has other sizes, orders or rows; expected a curve measured in the same way")
+        return tuple(paired_difference(a - b) for a, b in zip(self.tables, baseline.tables, strict=True))
 
 
 @dataclass(frozen=True)
 class Coadaptation:
-    """How much units rely on each other: what `puredrop.explain.coadaptation` returns.
+    """The reliance of units on each other, as `puredrop.explain.coadaptation` measures it.
 
     Args:
         curves: kind -> scores under that perturbation. A net that was trained with units removed is robust to "random"
@@ -122,19 +122,22 @@ class Coadaptation:
         return f"{score:.1%}" if self.task == "classification" else f"{score:.4g}"
 
     def figure(
-        self, kind: str = "random", against: Coadaptation | None = None, name: str = "", other: str = ""
+        self, kind: str = "random", against: Coadaptation | None = None, name: str = "", against_name: str = ""
     ) -> Figure:
         """Draw one curve with 95 % intervals, and that of another model.
 
         Args:
             kind: "random", "largest" or "noise".
             against: the result of another model, measured in the same way.
-            name, other: labels of the two curves.
+            name, against_name: labels of the two curves.
         """
         traces: list[Trace] = []
         is_class, words = self.task == "classification", []
         factor = 100 if is_class else 1
-        for result, label, color in ((self, name or "this model", "@dropout"), (against, other or "other", "@none")):
+        for result, label, color in (
+            (self, name or "this model", "@dropout"),
+            (against, against_name or "other", "@none"),
+        ):
             if result is None:
                 continue
             curve = result.curves[kind]

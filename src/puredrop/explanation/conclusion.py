@@ -1,4 +1,4 @@
-"""What the questions say together: why dropout regularises, the verdict, and the usual explanations that held."""
+"""The conclusion from all questions: why dropout regularises, the verdict, and the usual explanations that held."""
 
 from __future__ import annotations
 

@@ -118,13 +118,13 @@ def l2_strength(
         model, x, y, class_dim, is_cross_entropy(loss), seed=seed, batch_size=batch_size
     )
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
-    layers: dict[str, _Sums] = {}
+    layers: dict[str, _StrengthSums] = {}
     with prepared.instrument() as instrumented:
         for batch, targets in pairs:
             outputs, readers = _read(prepared, instrumented, batch)
             check(loss, outputs.detach(), targets)
             multiply = curvature_root(loss, outputs, targets)
-            sums = {reader.path: _Sums(reader, batch.rows / prepared.rows) for reader in readers}
+            sums = {reader.path: _StrengthSums(reader, batch.rows / prepared.rows) for reader in readers}
             ends = [reader.output for reader in readers]
             vectors, number, is_drawn = probe_vectors(outputs, probes, generator)
             for noise in vectors:
@@ -158,7 +158,7 @@ class _Reader:
     p: float
 
 
-class _Sums:
+class _StrengthSums:
     """Strengths of one layer from some rows: their mean or sum over probes, its variance, and both penalties."""
 
     def __init__(self, reader: _Reader, share: float) -> None:
@@ -187,12 +187,12 @@ class _Sums:
         self.variance = self.variance + away * (strength - self.strength) / (number * (number - 1))
         self.whole += whole / number
 
-    def joined(self, other: _Sums | None) -> _Sums:
+    def joined(self, sums: _StrengthSums | None) -> _StrengthSums:
         """Return the sums with those of other rows added."""
-        if other is not None:
-            self.strength = self.strength + other.strength
-            self.variance = self.variance + other.variance
-            self.whole += other.whole
+        if sums is not None:
+            self.strength = self.strength + sums.strength
+            self.variance = self.variance + sums.variance
+            self.whole += sums.whole
         return self
 
 
@@ -208,13 +208,13 @@ def _read(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch
         return passed
 
     def hook(path: str, layer: torch.nn.Linear) -> Callable[[Module, tuple[Any, ...], Tensor], None]:
-        def seen(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def record(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             if inputs and id(inputs[0]) in dropped:
                 use = dropped[id(inputs[0])][1]
                 name = path if not any(reader.path == path for reader in readers) else f"{path} behind {use.place}"
                 readers.append(_Reader(name, inputs[0].detach(), output, layer.weight.detach(), use.place, use.p))
 
-        return seen
+        return record
 
     with ExitStack() as stack:
         for path, layer in instrumented.model.named_modules():

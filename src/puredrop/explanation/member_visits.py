@@ -1,4 +1,4 @@
-"""Which sub-networks training visits: how many of the 2^n, how evenly, and how much they disagree."""
+"""The sub-networks that training visits: how many of the 2^n, how evenly, and how much they disagree."""
 
 from __future__ import annotations
 

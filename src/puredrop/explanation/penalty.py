@@ -1,4 +1,4 @@
-"""What dropout adds to the loss: measured, by the Gauss-Newton approximation, and their ratio."""
+"""The penalty that dropout adds to the loss: measured, by the Gauss-Newton approximation, and their ratio."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SitePenalty:
 
 @dataclass(frozen=True)
 class Penalty:
-    """What dropout adds to the loss of these rows at these weights: what `puredrop.explain.penalty` returns.
+    """The penalty that dropout adds to the loss of some rows, as `puredrop.explain.penalty` measures it.
 
     Every number is a mean over rows, in the unit of the loss (nats for cross entropy).
 
@@ -266,7 +266,7 @@ def _loss_of(prepared: PreparedModel, loss: Loss, y: Tensor) -> Callable[[Any], 
 
 
 def _gauss_newton(
-    prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss, most: int
+    prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss, most_products: int
 ) -> tuple[list[Tensor], float, int]:
     """Return each unit's part by use, float64, the standard error of their sum, and the number of products.
 
@@ -274,7 +274,7 @@ def _gauss_newton(
         prepared, instrumented: the model, taken over.
         parts: batches with their targets.
         loss: a mean over rows.
-        most: number of products, at most; rows with no more outputs get one for each output, without error.
+        most_products: number of products, at most; rows with no more outputs get one for each output, without error.
     """
     generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("probes")))
     units, variance = [torch.zeros(use.units, dtype=torch.float64) for use in prepared.uses], 0.0
@@ -283,7 +283,7 @@ def _gauss_newton(
         with torch.enable_grad():
             outputs = prepared.forward(instrumented, batch, _leaving(leaves))
         multiply, share = curvature_root(loss, outputs, y), batch.rows / prepared.rows
-        vectors, number, is_drawn = probe_vectors(outputs, most, generator, can_sum=prepared.is_per_row)
+        vectors, number, is_drawn = probe_vectors(outputs, most_products, generator, can_sum=prepared.is_per_row)
         estimates = torch.zeros(number, dtype=torch.float64)
         for at, noise in enumerate(vectors):
             slopes = torch.autograd.grad(outputs, [leaf for leaf, _ in leaves], multiply(noise), retain_graph=True)
@@ -333,25 +333,25 @@ def section(case: Case) -> Section:
     """Compare the measured penalty with the approximated one, and show the linear model where the two are one."""
     s, (x, _) = case.subject, case.subject.trained
     options: dict[str, Any] = {"per_site": case.per_site, "members": s.members, "seed": s.seed}
-    found = case.results["penalty"] = measure(case.prepared, x, case.train_y, case.loss, **options)
+    result = case.results["penalty"] = measure(case.prepared, x, case.train_y, case.loss, **options)
     try:
         shares = l2_strength(case.prepared, x, case.train_y, case.loss, seed=s.seed).shares
     except ValueError:  # no Linear follows a site
         shares = {}
     landed = landing(case)
-    figures = [found.figure()] if landed is None else [found.figure(), landed[1].figure()]
-    how = _how(found, landed, shares)
-    return QUESTION.answer(_sentence(found, landed), f"{found.ratio:.2f}", "approximation / truth", how, *figures)
+    figures = [result.figure()] if landed is None else [result.figure(), landed[1].figure()]
+    how = _how(result, landed, shares)
+    return QUESTION.answer(_sentence(result, landed), f"{result.ratio:.2f}", "approximation / truth", how, *figures)
 
 
-def _sentence(found: Penalty, landed: tuple[Ridge, Descent] | None) -> str:
+def _sentence(result: Penalty, landed: tuple[Ridge, Descent] | None) -> str:
     sentence = (
-        f"Up to a factor: dropout adds {found.measured:.4g} ± {1.96 * found.standard_error:.2g} to the loss, and the "
-        f"quadratic (L2-like) form says {found.gauss_newton:.4g}: {found.ratio:.2f} of it."
+        f"Up to a factor: dropout adds {result.measured:.4g} ± {1.96 * result.standard_error:.2g} to the loss, and the "
+        f"quadratic (L2-like) form says {result.gauss_newton:.4g}: {result.ratio:.2f} of it."
     )
-    if found.is_exact:
+    if result.is_exact:
         sentence = (
-            f"Exactly, here: dropout adds {found.measured:.4g} to the loss, and so says the quadratic form, because "
+            f"Exactly, here: dropout adds {result.measured:.4g} to the loss, and so says the quadratic form, because "
             "the loss is squared and the outputs are linear in the masks."
         )
     if landed is None:
@@ -363,11 +363,11 @@ def _sentence(found: Penalty, landed: tuple[Ridge, Descent] | None) -> str:
     )
 
 
-def _how(found: Penalty, landed: tuple[Ridge, Descent] | None, shares: dict[str, float]) -> str:
+def _how(result: Penalty, landed: tuple[Ridge, Descent] | None, shares: dict[str, float]) -> str:
     how = (
-        f"Loss of {found.rows} rows under {found.members} masks a row less that of one pass ({found.loss:.4g}). The "
-        f"quadratic form is Gauss-Newton's, by {found.probes} products with the transposed Jacobian; ratio "
-        f"{found.ratio:.3f} ± {found.ratio_error:.2g} (standard error). ± in the sentence is half a 95 % interval. "
+        f"Loss of {result.rows} rows under {result.members} masks a row less that of one pass ({result.loss:.4g}). The "
+        f"quadratic form is Gauss-Newton's, by {result.probes} products with the transposed Jacobian; ratio "
+        f"{result.ratio:.3f} ± {result.ratio_error:.2g} (standard error). ± in the sentence is half a 95 % interval. "
     )
     if shares:
         parts = ", ".join(f"{share:.2f} of it at {path}" for path, share in shares.items())

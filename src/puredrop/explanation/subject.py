@@ -63,14 +63,14 @@ class Subject:
     def fewer(self, rows: int) -> Subject:
         """Return the subject with so many of its rows, drawn at random, where there are more."""
         generator = torch.Generator().manual_seed(self.seed)
-        x, y = _some(self.x, self.y, rows, generator)
+        x, y = _choose(self.x, self.y, rows, generator)
         if self.train_y is None:
             return replace(self, x=x, y=y)
-        train_x, train_y = _some(self.train_x, self.train_y, rows, generator)
+        train_x, train_y = _choose(self.train_x, self.train_y, rows, generator)
         return replace(self, x=x, y=y, train_x=train_x, train_y=train_y)
 
 
-def _some(x: Any, y: Tensor, rows: int, generator: torch.Generator) -> tuple[Any, Tensor]:
+def _choose(x: Any, y: Tensor, rows: int, generator: torch.Generator) -> tuple[Any, Tensor]:
     if len(y) <= rows:
         return x, y
     which = torch.randperm(len(y), generator=generator)[:rows].sort().values
@@ -101,7 +101,7 @@ class Case:
 
     @cached_property
     def outputs(self) -> Tensor:
-        """What one pass gives for the first batch of rows."""
+        """The outputs of one pass for the first batch of rows."""
         with self.prepared.instrument() as instrumented:
             return self.prepared.forward(instrumented, self.prepared.batches[0], keep_all)
 

@@ -147,8 +147,8 @@ def variance_shift(
     if not norms:
         return VarianceShift((), (), members, prepared.rows, prepared.skipped)
     with prepared.instrument() as instrumented, _Watched(instrumented, norms) as watched:
-        tested = _Sums(watched, prepared, instrumented, None)
-        trained = [_Sums(watched, prepared, instrumented, number) for number in range(members)]
+        tested = _MomentSums(watched, prepared, instrumented, None)
+        trained = [_MomentSums(watched, prepared, instrumented, number) for number in range(members)]
         noises = [_noise(watched, prepared, instrumented, number) for number in range(probes)]
     layers, unreached = [], []
     for path in watched.order:
@@ -172,7 +172,7 @@ measure = variance_shift
 
 
 class _Watched:
-    """What each BatchNorm is given, while it is open."""
+    """Records the input of each BatchNorm, while it is open."""
 
     def __init__(self, instrumented: InstrumentedModel, norms: dict[str, _BatchNorm]) -> None:
         self._norms = norms
@@ -182,14 +182,14 @@ class _Watched:
 
     def __enter__(self) -> _Watched:
         for path, module in self._norms.items():
-            self._hooks.append(module.register_forward_pre_hook(self._seen(path)))
+            self._hooks.append(module.register_forward_pre_hook(self._hook(path)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _seen(self, path: str) -> Any:
+    def _hook(self, path: str) -> Any:
         def hook(module: Module, inputs: tuple[Tensor, ...]) -> None:
             if path not in self.order:
                 self.order.append(path)
@@ -198,7 +198,7 @@ class _Watched:
         return hook
 
 
-class _Sums:
+class _MomentSums:
     """Mean and mean square of each channel of each BatchNorm's input over all rows, of one pass or a member's."""
 
     def __init__(

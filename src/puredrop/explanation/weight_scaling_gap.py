@@ -1,4 +1,4 @@
-"""How far one pass is from the two means of the 2^n sub-networks for which it stands, and where that comes from."""
+"""The distance of one pass from the two means of the 2^n sub-networks for which it stands, and its origin by site."""
 
 from __future__ import annotations
 

@@ -84,12 +84,12 @@ class PreparedModel:
 
     @property
     def is_per_row(self) -> bool:
-        """Whether each row has decisions of its own at every site; dropped weights are shared by all rows."""
+        """Return whether each row has decisions of its own at every site; dropped weights are shared by all rows."""
         return all(use.is_per_row for use in self.uses)
 
     @property
     def can_list(self) -> bool:
-        """Whether the model has so few units that all masks are run."""
+        """Return whether the model has so few units that all masks are run."""
         return self.units <= _ENUMERATED and self.is_per_row
 
     def targets(self, y: Any) -> Tensor:
@@ -304,7 +304,7 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def probe_vectors(
-    outputs: Tensor, most: int, generator: torch.Generator, *, can_sum: bool = True
+    outputs: Tensor, most_vectors: int, generator: torch.Generator, *, can_sum: bool = True
 ) -> tuple[Iterator[Tensor], int, bool]:
     """Return the vectors ε of products JᵀSε whose squares make up diag(JᵀSSᵀJ).
 
@@ -313,7 +313,7 @@ def probe_vectors(
 
     Args:
         outputs: (rows, ...).
-        most: how many ε may be taken.
+        most_vectors: how many ε may be taken.
         generator: of those that are drawn.
         can_sum: whether no row's outputs depend on another row's mask, so that one product serves all rows.
 
@@ -321,7 +321,7 @@ def probe_vectors(
         The ε, their number, and whether they were drawn.
     """
     size = outputs[0].numel()
-    if size > most or not can_sum:
-        return (random_signs(outputs, generator) for _ in range(most)), most, True
+    if size > most_vectors or not can_sum:
+        return (random_signs(outputs, generator) for _ in range(most_vectors)), most_vectors, True
     basis = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *outputs.shape[1:])
     return (vector.expand_as(outputs) for vector in basis), size, False

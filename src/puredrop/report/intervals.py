@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval excludes 0; nothing else is called a difference."""
+        """Return whether the interval excludes 0; nothing else is called a difference."""
         return self.low > 0 or self.high < 0
 
     def as_dict(self) -> dict[str, float | bool]:

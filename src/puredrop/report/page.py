@@ -74,9 +74,9 @@ def _plan(drawing: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _short(name: str, most: int) -> str:
+def _short(name: str, length: int) -> str:
     """Return the end of a long path, its most telling part."""
-    return name if len(name) <= most else f"…{name[1 - most :]}"
+    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def _count(column: dict[str, Any]) -> str:

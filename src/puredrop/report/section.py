@@ -12,7 +12,7 @@ __all__ = ["Claim", "Section", "signed", "unable"]
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether one of the usual explanations of dropout held here.
+    """One of the usual explanations of dropout, and whether it held here.
 
     Args:
         id: of the section that it comes from.
@@ -27,7 +27,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Section:
-    """What a page says to one question.
+    """The answer of a page to one question.
 
     Args:
         id: the section's name in the page's address.
