@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dropping import relu_net
 from puredrop import explain
-from puredrop.members import survey
+from puredrop.members import prepared
 
 
 @pytest.fixture
@@ -139,12 +139,12 @@ def test_a_dimension_of_classes_that_nothing_tells_is_asked_for():
 
 
 def test_the_call_is_the_whole_analysis_of_models_surveyed_once(data, tmp_path, monkeypatch):
-    (x, y), surveys, look = data, [], survey.look
+    (x, y), surveys, survey = data, [], prepared.survey
     model, undropped = relu_net(), relu_net()
     undropped[2].p = 0.0
-    from puredrop.members import prepared
-
-    monkeypatch.setattr(prepared, "look", lambda *args, **options: surveys.append(args[0]) or look(*args, **options))
+    monkeypatch.setattr(
+        prepared, "survey", lambda *args, **options: surveys.append(args[0]) or survey(*args, **options)
+    )
     asked = []
     found = explain(model, DataLoader(TensorDataset(x, y), 16), undropped=undropped, members=16, draws=100,
                     rows=30, on_question=asked.append)  # fmt: skip

@@ -146,7 +146,7 @@ def variance_shift(
     norms = {path: one for path, one in prepared.root.named_modules() if isinstance(one, _BatchNorm)}
     if not norms:
         return VarianceShift((), (), members, prepared.rows, prepared.skipped)
-    with prepared.instrument() as instrumented, _Watched(instrumented, norms) as watched:
+    with prepared.instrument() as instrumented, _InputRecorder(instrumented, norms) as watched:
         tested = _MomentSums(watched, prepared, instrumented, None)
         trained = [_MomentSums(watched, prepared, instrumented, number) for number in range(members)]
         noises = [_noise(watched, prepared, instrumented, number) for number in range(probes)]
@@ -157,7 +157,7 @@ def variance_shift(
         if not bool((noise > 0).any()):
             unreached.append(path)
             continue
-        train, train_error = _over_masks([one.moments[path] for one in trained])
+        train, train_error = _over_masks([sums.moments[path] for sums in trained])
         predicted = test + noise.mean(0)
         layers.append(
             Shift(
@@ -171,7 +171,7 @@ def variance_shift(
 measure = variance_shift
 
 
-class _Watched:
+class _InputRecorder:
     """Records the input of each BatchNorm, while it is open."""
 
     def __init__(self, instrumented: InstrumentedModel, norms: dict[str, _BatchNorm]) -> None:
@@ -180,7 +180,7 @@ class _Watched:
         self.inputs: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> _Watched:
+    def __enter__(self) -> _InputRecorder:
         for path, module in self._norms.items():
             self._hooks.append(module.register_forward_pre_hook(self._hook(path)))
         return self
@@ -202,7 +202,7 @@ class _MomentSums:
     """Mean and mean square of each channel of each BatchNorm's input over all rows, of one pass or a member's."""
 
     def __init__(
-        self, watched: _Watched, prepared: PreparedModel, instrumented: InstrumentedModel, member: int | None
+        self, watched: _InputRecorder, prepared: PreparedModel, instrumented: InstrumentedModel, member: int | None
     ) -> None:
         totals: dict[str, Tensor] = {}
         first = 0
@@ -216,7 +216,7 @@ class _MomentSums:
         self.moments = {path: sums[1:] / sums[0] for path, sums in totals.items()}
 
     def variance(self, path: str) -> Tensor:
-        """Over rows, of each channel."""
+        """Return each channel's variance over rows."""
         return _variance(self.moments[path])
 
 
@@ -229,18 +229,17 @@ def _by_channel(input: Tensor) -> Tensor:
 
 
 def _over_masks(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The variance over rows and masks together, and its error: the jackknife's over members."""
+    """Return the variance over rows and masks together, and the jackknife's error over members."""
     stacked = torch.stack(moments)
     number = len(stacked)
-
-    without = torch.stack([_variance((stacked.sum(0) - one) / (number - 1)) for one in stacked])
+    without = torch.stack([_variance((stacked.sum(0) - member) / (number - 1)) for member in stacked])
     return _variance(stacked.mean(0)), jackknife_error(without)
 
 
 def _noise(
-    watched: _Watched, prepared: PreparedModel, instrumented: InstrumentedModel, number: int
+    watched: _InputRecorder, prepared: PreparedModel, instrumented: InstrumentedModel, number: int
 ) -> dict[str, Tensor]:
-    """The mean over rows of one estimate of ρ Σ_j (h_j ∂z/∂h_j)², of each channel of each BatchNorm's input."""
+    """Estimate ρ Σ_j (h_j ∂z/∂h_j)² once, averaged over rows, for each channel of each BatchNorm's input."""
     generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("signs").fold_in(number)))
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -261,7 +260,7 @@ def _noise(
                 h = _by_channel(torch.zeros_like(input) if tangent is None else tangent)
                 totals[path] = totals.get(path, torch.zeros(())) + h.square().sum(0)
                 counts[path] = counts.get(path, 0) + len(h)
-    return {path: one / counts[path] for path, one in totals.items()}
+    return {path: total / counts[path] for path, total in totals.items()}
 
 
 def section(case: Case) -> Section | None:
