@@ -24,6 +24,16 @@ def _seeded() -> None:
     torch.manual_seed(20_261_123)
 
 
+@pytest.fixture(scope="module")
+def unexplained():
+    """Runs of `compare` without the explanation of a network; `compare/test_sweep.py` has a whole one."""
+    import quick
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quick.run, "analyse", quick.unexplained)
+        yield
+
+
 def _forget():
     _backend.backend.cache_clear()
     _backend.library.cache_clear()

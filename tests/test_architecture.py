@@ -107,6 +107,12 @@ def cycle(graph):
     return next((c for c in map(visit, graph) if c), None)
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """Pytest imports them by name alone, from folders that are no packages."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if "_bad" not in path.name]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_cycles_between_files():
     def files(target):
         # `from puredrop.a import b` names the file a.b if there is one, else the file a.
