@@ -37,7 +37,7 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(line: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="puredrop", description="Dropout done right for PyTorch.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the versions and the backend, and exit")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
             epilog=command.EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_arguments(subparser)
+        if name in line:  # no other command's options are read
+            command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C.
     """
     line = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser().parse_args(line, argparse.Namespace(line=line))
+    arguments = _parser(line).parse_args(line, argparse.Namespace(line=line))
     try:
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:

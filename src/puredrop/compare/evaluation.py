@@ -64,16 +64,16 @@ class MemberEvaluation:
     nll_of: dict[int, Table]
 
 
-def evaluate(parameters: Parameters, network: Model, data: Data, *more: Parameters) -> Evaluation:
+def evaluate(parameters: Parameters, network: Model, data: Data, *further: Parameters) -> Evaluation:
     """Evaluate one deterministic pass by weight scaling, or the mean of the passes of several networks of each seed.
 
     Args:
         parameters: of all seeds.
         network: the shape of the network.
         data: test rows, validation rows for a likelihood's width, and training rows for the gap.
-        more: further networks of the same seeds.
+        further: further networks of the same seeds.
     """
-    passes = [(networks, None) for networks in (parameters, *more)]
+    passes = [(networks, None) for networks in (parameters, *further)]
     test, train = (_outputs(passes, network, split.x) for split in (data.test, data.train))
     validation = _validation(passes, network, data)
     training = data.task.nll(train, data.train.y.cpu(), validation)

@@ -41,7 +41,7 @@ def render(results: dict[str, Any]) -> str:
         figures=_figures(results),
         members=MEMBERS,
         enough=enough(results),
-        more=_more(results),
+        excess=_excess(results),
         protocol={"learning_rate": LEARNING_RATE, "batch": BATCH, "patience": PATIENCE},
         command=_command(results["identity"]),
         findings=findings(results),
@@ -157,7 +157,7 @@ def _level(name: str, y: float, color: str, numbers: list[int]) -> Trace:
     return level(numbers, y, color, name, f"{name}: {y:+.4f}")
 
 
-def _more(results: dict[str, Any]) -> str:
+def _excess(results: dict[str, Any]) -> str:
     """Return by how much infinitely many members would lower the NLL, whose excess falls as one over their number."""
     record = results["members_needed"]
     half, every = record["members"][-2:]
