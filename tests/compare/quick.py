@@ -1,9 +1,8 @@
-"""`puredrop` without the explanation of a network, which takes longer than the rest of a run: `quick.py COMMAND...`.
-
-A first argument `eager` has every epoch saved.
-"""
+"""`puredrop` without the explanation of a network, which takes longer than all else in a run: `quick.py COMMAND...`."""
 
 import sys
+
+import torch
 
 from puredrop.cli import main
 from puredrop.compare import run
@@ -14,9 +13,13 @@ def unexplained(asked, exclude):
     return run.Explanation("", (), (), {"model": "not in this test"})
 
 
+def eager(arguments, threads):
+    """Run with a checkpoint after every epoch, so that kills fall into training, into writing and between."""
+    run.analyse, run._SECONDS_BETWEEN_CHECKPOINTS = unexplained, 0.0
+    torch.set_num_threads(threads)
+    sys.exit(main(arguments))
+
+
 if __name__ == "__main__":
     run.analyse = unexplained
-    if sys.argv[1] == "eager":
-        run._SECONDS_BETWEEN_CHECKPOINTS = 0.0
-        sys.argv.pop(1)
     sys.exit(main(sys.argv[1:]))
