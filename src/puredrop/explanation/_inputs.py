@@ -64,8 +64,8 @@ def resolve_class_dim(prepared: PreparedModel, class_dim: int | None, targets: T
     if dims < 3:
         return prepared.with_class_dim(1)
     if targets is not None:
-        rest = tuple(targets.shape[1:])
-        fits = [dim for dim in range(1, dims) if rest in ((*shape[1:dim], *shape[dim + 1 :]), shape[1:])]
+        positions = tuple(targets.shape[1:])
+        fits = [dim for dim in range(1, dims) if positions in ((*shape[1:dim], *shape[dim + 1 :]), shape[1:])]
         if len(fits) == 1:
             return prepared.with_class_dim(fits[0])
         if not fits:  # the loss or the check of classes says what is wrong

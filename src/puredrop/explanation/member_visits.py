@@ -224,8 +224,8 @@ def _disagreement(outputs: Tensor, is_class: bool) -> tuple[float, float]:
         mean = float(of.sum()) / (len(of) * (len(of) - 1))
         return mean if is_class else math.sqrt(mean)
 
-    others = [torch.arange(number) != member for member in range(number)]
-    without = torch.tensor([value(pairs[which][:, which]) for which in others])
+    kept = [torch.arange(number) != member for member in range(number)]
+    without = torch.tensor([value(pairs[rows][:, rows]) for rows in kept])
     return value(pairs), float(jackknife_error(without))
 
 

@@ -122,7 +122,7 @@ def _after_site(
     prepared: PreparedModel, instrumented: InstrumentedModel, row: Batch, drops: bool, first: int
 ) -> tuple[str, Tensor]:
     """Return the path of the first module with weights after a site, and its output, float64 (rows, units)."""
-    seen: list[tuple[str, Tensor]] = []
+    recorded: list[tuple[str, Tensor]] = []
     has_dropped: list[bool] = []
 
     def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor | None:
@@ -131,8 +131,8 @@ def _after_site(
 
     def hook(path: str) -> Any:
         def record(module: Module, inputs: Any, output: Any) -> None:
-            if any(has_dropped) and not seen and isinstance(output, Tensor):
-                seen.append((path, output.movedim(prepared.batches[0].dim, 0).flatten(1).detach().cpu().double()))
+            if any(has_dropped) and not recorded and isinstance(output, Tensor):
+                recorded.append((path, output.movedim(prepared.batches[0].dim, 0).flatten(1).detach().cpu().double()))
 
         return record
 
@@ -146,9 +146,9 @@ def _after_site(
     finally:
         for handle in hooks:
             handle.remove()
-    if not seen:
+    if not recorded:
         raise ValueError("no module with a weight matrix follows dropout on activations")
-    return seen[0]
+    return recorded[0]
 
 
 def section(case: Case) -> Section:

@@ -250,16 +250,16 @@ def prepare(
 
     batches = _batches(root, x, sample_dim, batch_size)
     members = MemberMasks(seed, is_shared=False, balanced=False)
-    seen = survey(root, batches[0], members, read, may_be_silent=may_be_silent)
-    for use in seen.uses:
+    surveyed = survey(root, batches[0], members, read, may_be_silent=may_be_silent)
+    for use in surveyed.uses:
         if math.isnan(use.p):
             if ":" in use.path:
                 raise ValueError(
                     f"model draws more than decisions in a function ({use.path}); expected a layer there, which can be "
                     "switched off"
                 )
-            seen.skipped[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
-    prepared = PreparedModel(root, seen, batches, seed, shapes[0])
+            surveyed.skipped[use.path] = "draws more than decisions (Gaussian or alpha noise); it is off"
+    prepared = PreparedModel(root, surveyed, batches, seed, shapes[0])
     if not may_be_silent and not prepared.uses:
         raise ValueError(
             "model has only noise that is no decision on elements (Gaussian or alpha), which is not explained"
