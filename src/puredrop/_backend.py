@@ -1,4 +1,4 @@
-"""Which implementation draws masks, and the compiled library behind the fast one, loaded at first use."""
+"""Choice of the backend that draws masks, and its compiled library, loaded at first use."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Library", "backend", "library"]
 
 @dataclass(frozen=True)
 class Library:
-    """The compiled library.
+    """Functions of the compiled library (csrc/puredrop.h).
 
     Args:
-        run: takes a call packed as csrc/puredrop.h lays it out; 0, or not where torch's pool failed.
+        run: executes a packed call; returns 0, or the status of torch's thread pool if that failed.
         fold_in: (key, data) -> key, all below 2^64.
-        panels: takes a gather or scatter packed as csrc/puredrop.h lays it out; 0, as `run`.
-        list: makes lists of what is kept: puredrop_list of csrc/puredrop.h, which takes addresses.
-        isa: the variant in use: avx512, avx2, neon or scalar.
+        panels: executes a packed gather or scatter; returns as `run`.
+        list: lists the kept units of a mask; takes addresses.
+        isa: the variant in use: "avx512", "avx2", "neon" or "scalar".
     """
 
     run: Callable[[bytes], int]
@@ -36,9 +36,10 @@ class Library:
 
 @functools.cache
 def backend() -> str:
-    """The backend that draws masks on the CPU: PUREDROP_BACKEND if set, else the fastest one present.
+    """Return the name of the backend that draws masks on the CPU.
 
-    Chosen once, at first use; tensors on other devices are served by the reference.
+    It is PUREDROP_BACKEND if that is set, else the fastest one installed, chosen once at first use. Use it to check
+    that an installation has the compiled library. Tensors on other devices are served by the reference.
 
     Returns:
         "cpu", the compiled library, or "reference", plain torch.
@@ -58,10 +59,10 @@ def backend() -> str:
 
 @functools.cache
 def library() -> Library | None:
-    """The compiled library where it is the backend, else None.
+    """Return the compiled library if it is the backend, else None.
 
     Raises:
-        ValueError: as `backend`; if PUREDROP_ISA names an instruction set that the library or the machine lacks.
+        ValueError: if PUREDROP_BACKEND or PUREDROP_ISA names something that this installation or machine lacks.
         OSError: if the library does not load.
     """
     path = _path()
@@ -89,12 +90,13 @@ def library() -> Library | None:
 
 
 def _path() -> Path | None:
-    """Where the library lies; an editable installation has it beside the package's own folder, not in it."""
+    """Return the library's path; an editable installation has it in another folder than the sources."""
     folders = sys.modules[__name__.rpartition(".")[0]].__path__
     return next((file for folder in folders for file in Path(folder, "_lib").glob("*puredrop_cpu.*")), None)
 
 
 def _use_variant(loaded: ctypes.CDLL) -> str:
+    """Choose the instruction set, and return its name."""
     loaded.puredrop_variant.restype = ctypes.c_char_p
     present: list[str] = []
     while name := loaded.puredrop_variant(len(present)):
@@ -106,12 +108,12 @@ def _use_variant(loaded: ctypes.CDLL) -> str:
 
 
 def _use_pool(loaded: ctypes.CDLL) -> None:
-    """Hand torch's own thread pool to the library; before torch 2.10 there is no way to, and it runs on one thread."""
+    """Hand torch's thread pool to the library, which runs on one thread before torch 2.10, where that is impossible."""
     loaded.puredrop_use_pool.argtypes = [ctypes.c_void_p]
     folder = Path(torch.__file__).parent / "lib"
     for path in (folder / "libtorch_cpu.so", folder / "libtorch_cpu.dylib"):
         pool = getattr(ctypes.CDLL(str(path)), "torch_parallel_for", None) if path.exists() else None
         if pool is not None:
             loaded.puredrop_use_pool(ctypes.cast(pool, ctypes.c_void_p))
-            # The pool's threads do not live on in a forked child, which would wait for them for ever.
+            # The pool's threads do not exist in a forked child, which would wait for them for ever.
             os.register_at_fork(after_in_child=lambda: loaded.puredrop_use_pool(None))

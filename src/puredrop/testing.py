@@ -1,4 +1,4 @@
-"""What every dropout layer owes its users, as a class of tests to inherit; it needs no test framework."""
+"""Tests that every dropout layer should pass, as a class to inherit, and an assertion for your own models."""
 
 from __future__ import annotations
 
@@ -22,28 +22,31 @@ __all__ = ["LayerConformance", "assert_dropout_ok"]
 
 
 def assert_dropout_ok(model: Module, *args: Any, ignore: Iterable[str] = (), **kwargs: Any) -> None:
-    """Assert that `puredrop.check` finds nothing in a model.
+    """Assert that `puredrop.check` finds no mistake in a model.
+
+    Use it in a test of your model, so that a later change of the code cannot leave dropout on in eval mode unseen.
 
     Args:
         model: any module.
-        args, kwargs: what it is called with.
-        ignore: codes of findings that are meant.
+        args, kwargs: inputs of the model, in any form that `puredrop.sites` takes.
+        ignore: codes of findings that are intended, such as ("PD404",).
 
     Raises:
-        AssertionError: with the findings.
-        ValueError: for a code that is none.
+        AssertionError: if there are findings; the message lists them.
+        ValueError: if a code in `ignore` does not exist.
 
     >>> assert_dropout_ok(torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 2)), torch.ones(1, 2))
     """
     ignored = set(ignore)
     if unknown := ignored - set(CODES):
         raise ValueError(f"ignore has {sorted(unknown)}; expected codes among {list(CODES)}")
-    left = [finding for finding in check(model, *args, **kwargs) if finding.code not in ignored]
-    if left:
-        raise AssertionError("\n".join(map(str, left)))
+    findings = [finding for finding in check(model, *args, **kwargs) if finding.code not in ignored]
+    if findings:
+        raise AssertionError("\n".join(map(str, findings)))
 
 
 def _refuses(make: Callable[[], object], kinds: tuple[type[Exception], ...], word: str) -> None:
+    """Assert that a call raises one of some errors, and that its message holds a word."""
     text = None
     try:
         make()
@@ -54,9 +57,11 @@ def _refuses(make: Callable[[], object], kinds: tuple[type[Exception], ...], wor
 
 
 class LayerConformance:
-    """The tests that every layer of this library passes; inherit it, say how to make yours, and run it with pytest.
+    """Tests that every layer of this library passes, for dropout layers of your own.
 
-    Override what differs: `make`, `example`, `without`, `expected`, `dropped` and the figures below.
+    Inherit the class, override `make`, and let pytest collect it; the tests themselves need no framework. Override
+    `example`, `without`, `expected`, `dropped` and the attributes below where your layer differs from plain dropout.
+    The statistical tests fail by chance less than once in 10^8 runs.
 
     >>> class TestMine(LayerConformance):
     ...     def make(self, p, key=None):
@@ -67,61 +72,61 @@ class LayerConformance:
     """
 
     p: float = 0.3
-    """The rate most tests use."""
+    """Rate of most tests."""
     decisions: int = 24
-    """How many independent decisions a forward on the example takes."""
+    """Number of independent decisions in a forward on the example."""
     draws: int = 1500
-    """Keys over which expectation and rate are measured."""
+    """Number of keys over which expectation and rate are measured."""
     nested: bool = True
-    """Whether what a rate drops, every larger rate drops under the same key."""
+    """True if everything dropped at one rate is dropped at every larger rate, under the same key."""
     differentiable: bool = True
-    """Whether gradients flow to the first input."""
+    """True if gradients flow to the first input."""
     zeroes: bool = True
-    """Whether p = 1 gives zeros."""
+    """True if p = 1 gives zeros."""
     fullgraph: bool = True
-    """Whether it compiles without a break of the graph."""
+    """True if the layer compiles without a break of the graph."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    """What it takes."""
+    """Dtypes that the layer supports."""
     tolerance: float = 1e-6
-    """How far a value may be from what is said of it, in float32 and relative."""
+    """Allowed relative error of values in float32."""
 
     _drawn: ClassVar[Tensor | None] = None
 
     def make(self, p: float | Tensor, key: Key | None = None) -> Module:
-        """The layer under test."""
+        """Return the layer under test."""
         raise NotImplementedError("override make(p, key)")
 
     def example(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        """What it is called with: values away from 0, so that a zero in the output is a drop."""
+        """Return the layer's inputs; values are not near 0, so that a zero in the output is a drop."""
         generator = torch.Generator().manual_seed(1)
         return ((torch.rand(4, 6, generator=generator, dtype=torch.float64) + 0.5).to(dtype),)
 
     def without(self, layer: Module, *inputs: Tensor) -> Tensor:
-        """The layer's output without dropout."""
+        """Return the layer's output without dropout."""
         return inputs[0]
 
     def expected(self, layer: Module, *inputs: Tensor) -> Tensor | None:
-        """The expectation of its output; None where it is stated in a test of its own."""
+        """Return the expectation of the layer's output; None if another test checks it."""
         return self.without(layer, *inputs)
 
     def dropped(self, output: Tensor, *inputs: Tensor) -> Tensor | None:
-        """The share of decisions that dropped, in an output; None where the output does not show it."""
+        """Return the share of dropped decisions in an output; None if the output does not show it."""
         return (output == 0).double().mean()
 
     def output(self, layer: Module, *inputs: Tensor) -> Tensor:
-        """The tensor that tests look at."""
-        found: Tensor = layer(*inputs)
-        return found
+        """Return the output tensor that the tests check."""
+        output: Tensor = layer(*inputs)
+        return output
 
     def test_eval_is_the_layer_without_dropout(self) -> None:
-        """In eval mode nothing is dropped and nothing is copied that need not be."""
+        """Check that eval mode gives the layer without dropout."""
         inputs = self.example()
         for key in (None, Key(1)):
             layer = self.make(self.p, key).eval()
             torch.testing.assert_close(self.output(layer, *inputs), self.without(layer, *inputs), rtol=0, atol=0)
 
     def test_the_expectation_is_as_stated(self) -> None:
-        """Each element's mean over keys, and the average of all, within 6 standard errors; 1 in 5e8 by chance."""
+        """Check each element's mean over keys, and their average, to 6 standard errors (1 in 5e8 by chance)."""
         inputs = self.example(torch.float64)
         layer = self.make(self.p).to(torch.float64)
         expected = self.expected(layer, *inputs)
@@ -137,7 +142,7 @@ class LayerConformance:
         assert bool(total <= allowed), f"the average is {total:.3g} off, allowed {allowed:.3g}"
 
     def test_the_realised_rate_is_p(self) -> None:
-        """The share dropped over keys within 6 standard errors of independent decisions."""
+        """Check the dropped share over keys to 6 standard errors of independent decisions."""
         inputs = self.example(torch.float64)
         layer = self.make(self.p).to(torch.float64)
         if self.dropped(self.output(layer, *inputs), *inputs) is None:
@@ -148,7 +153,7 @@ class LayerConformance:
         assert abs(mean - self.p) <= bound, f"drops {mean:.4f}, expected {self.p} to {bound:.4f}"
 
     def test_a_mask_is_a_function_of_its_key(self) -> None:
-        """The same key, the same output, whatever was drawn in between; another key another one."""
+        """Check that one key gives one output, whatever is drawn in between, and another key another output."""
         inputs = self.example()
         layer = self.make(self.p, Key(5))
         first = self.output(layer, *inputs)
@@ -158,19 +163,19 @@ class LayerConformance:
         assert any(other.shape != first.shape or not torch.equal(first, other) for other in others)
 
     def test_a_seed_brings_masks_back(self) -> None:
-        """Without a key, masks come from torch's generator: drawn anew, and repeated by manual_seed."""
+        """Check that masks without a key come from torch's generator and that manual_seed repeats them."""
         inputs, layer = self.example(), self.make(self.p)
 
-        def several() -> list[Tensor]:
+        def draw() -> list[Tensor]:
             torch.manual_seed(3)
             return [self.output(layer, *inputs) for _ in range(20)]
 
-        first, second = several(), several()
+        first, second = draw(), draw()
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         assert any(a.shape != first[0].shape or not torch.equal(a, first[0]) for a in first)
 
     def test_masks_are_nested(self) -> None:
-        """What a rate drops, every larger rate drops too."""
+        """Check that everything dropped at one rate is dropped at every larger rate."""
         if not self.nested:
             return
         inputs = self.example()
@@ -179,7 +184,7 @@ class LayerConformance:
             assert all(bool((small <= large).all()) for small, large in itertools.pairwise(zero))
 
     def test_rates_of_0_and_1(self) -> None:
-        """Rate 0 is the layer without dropout; rate 1 drops all, forward and backward, without NaN."""
+        """Check that rate 0 changes nothing and that rate 1 drops all, forward and backward, without NaN."""
         inputs = self._differentiable(self.example())
         layer = self.make(0.0, Key(1))
         torch.testing.assert_close(
@@ -194,14 +199,14 @@ class LayerConformance:
             assert not inputs[0].grad.any()  # type: ignore[union-attr]
 
     def test_a_bad_rate_is_named(self) -> None:
-        """Rates outside [0, 1], NaN and text are refused where the layer is made, and so are keys that are none."""
+        """Check that the constructor refuses rates outside [0, 1], NaN, text, and keys that are not keys."""
         for bad in (-0.1, 1.1, math.nan):
             _refuses(lambda bad=bad: self.make(bad), (ValueError,), "probability")  # type: ignore[misc]
         _refuses(lambda: self.make("half"), (TypeError,), "p is")  # type: ignore[arg-type]
         _refuses(lambda: self.make(0.5, 3), (TypeError,), "key is 3")  # type: ignore[arg-type]
 
     def test_dtypes(self) -> None:
-        """Every dtype gives its own back, with the mask of float32."""
+        """Check that every dtype keeps its dtype and has the mask of float32."""
         wide = self.output(self.make(self.p, Key(2)), *self.example())
         for dtype in self.dtypes:
             layer = self.make(self.p, Key(2))
@@ -211,7 +216,7 @@ class LayerConformance:
             torch.testing.assert_close(output.float(), wide, rtol=0.05, atol=0.05)
 
     def test_gradients(self) -> None:
-        """First derivatives against differences, in float64."""
+        """Check first derivatives against finite differences, in float64."""
         if not self.differentiable:
             return
         layer = self.make(self.p, Key(4)).to(torch.float64)
@@ -219,28 +224,27 @@ class LayerConformance:
         assert torch.autograd.gradcheck(lambda *args: self.output(layer, *args), inputs)
 
     def test_compiled_equals_eager(self) -> None:
-        """The same output from compiled code, under the same key."""
+        """Check that compiled code gives the same output under the same key."""
         inputs, layer = self.example(), self.make(self.p, Key(4))
         torch._dynamo.reset()
         compiled: Any = torch.compile(
             lambda *args: self.output(layer, *args), fullgraph=self.fullgraph, backend="aot_eager"
         )
-        with torch.set_grad_enabled(
-            self.fullgraph
-        ):  # broken graphs make torch warn about gradients that nobody asked for
+        # A broken graph makes torch warn about gradients that nobody asked for.
+        with torch.set_grad_enabled(self.fullgraph):
             torch.testing.assert_close(compiled(*inputs), self.output(layer, *inputs), rtol=self.tolerance, atol=1e-6)
 
     def test_vmap_is_a_loop(self) -> None:
-        """Mapped over a stack of inputs, one key gives each what it gives alone."""
+        """Check that vmap over a stack of inputs, with one key, gives each input its own output."""
         inputs, layer = self.example(), self.make(self.p, Key(4))
-        stack = tuple(torch.stack([one, one.flip(0)]) for one in inputs)
+        stack = tuple(torch.stack([value, value.flip(0)]) for value in inputs)
         mapped = torch.func.vmap(lambda *args: self.output(layer, *args))(*stack)
         for i in range(2):
-            alone = self.output(layer, *(one[i] for one in stack))
+            alone = self.output(layer, *(values[i] for values in stack))
             torch.testing.assert_close(mapped[i], alone, rtol=self.tolerance, atol=1e-6)
 
     def test_checkpointing_draws_the_mask_again(self) -> None:
-        """Gradients with activation checkpointing equal those without, with fresh keys from one seed."""
+        """Check that gradients with activation checkpointing equal those without, for keys from one seed."""
         if not self.differentiable:
             return
         layer, gradients = self.make(self.p), []
@@ -254,14 +258,14 @@ class LayerConformance:
         torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
     def test_repr_says_rate_and_key(self) -> None:
-        """What a person needs to see."""
+        """Check that the repr shows the rate, and the key if there is one."""
         text = repr(self.make(0.25, Key(7)))
         assert "0.25" in text
         assert "Key(7)" in text
         assert "key" not in repr(self.make(0.25))
 
     def test_state_dict_and_copies(self) -> None:
-        """A state_dict loads by weights_only, a deep copy and a layer saved whole drop the same."""
+        """Check that a loaded state_dict and a deep copy drop the same."""
         inputs, layer = self.example(), self.make(self.p, Key(7))
         output = self.output(layer, *inputs)
         file = io.BytesIO()
@@ -282,7 +286,7 @@ class LayerConformance:
         return outputs
 
     def _under(self, layer: Module, key: Key, *inputs: Tensor) -> Tensor:
-        """The output under a key."""
+        """Return the output under a key."""
         for module in layer.modules():
             if isinstance(module, HasKey):
                 module.set_key(key)
@@ -290,4 +294,4 @@ class LayerConformance:
             return self.output(layer, *inputs)
 
     def _differentiable(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(one.detach().requires_grad_(self.differentiable and one.is_floating_point()) for one in inputs)
+        return tuple(x.detach().requires_grad_(self.differentiable and x.is_floating_point()) for x in inputs)

@@ -1,7 +1,8 @@
-"""Mistakes with dropout, found in a model or in source files, each with a code, a reason and a fix."""
+"""Check of models and source files for mistakes with dropout, each with a code, a reason and a fix."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,18 +17,22 @@ __all__ = ["CODES", "Code", "Finding", "Report", "check"]
 
 
 def check(model: Module, *args: Any, **kwargs: Any) -> Report:
-    """Run a model once in training and once in eval mode, and name the mistakes its dropout makes.
+    """Find the mistakes that a model makes with dropout, by running it in training mode and in eval mode.
+
+    Use it before a long training, or in a test of the model: it finds dropout that eval mode does not switch off,
+    layers that are never called, rates that are probably wrong, and dropout in harmful places. docs/check.md explains
+    each code. `puredrop check` does the same on the command line, and reads source files too.
 
     Args:
-        model: any module; modes, buffers and generators are as before when it returns.
-        args, kwargs: what it is called with, as in `sites`.
+        model: any module; modes, buffers and generators are restored afterwards.
+        args, kwargs: inputs of the model, in any form that `puredrop.sites` takes.
 
     Returns:
-        The findings; `report.ok` says whether there are none. docs/check.md has a section for each code.
+        The report; `report.ok` is True if there are no findings.
 
     Raises:
-        TypeError: if the model is no module.
-        Whatever the forward raises, untouched.
+        TypeError: if the model is not a module, or its inputs are missing.
+        Exception: any error of the model's forward, unchanged.
 
     >>> import torch
     >>> print(check(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.95), nn.Linear(2, 2)), torch.ones(1, 2)))
@@ -39,42 +44,45 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
     seen = observe(Trace, model, args, kwargs)
     modules = dict(model.named_modules())
     findings = [
-        *(one for site in seen.sites for one in _of_site(site, modules.get(site.path), site.path in seen.stuck)),
+        *itertools.chain(*(_site_findings(site, modules, seen.stuck) for site in seen.sites)),
         *(Finding("PD104", path) for path in outermost(seen.stuck)),
-        *_of_rates(seen.sites),
-        *_of_norms(seen),
-        *_of_outputs(seen),
+        *_rate_findings(seen.sites),
+        *_norm_findings(seen),
+        *_output_findings(seen),
         *(Finding("PD404", path, f"of shape {shape}") for path, shape in seen.training.maps.items()),
         *(Finding("PD501", path) for path, module in modules.items() if _drops_between_nothing(module)),
     ]
     return Report(tuple(findings), len(seen.sites))
 
 
-def _of_site(site: Site, module: Module | None, is_stuck: bool) -> list[Finding]:
-    found = []
+def _site_findings(site: Site, modules: dict[str, Module], stuck: tuple[str, ...]) -> list[Finding]:
+    """Return the mistakes that one site shows by itself."""
+    findings, module = [], modules.get(site.path)
     where = f"p={site.p:g}" if site.p is not None else ""
-    if site.in_eval and not is_stuck:  # which is a finding of its own
+    if site.in_eval and site.path not in stuck:  # PD104 covers modules that stay in training mode
         code = {"attention": "PD102", "draw": "PD103", "unseen": "PD103"}.get(site.kind, "PD101")
-        found.append(Finding(code, site.path, ", ".join(filter(None, (where, f"at {site.where}")))))
+        findings.append(Finding(code, site.path, ", ".join(filter(None, (where, f"at {site.where}")))))
     if not site.is_reached and site.note == "never called" and site.p != 0:
-        found.append(Finding("PD201", site.path, where))
+        findings.append(Finding("PD201", site.path, where))
     if site.p == 1:
-        found.append(Finding("PD302", site.path))
+        findings.append(Finding("PD302", site.path))
     elif site.p is not None and site.p >= 0.9:
-        found.append(Finding("PD303", site.path, where))
+        findings.append(Finding("PD303", site.path, where))
     if isinstance(module, HasKey) and module.key is not None and site.uses > 1:
-        found.append(Finding("PD405", site.path, f"{module.key}, {site.uses} times"))
-    return found
+        findings.append(Finding("PD405", site.path, f"{module.key}, {site.uses} times"))
+    return findings
 
 
-def _of_rates(sites: list[Site]) -> list[Finding]:
+def _rate_findings(sites: list[Site]) -> list[Finding]:
+    """Return a finding if every rate is 0."""
     rates = [site.p for site in sites]
     return [Finding("PD301", "", f"{len(rates)} sites")] if rates and all(rate == 0 for rate in rates) else []
 
 
-def _of_norms(seen: Observed[Trace]) -> list[Finding]:
+def _norm_findings(seen: Observed[Trace]) -> list[Finding]:
+    """Return the places where dropout shifts the variance that BatchNorm learns."""
     rates = {site.path: site.p for site in seen.sites}
-    found = []
+    findings = []
     for path, training in seen.training.norms.items():
         p = rates.get(training.site or "")
         evaluated = seen.evaluated.norms.get(path)
@@ -85,24 +93,34 @@ def _of_norms(seen: Observed[Trace]) -> list[Finding]:
         if training.layers == 0:
             predicted = _shift(evaluated.mean, evaluated.variance, p).nanmedian()
             detail += f", {predicted:.2f} predicted"
-        found.append(Finding("PD401", training.site, f"p={p:g}, before {path}, {detail}"))
-    return found
+        findings.append(Finding("PD401", training.site, f"p={p:g}, before {path}, {detail}"))
+    return findings
 
 
 def _shift(mean: Tensor, variance: Tensor, p: float) -> Tensor:
-    """Variance without dropout over that with it, directly behind (Li et al. 2019)."""
+    """Return the variance without dropout over that directly behind dropout (Li et al. 2019)."""
     return variance / ((mean**2 + variance) / (1 - p) - mean**2)
 
 
-def _of_outputs(seen: Observed[Trace]) -> list[Finding]:
+def _output_findings(seen: Observed[Trace]) -> list[Finding]:
+    """Return dropout behind the last layer, or before a single regression output."""
     rates = {site.path: site.p for site in seen.sites}
     origins = seen.training.origin_of_output()
-    last = [Finding("PD402", one.site) for one in origins if one.site and one.layers == 0 and rates.get(one.site)]
+    last = [
+        Finding("PD402", origin.site)
+        for origin in origins
+        if origin.site and origin.layers == 0 and rates.get(origin.site)
+    ]
     output = seen.training.output
     is_single = isinstance(output, Tensor) and output.is_floating_point() and output.shape[-1:] == (1,)
-    before = [one.site for one in origins if is_single and one.site and one.layers == 1 and rates.get(one.site)]
-    return [*last, *(Finding("PD403", site) for site in before)]
+    before = [
+        Finding("PD403", origin.site)
+        for origin in origins
+        if is_single and origin.site and origin.layers == 1 and rates.get(origin.site)
+    ]
+    return [*last, *before]
 
 
 def _drops_between_nothing(module: Module) -> bool:
+    """Return whether a recurrent layer has a rate and no boundary between layers to drop at."""
     return isinstance(module, nn.RNNBase) and module.num_layers == 1 and module.dropout > 0

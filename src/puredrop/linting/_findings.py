@@ -1,9 +1,12 @@
-"""What a check can find: codes, what they mean, and how a list of findings reads."""
+"""Codes of mistakes, findings that carry them, and the report of a check."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from puredrop._records import Records
 
 __all__ = ["CODES", "Code", "Finding", "Report"]
 
@@ -13,10 +16,10 @@ class Code:
     """A kind of mistake.
 
     Args:
-        severity: "error" (results are wrong), "warning" (probably not what is meant) or "note".
-        title: what it is, in a few words.
-        why: why it matters.
-        fix: what to do.
+        severity: "error" (results are wrong), "warning" (probably unintended) or "note".
+        title: description of the mistake in a few words.
+        why: reason why the mistake matters.
+        fix: change that mends it.
     """
 
     severity: str
@@ -121,11 +124,14 @@ class Finding:
     """One mistake at one place.
 
     Args:
-        code: its key in `CODES`.
-        place: the site's path in a model, or a file.
-        detail: what is particular here.
-        line, column: in a file, from 1; 0 in a model whose place in the code is not known.
-        file: the file that line and column are of, or "".
+        code: key of the mistake in `CODES`, such as "PD101".
+        place: path of the site in the model, or name of the file.
+        detail: facts about this place, such as the rate; "" where there are none.
+        line, column: position in the file, counted from 1; 0 for a finding in a model.
+        file: name of the file, "" for a finding in a model.
+
+    >>> Finding("PD302", "encoder.drop").severity
+    'error'
     """
 
     code: str
@@ -137,13 +143,18 @@ class Finding:
 
     @property
     def severity(self) -> str:
-        """How bad it is."""
+        """Severity of the finding's code: "error", "warning" or "note"."""
         return CODES[self.code].severity
 
     @property
     def message(self) -> str:
-        """Title and detail in one line."""
+        """The code's title and the detail, in one line."""
         return CODES[self.code].title + (f": {self.detail}" if self.detail else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of the finding, with severity, message, reason and fix."""
+        code = CODES[self.code]
+        return {**asdict(self), "severity": code.severity, "message": self.message, "why": code.why, "fix": code.fix}
 
     def __str__(self) -> str:
         code = CODES[self.code]
@@ -152,12 +163,16 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a check found; iterable, and prints.
+class Report(Records):
+    """Findings of a check: iterable, printable, and readable by other programs.
 
     Args:
-        findings: in the order of the places.
-        looked_at: how many sites or files were looked at.
+        findings: in the order of their places.
+        looked_at: number of sites, or files, that were checked.
+
+    >>> report = Report((Finding("PD302", "drop"),), looked_at=3)
+    >>> report.ok, len(report), [finding.code for finding in report]
+    (False, 1, ['PD302'])
     """
 
     findings: tuple[Finding, ...]
@@ -165,8 +180,16 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """True if there are no findings."""
         return not self.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return whether the check passed, how much was checked, and the findings."""
+        return {"ok": self.ok, "looked_at": self.looked_at, "findings": self.records()}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each finding."""
+        return [finding.to_dict() for finding in self.findings]
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)

@@ -1,4 +1,4 @@
-"""A watched forward that also follows where tensors come from, one step at a time."""
+"""Watch of a forward that also records the origin of each tensor."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CONVOLUTIONS = {getattr(F, f"conv{kind}{d}d") for kind in ("", "_transpose") fo
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a tensor comes from.
+    """Origin of a tensor.
 
     Args:
-        site: the dropout it left last, None where something mixed it with other tensors since.
-        layers: linear and convolution layers since.
-        is_map: whether it is a convolution's map.
+        site: path of the last dropout that the tensor passed; None if other tensors were mixed in since.
+        layers: number of linear and convolution layers since that dropout.
+        is_map: whether the tensor is the output of a convolution.
     """
 
     site: str | None = None
@@ -35,12 +35,12 @@ class _Origin:
 
 @dataclass(frozen=True)
 class Norm:
-    """What a BatchNorm was given.
+    """Input of a BatchNorm layer.
 
     Args:
-        site: the dropout it left last, at most one layer before, or None.
-        layers: how many lie between.
-        mean, variance: by channel.
+        site: path of the last dropout, if at most one layer lies between; else None.
+        layers: number of layers between the dropout and the BatchNorm.
+        mean, variance: moments of the input, (channels,).
     """
 
     site: str | None
@@ -50,11 +50,11 @@ class Norm:
 
 
 class Trace(Watch):
-    """A watch that follows tensors.
+    """Watch that records the origin of each tensor.
 
     Attributes:
-        norms: what BatchNorms were given, by their paths.
-        maps: sites that drop single elements of convolutions' maps, and the maps' sizes.
+        norms: path of each BatchNorm layer -> its input.
+        maps: path of each site that drops single elements of a convolution's output -> the output's shape.
     """
 
     def __init__(self, model: Module) -> None:
@@ -66,9 +66,9 @@ class Trace(Watch):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's hook."""
+        """Call the function, and record the origin of its output."""
         output = super().__torch_function__(func, types, args, kwargs)
-        tensors = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, Tensor)]
+        tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
         if not tensors or not isinstance(output, Tensor):
             return output
         origin = self._origins.get(tensors[0], _Origin())
@@ -101,17 +101,17 @@ class Trace(Watch):
         self.norms[self.path] = Norm(site, origin.layers, rows.mean(1), rows.var(1, unbiased=False))
 
     def origin_of_output(self) -> list[_Origin]:
-        """Where what the forward returned comes from."""
-        found: list[_Origin] = []
+        """Return the origins of all tensors that the forward returned."""
+        origins: list[_Origin] = []
 
         def visit(value: Any) -> None:
             if isinstance(value, Tensor):
-                found.append(self._origins.get(value, _Origin()))
+                origins.append(self._origins.get(value, _Origin()))
             elif isinstance(value, (tuple, list)):
-                for one in value:
-                    visit(one)
+                for item in value:
+                    visit(item)
             elif hasattr(value, "values"):
                 visit(list(value.values()))
 
         visit(self.output)
-        return found
+        return origins

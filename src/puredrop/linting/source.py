@@ -1,4 +1,4 @@
-"""Mistakes that source code shows, found in its syntax tree and, where that is safe, mended."""
+"""Search for mistakes in source code, by its syntax tree, and their repair where that is safe."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _TRAINING = cst.parse_expression("self.training")
 
 
 class _Visitor(cst.CSTTransformer):
-    """Finds mistakes and, as it leaves a node, mends those that can be."""
+    """Visitor that finds mistakes and, on leaving a node, mends those that it can."""
 
     METADATA_DEPENDENCIES = (PositionProvider, QualifiedNameProvider)
 
     def __init__(self, file: str, lines: list[str]) -> None:
         super().__init__()
         self.file, self.lines = file, lines
-        self.found: list[Finding] = []
-        self._classes: list[bool] = []  # whether each class around is a module
-        self._functions: list[tuple[str, bool]] = []  # name, and whether `self` is its first parameter
+        self.findings: list[Finding] = []
+        self._classes: list[bool] = []  # for each enclosing class, whether it is a module
+        self._functions: list[tuple[str, bool]] = []  # name, and whether the first parameter is `self`
 
     def visit_ClassDef(self, node: cst.ClassDef) -> None:  # noqa: N802, libcst's names
         names = [self._text(base.value) for base in node.bases]
@@ -73,7 +73,7 @@ class _Visitor(cst.CSTTransformer):
         return updated_node
 
     def _attention(self, node: cst.Call, updated: cst.Call) -> cst.Call:
-        """A constant rate: nothing can switch it off."""
+        """Check a call of attention, whose constant rate nothing can switch off."""
         at = self._argument(node, "dropout_p", 4)
         if at is None or not m.matches(node.args[at].value, m.Float() | m.Integer()):
             return updated
@@ -85,20 +85,20 @@ class _Visitor(cst.CSTTransformer):
         return updated.with_changes(args=args)
 
     def _report(self, code: str, node: cst.CSTNode) -> bool:
-        """Note a finding, unless its line says that it is meant."""
+        """Record a finding, unless a comment on its lines ignores it, and return whether it was recorded."""
         span: Any = self.get_metadata(PositionProvider, node)
         for number in range(span.start.line, span.end.line + 1):
             ignored = _IGNORE.search(self.lines[number - 1])
             if ignored and (ignored[1] is None or code in re.split(r"[, ]+", ignored[1])):
                 return False
-        self.found.append(Finding(code, self.file, "", span.start.line, span.start.column + 1, self.file))
+        self.findings.append(Finding(code, self.file, "", span.start.line, span.start.column + 1, self.file))
         return True
 
     def _knows_training(self) -> bool:
         return bool(self._classes and self._classes[-1] and self._functions and self._functions[-1][1])
 
     def _says(self, node: cst.Call, name: str, position: int) -> bool:
-        stars = any(argument.star for argument in node.args)  # which may say anything
+        stars = any(argument.star for argument in node.args)  # starred arguments may hold anything
         return stars or self._argument(node, name, position) is not None
 
     def _argument(self, node: cst.Call, name: str, position: int) -> int | None:
@@ -120,51 +120,60 @@ class _Visitor(cst.CSTTransformer):
 
 
 def _with(call: cst.Call, name: str, value: cst.BaseExpression) -> cst.Call:
-    """The call with one more argument, laid out as the others are."""
+    """Return the call with one more argument, laid out like the others."""
     args = list(call.args)
     equal = cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace(""))
-    new = cst.Arg(value=value, keyword=cst.Name(name), equal=equal)
+    argument = cst.Arg(value=value, keyword=cst.Name(name), equal=equal)
     begin = call.whitespace_before_args
     comma = args[-1].comma if args else None
     end = comma.whitespace_after if isinstance(comma, cst.Comma) else None
     if isinstance(begin, cst.ParenthesizedWhitespace) and isinstance(end, cst.ParenthesizedWhitespace):
-        # One argument on each line, the last with a comma too.
+        # Each argument stands on a line of its own, and the last one has a comma too.
         between = end.with_changes(last_line=begin.last_line)
         args[-1] = args[-1].with_changes(comma=cst.Comma(whitespace_after=between))
-        new = new.with_changes(comma=cst.Comma(whitespace_after=end.with_changes(first_line=cst.TrailingWhitespace())))
+        argument = argument.with_changes(
+            comma=cst.Comma(whitespace_after=end.with_changes(first_line=cst.TrailingWhitespace()))
+        )
     elif args:
         args[-1] = args[-1].with_changes(comma=cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")))
-    return call.with_changes(args=[*args, new])
+    return call.with_changes(args=[*args, argument])
 
 
 def _run(text: str, file: str) -> tuple[tuple[Finding, ...], str]:
     visitor = _Visitor(file, text.splitlines())
     changed = MetadataWrapper(cst.parse_module(text)).visit(visitor)
-    return tuple(sorted(visitor.found, key=lambda one: (one.line, one.column))), changed.code
+    return tuple(sorted(visitor.findings, key=lambda finding: (finding.line, finding.column))), changed.code
 
 
 def check_source(text: str, file: str = "<text>") -> tuple[Finding, ...]:
-    """Mistakes in one source text.
+    """Find the mistakes in a source text.
+
+    Args:
+        text: Python source.
+        file: name of the file, for the findings.
+
+    Returns:
+        The findings, by line and column.
 
     Raises:
-        libcst.ParserSyntaxError: if it is no Python.
+        libcst.ParserSyntaxError: if the text is not Python.
     """
     return _run(text, file)[0] if _could_drop(text) else ()
 
 
 def fixed_source(text: str) -> str:
-    """The text with those mistakes mended that can be mended safely."""
+    """Return a source text with the mistakes mended that can be mended safely."""
     return _run(text, "<text>")[1] if _could_drop(text) else text
 
 
 def _could_drop(text: str) -> bool:
-    """Whether a call of such a name, but of no attribute of self, is there at all: libcst reads slowly."""
+    """Return whether a text calls anything that drops; libcst is slow, so most texts are ruled out here."""
     if "ropout" not in text and "scaled_dot_product_attention" not in text:
         return False
     try:
         tree = ast.parse(text)
     except SyntaxError:
-        return True  # and libcst says what is wrong
+        return True  # libcst then says what is wrong
     forwards = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "forward"]
     layers = (_called(node) for forward in forwards for node in ast.walk(forward))
     functions = (_called(node) for node in ast.walk(tree))
@@ -180,16 +189,19 @@ def _called(node: ast.AST) -> str:
 
 
 def check_paths(paths: Iterable[Path], fix: bool = False) -> Report:
-    """Mistakes in source files and in folders of them.
+    """Find the mistakes in source files and in folders of them.
 
     Args:
         paths: files, or folders that are searched for *.py.
-        fix: mend what can be mended safely, and report what is left.
+        fix: whether mistakes that can be mended safely are mended; the report then lists the remaining ones.
+
+    Returns:
+        The report, with the number of files read.
 
     Raises:
-        ValueError: for a path that is not there or a file that is no Python, in one line.
+        ValueError: if a path does not exist or a file is not Python; the message is one line.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     count = 0
     for path in _files(paths):
         count += 1
@@ -198,10 +210,10 @@ def check_paths(paths: Iterable[Path], fix: bool = False) -> Report:
             if fix and (mended := fixed_source(text)) != text:
                 write(path, mended.encode())
                 text = mended
-            found += check_source(text, str(path))
+            findings += check_source(text, str(path))
         except (cst.ParserSyntaxError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot be read as Python ({first_line(error)})") from error
-    return Report(tuple(found), count)
+    return Report(tuple(findings), count)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
