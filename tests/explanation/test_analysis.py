@@ -61,10 +61,8 @@ def test_averages_are_those_of_members_run_one_by_one(task):
     y = torch.randint(3, (30,)) if task == "classification" else torch.randn(30, 3)
     prepared = prepare(model, x, batch_size=20)
     found = averages(prepared, prepared.with_targets(y), task, 8)
-    with prepared.instrument() as instrumented:
-        each = torch.cat(
-            [prepared.members(instrumented, b, range(8), is_shared=True) for b in prepared.batches], 1
-        ).double()
+    with prepared.instrument() as runner:
+        each = torch.cat([runner.members(b, range(8), is_shared=True) for b in prepared.batches], 1).double()
     one = model.eval()(x).detach().double()
     if task == "classification":
         each, one = each.softmax(2), one.softmax(1)
@@ -98,8 +96,8 @@ def test_the_drawing_holds_masks_of_the_members_that_the_library_runs():
         seen.append(inputs[0][0])
 
     hook = model[6].register_forward_hook(look)
-    with prepared.instrument() as instrumented:
-        prepared.forward(instrumented, prepared.batches[0], member=5, is_shared=True)
+    with prepared.instrument() as runner:
+        runner.forward(prepared.batches[0], member=5, is_shared=True)
     hook.remove()
     kept = torch.tensor(plan["members"][5][2]["shown"])
     assert not bool((seen[0][:9] != 0)[~kept].any())  # what the drawing hides is 0 in that member

@@ -56,14 +56,14 @@ class Places:
     @contextmanager
     def instrument(self) -> Iterator[Callable[[Batch, Perturbation], Tensor]]:
         """Take the model over: a function from rows and a perturbation to the outputs, dropout itself off."""
-        with self._prepared.instrument() as instrumented, ExitStack() as stack:
+        with self._prepared.instrument() as runner, ExitStack() as stack:
             for path in self._hooked:
                 hook = self._hook(path)
-                stack.callback(instrumented.model.get_submodule(path).register_forward_hook(hook).remove)
+                stack.callback(runner.model.get_submodule(path).register_forward_hook(hook).remove)
 
             def outputs(batch: Batch, perturb: Perturbation) -> Tensor:
                 self._perturb = perturb
-                return self._prepared.forward(instrumented, batch, self._intervene)
+                return runner.forward(batch, self._intervene)
 
             yield outputs
 

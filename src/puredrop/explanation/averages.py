@@ -116,11 +116,11 @@ def averages(
     Raises:
         ValueError: for classes that the model does not have.
     """
-    with prepared.instrument() as instrumented:
+    with prepared.instrument() as runner:
         outputs = [
             (
-                prepared.forward(instrumented, batch, keep_all).double().cpu(),
-                prepared.members(instrumented, batch, range(members), is_shared=True).double().cpu(),
+                runner.forward(batch, keep_all).double().cpu(),
+                runner.members(batch, range(members), is_shared=True).double().cpu(),
                 y.cpu(),
             )
             for batch, y in pairs

@@ -15,8 +15,7 @@ from puredrop.explanation._inputs import prepare_with_targets
 from puredrop.explanation._loss import Loss, check, is_cross_entropy, loss_function
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch, checked_number
-from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, keep_all, ones_mask, random_signs
+from puredrop.members.prepared import PreparedModel, Runner, keep_all, ones_mask, random_signs
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure, axis, bars, error_bars
 from puredrop.report.section import Section
@@ -172,10 +171,10 @@ def gradient_noise(
     if not weights:
         raise ValueError("model has no parameter that requires a gradient")
     key = Key(seed).fold_in("gradient")
-    with prepared.instrument() as instrumented, torch.enable_grad():
+    with prepared.instrument() as runner, torch.enable_grad():
         first = data.chosen(torch.arange(batch))
-        check(loss, prepared.forward(instrumented, first, keep_all).detach(), targets[:batch], targets)
-        gradients = _Gradients(prepared, instrumented, loss, weights)
+        check(loss, runner.forward(first, keep_all).detach(), targets[:batch], targets)
+        gradients = _Gradients(runner, loss, weights)
         drawn = []
         for number, rows in enumerate(_rows(key, prepared.rows, batch, batches)):
             few, y_few = data.chosen(rows), targets[rows.to(targets.device)]
@@ -206,10 +205,8 @@ def _rows(key: Key, count: int, batch: int, batches: int) -> Sequence[Tensor]:
 class _Gradients:
     """Computes the gradient of a loss in all weights as one vector, under masks or to first order in their noise."""
 
-    def __init__(
-        self, prepared: PreparedModel, instrumented: InstrumentedModel, loss: Loss, weights: Sequence[Tensor]
-    ) -> None:
-        self._prepared, self._instrumented, self._loss, self._weights = prepared, instrumented, loss, weights
+    def __init__(self, runner: Runner, loss: Loss, weights: Sequence[Tensor]) -> None:
+        self._runner, self._loss, self._weights = runner, loss, weights
 
     def _flat(self, value: Tensor) -> Tensor:
         parts = torch.autograd.grad(value, self._weights, allow_unused=True)
@@ -219,7 +216,7 @@ class _Gradients:
 
     def drawn(self, batch: Batch, y: Tensor, member: int, *, is_shared: bool) -> Tensor:
         """Return the gradient under a member's masks, a mask for each row or one for all; float64."""
-        outputs = self._prepared.forward(self._instrumented, batch, member=member, is_shared=is_shared)
+        outputs = self._runner.forward(batch, member=member, is_shared=is_shared)
         return self._flat(self._loss(outputs, y)).double().cpu()
 
     def first_order(self, batch: Batch, y: Tensor, key: Key) -> float:
@@ -236,7 +233,7 @@ class _Gradients:
             noises.append(math.sqrt(use.p / (1 - use.p)) * random_signs(ones, generator))
             return input * ones
 
-        value = self._loss(self._prepared.forward(self._instrumented, batch, intervention), y)
+        value = self._loss(self._runner.forward(batch, intervention), y)
         slopes = torch.autograd.grad(value, leaves, create_graph=True)
         along = torch.stack([(a * b).sum() for a, b in zip(slopes, noises, strict=True)]).sum()
         return float(self._flat(along).double().square().sum())

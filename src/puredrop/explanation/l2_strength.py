@@ -15,8 +15,7 @@ from torch.nn import Module
 from puredrop.explanation._inputs import prepare_with_targets
 from puredrop.explanation._loss import Loss, check, curvature_root, is_cross_entropy, loss_function
 from puredrop.members.inputs import Batch, checked_number
-from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, probe_vectors
+from puredrop.members.prepared import PreparedModel, Runner, probe_vectors
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import COLORS, Figure, axis, line
 from puredrop.rng import Key
@@ -119,9 +118,9 @@ def l2_strength(
     )
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
     layers: dict[str, _StrengthSums] = {}
-    with prepared.instrument() as instrumented:
+    with prepared.instrument() as runner:
         for batch, targets in pairs:
-            outputs, readers = _read(prepared, instrumented, batch)
+            outputs, readers = _read(runner, batch)
             check(loss, outputs.detach(), targets)
             multiply = curvature_root(loss, outputs, targets)
             sums = {reader.path: _StrengthSums(reader, batch.rows / prepared.rows) for reader in readers}
@@ -196,7 +195,7 @@ class _StrengthSums:
         return self
 
 
-def _read(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> tuple[Tensor, list[_Reader]]:
+def _read(runner: Runner, batch: Batch) -> tuple[Tensor, list[_Reader]]:
     """Return the outputs, and the layers whose input a site dropped."""
     dropped: dict[int, tuple[Tensor, SiteUse]] = {}
     readers: list[_Reader] = []
@@ -217,11 +216,11 @@ def _read(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch
         return record
 
     with ExitStack() as stack:
-        for path, layer in instrumented.model.named_modules():
+        for path, layer in runner.model.named_modules():
             if isinstance(layer, torch.nn.Linear):
                 stack.callback(layer.register_forward_hook(hook(path, layer)).remove)
         stack.enter_context(torch.enable_grad())
-        outputs = prepared.forward(instrumented, batch, intervention)
+        outputs = runner.forward(batch, intervention)
     if not readers:
         raise ValueError(
             "model has no torch.nn.Linear that reads what dropout of elements leaves; nothing to compare to L2"

@@ -160,10 +160,8 @@ def member_visits(
     blocks = _drawn(prepared, draws) if masks is None else _replayed(prepared, masks)
     draws, distinct, kept = _counted(prepared, blocks)
     same = math.prod((use.p**2 + (1 - use.p) ** 2) ** use.units for use in prepared.uses)
-    with prepared.instrument() as instrumented:
-        parts = [
-            prepared.members(instrumented, batch, range(members), is_shared=True).cpu() for batch in prepared.batches
-        ]
+    with prepared.instrument() as runner:
+        parts = [runner.members(batch, range(members), is_shared=True).cpu() for batch in prepared.batches]
     value, error = _disagreement(torch.cat(parts, 1), task == "classification")
     rates = {use.place: use.p for use in prepared.uses}
     repeats = draws * (draws - 1) / 2 * same

@@ -18,9 +18,9 @@ from puredrop.explanation.l2_strength import l2_strength
 from puredrop.explanation.ridge import Descent, Ridge, landing
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
-from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.prepared import (
     PreparedModel,
+    Runner,
     TargetedBatches,
     drop_only_at,
     flatten_units,
@@ -210,16 +210,14 @@ def penalty(
     prepared, parts = prepare_with_targets(
         model, x, y, class_dim, is_cross_entropy(loss), seed=seed, sample_dim=sample_dim, batch_size=batch_size
     )
-    with prepared.instrument() as instrumented:
-        base = _base(prepared, instrumented, parts, loss)
-        truth, error = _under_masks(prepared, instrumented, parts, loss, members)
-        is_exact = is_squared(loss) and prepared.is_per_row and _is_linear(prepared, instrumented)
-        units, spread, products = _gauss_newton(
-            prepared, instrumented, parts, loss, sys.maxsize if is_exact else probes
-        )
+    with prepared.instrument() as runner:
+        base = _base(runner, parts, loss)
+        truth, error = _under_masks(runner, parts, loss, members)
+        is_exact = is_squared(loss) and prepared.is_per_row and _is_linear(runner)
+        units, spread, products = _gauss_newton(runner, parts, loss, sys.maxsize if is_exact else probes)
         sites = [SitePenalty(use.place, use.p, part) for use, part in zip(prepared.uses, units, strict=True)]
         for i, site in enumerate(sites if per_site else []):
-            value, noise = _under_masks(prepared, instrumented, parts, loss, members, drop_only_at(site.path))
+            value, noise = _under_masks(runner, parts, loss, members, drop_only_at(site.path))
             sites[i] = replace(site, measured=value - base, standard_error=noise)
     number = 2**prepared.units if prepared.can_list else members
     return Penalty(
@@ -230,35 +228,34 @@ def penalty(
 measure = penalty
 
 
-def _base(prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss) -> float:
+def _base(runner: Runner, parts: TargetedBatches, loss: Loss) -> float:
     """Return the loss of one pass, every unit active."""
     total = 0.0
     for batch, y in parts:
-        outputs = prepared.forward(instrumented, batch, keep_all)
+        outputs = runner.forward(batch, keep_all)
         check(loss, outputs, y)
         total += batch.rows * float(loss(outputs, y))
-    return total / prepared.rows
+    return total / runner.prepared.rows
 
 
 def _under_masks(
-    prepared: PreparedModel,
-    instrumented: InstrumentedModel,
+    runner: Runner,
     parts: TargetedBatches,
     loss: Loss,
     members: int,
     intervention: Intervention | None = None,
 ) -> tuple[float, float]:
     """Return the mean loss over masks, and its standard error."""
-    totals, first = torch.zeros(1 if prepared.can_list else members, dtype=torch.float64), 0
+    totals, first = torch.zeros(1 if runner.prepared.can_list else members, dtype=torch.float64), 0
     for batch, y in parts:
-        read = _loss_of(prepared, loss, y)
-        if prepared.can_list:
-            losses = prepared.mean_of_all(instrumented, batch, read, intervention)
+        read = _loss_of(runner.prepared, loss, y)
+        if runner.prepared.can_list:
+            losses = runner.mean_of_all(batch, read, intervention)
         else:
-            losses = prepared.members(instrumented, batch, range(members), read, first=first, intervention=intervention)
-        totals += batch.rows / prepared.rows * losses.double().cpu()
+            losses = runner.members(batch, range(members), read, first=first, intervention=intervention)
+        totals += batch.rows / runner.prepared.rows * losses.double().cpu()
         first += batch.rows
-    return float(totals.mean()), 0.0 if prepared.can_list else float(totals.std()) / math.sqrt(members)
+    return float(totals.mean()), 0.0 if runner.prepared.can_list else float(totals.std()) / math.sqrt(members)
 
 
 def _loss_of(prepared: PreparedModel, loss: Loss, y: Tensor) -> Callable[[Any], Tensor]:
@@ -266,28 +263,28 @@ def _loss_of(prepared: PreparedModel, loss: Loss, y: Tensor) -> Callable[[Any], 
 
 
 def _gauss_newton(
-    prepared: PreparedModel, instrumented: InstrumentedModel, parts: TargetedBatches, loss: Loss, most_products: int
+    runner: Runner, parts: TargetedBatches, loss: Loss, most_products: int
 ) -> tuple[list[Tensor], float, int]:
     """Return each unit's part by use, float64, the standard error of their sum, and the number of products.
 
     Args:
-        prepared, instrumented: the model, taken over.
+        runner: the model, taken over.
         parts: batches with their targets.
         loss: a mean over rows.
         most_products: number of products, at most; rows with no more outputs get one for each output, without error.
     """
-    generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("probes")))
-    units, variance = [torch.zeros(use.units, dtype=torch.float64) for use in prepared.uses], 0.0
+    generator = torch.Generator().manual_seed(int(Key(runner.prepared.seed).fold_in("probes")))
+    units, variance = [torch.zeros(use.units, dtype=torch.float64) for use in runner.prepared.uses], 0.0
     for batch, y in parts:
         leaves: list[tuple[Tensor, int | None]] = []
         with torch.enable_grad():
-            outputs = prepared.forward(instrumented, batch, _leaving(leaves))
-        multiply, share = curvature_root(loss, outputs, y), batch.rows / prepared.rows
-        vectors, number, is_drawn = probe_vectors(outputs, most_products, generator, can_sum=prepared.is_per_row)
+            outputs = runner.forward(batch, _leaving(leaves))
+        multiply, share = curvature_root(loss, outputs, y), batch.rows / runner.prepared.rows
+        vectors, number, is_drawn = probe_vectors(outputs, most_products, generator, can_sum=runner.prepared.is_per_row)
         estimates = torch.zeros(number, dtype=torch.float64)
         for at, noise in enumerate(vectors):
             slopes = torch.autograd.grad(outputs, [leaf for leaf, _ in leaves], multiply(noise), retain_graph=True)
-            for use, total, slope, (_, dim) in zip(prepared.uses, units, slopes, leaves, strict=True):
+            for use, total, slope, (_, dim) in zip(runner.prepared.uses, units, slopes, leaves, strict=True):
                 squares = flatten_units(slope, batch.rows, dim).square().sum(0).double().cpu()
                 part = share * 0.5 * use.p / (1 - use.p) * squares
                 total += part / number if is_drawn else part
@@ -309,20 +306,20 @@ def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Intervention:
     return intervention
 
 
-def _is_linear(prepared: PreparedModel, instrumented: InstrumentedModel) -> bool:
+def _is_linear(runner: Runner) -> bool:
     """Return whether outputs are affine in all factors: f(1 + a) + f(1 + b) = f(1 + a + b) + f(1), on a few rows."""
-    batch = prepared.batches[0].chosen(torch.arange(min(8, prepared.batches[0].rows)))
+    batch = runner.prepared.batches[0].chosen(torch.arange(min(8, runner.prepared.batches[0].rows)))
 
     def at(a: bool, b: bool) -> Tensor:
         """Return the outputs at factors of one, moved by either of two random points."""
-        generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("linear")))
+        generator = torch.Generator().manual_seed(int(Key(runner.prepared.seed).fold_in("linear")))
 
         def intervention(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
             ones = ones_mask(use, input, dim)
             point_a, point_b = (torch.rand(ones.shape, generator=generator).to(ones) for _ in range(2))
             return input * (ones + a * point_a + b * point_b)
 
-        return prepared.forward(instrumented, batch, intervention).double()
+        return runner.forward(batch, intervention).double()
 
     here, one, two, both = at(False, False), at(True, False), at(False, True), at(True, True)
     size = float((one - here).abs().max() + (two - here).abs().max())

@@ -186,9 +186,9 @@ def landing(case: Case) -> tuple[Ridge, Descent] | None:
             parts.append(input.detach().double().cpu())
         return input
 
-    with case.prepared.instrument() as instrumented:
+    with case.prepared.instrument() as runner:
         for batch in case.prepared.batches:
-            case.prepared.forward(instrumented, batch, record)
+            runner.forward(batch, record)
     y = case.subject.y.cpu()
     if not parts or y.dim() > 1:
         return None

@@ -102,8 +102,8 @@ class Case:
     @cached_property
     def outputs(self) -> Tensor:
         """The outputs of one pass for the first batch of rows."""
-        with self.prepared.instrument() as instrumented:
-            return self.prepared.forward(instrumented, self.prepared.batches[0], keep_all)
+        with self.prepared.instrument() as runner:
+            return runner.forward(self.prepared.batches[0], keep_all)
 
     @cached_property
     def y(self) -> Tensor:

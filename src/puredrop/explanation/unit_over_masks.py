@@ -12,8 +12,7 @@ from torch.nn import Module
 
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch
-from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, keep_all
+from puredrop.members.prepared import PreparedModel, Runner, keep_all
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import Figure, axis, bars, line
 from puredrop.report.section import Section, signed
@@ -101,10 +100,10 @@ def unit_over_masks(prepared: PreparedModel, masks: int = 4000) -> UnitOverMasks
         masks //= 4
     size = max(1, min(masks, 1000))
     row = prepared.batches[0].chosen(torch.zeros(size, dtype=torch.long))
-    with prepared.instrument() as instrumented:
-        parts = [_after_site(prepared, instrumented, row, True, first) for first in range(0, masks, size)]
+    with prepared.instrument() as runner:
+        parts = [_after_site(runner, row, True, first) for first in range(0, masks, size)]
         two = prepared.batches[0].chosen(torch.zeros(2, dtype=torch.long))
-        one_pass = _after_site(prepared, instrumented, two, False, 0)[1][0]
+        one_pass = _after_site(runner, two, False, 0)[1][0]
     path, values = parts[0][0], torch.cat([part for _, part in parts])
     spread = values.std(0)
     bent = values.clamp_min(0)
@@ -118,9 +117,7 @@ def unit_over_masks(prepared: PreparedModel, masks: int = 4000) -> UnitOverMasks
 measure = unit_over_masks
 
 
-def _after_site(
-    prepared: PreparedModel, instrumented: InstrumentedModel, row: Batch, drops: bool, first: int
-) -> tuple[str, Tensor]:
+def _after_site(runner: Runner, row: Batch, drops: bool, first: int) -> tuple[str, Tensor]:
     """Return the path of the first module with weights after a site, and its output, float64 (rows, units)."""
     recorded: list[tuple[str, Tensor]] = []
     has_dropped: list[bool] = []
@@ -132,17 +129,18 @@ def _after_site(
     def hook(path: str) -> Any:
         def record(module: Module, inputs: Any, output: Any) -> None:
             if any(has_dropped) and not recorded and isinstance(output, Tensor):
-                recorded.append((path, output.movedim(prepared.batches[0].dim, 0).flatten(1).detach().cpu().double()))
+                rows_first = output.movedim(runner.prepared.batches[0].dim, 0)
+                recorded.append((path, rows_first.flatten(1).detach().cpu().double()))
 
         return record
 
     hooks = [
         module.register_forward_hook(hook(path))
-        for path, module in instrumented.model.named_modules()
+        for path, module in runner.model.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() > 1
     ]
     try:
-        prepared.forward(instrumented, row, intervention, first=first)
+        runner.forward(row, intervention, first=first)
     finally:
         for handle in hooks:
             handle.remove()

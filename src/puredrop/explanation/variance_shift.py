@@ -14,8 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
-from puredrop.members.instrumented import InstrumentedModel
-from puredrop.members.prepared import PreparedModel, keep_all, ones_mask, prepare, random_signs
+from puredrop.members.prepared import PreparedModel, Runner, keep_all, ones_mask, prepare, random_signs
 from puredrop.members.sites import SiteUse
 from puredrop.report.figures import COLORS, Figure, Trace, axis, dots, line
 from puredrop.report.intervals import jackknife_error
@@ -146,10 +145,10 @@ def variance_shift(
     norms = {path: one for path, one in prepared.root.named_modules() if isinstance(one, _BatchNorm)}
     if not norms:
         return VarianceShift((), (), members, prepared.rows, prepared.skipped)
-    with prepared.instrument() as instrumented, _InputRecorder(instrumented, norms) as watched:
-        tested = _MomentSums(watched, prepared, instrumented, None)
-        trained = [_MomentSums(watched, prepared, instrumented, number) for number in range(members)]
-        noises = [_noise(watched, prepared, instrumented, number) for number in range(probes)]
+    with prepared.instrument() as runner, _InputRecorder(norms) as watched:
+        tested = _MomentSums(watched, runner, None)
+        trained = [_MomentSums(watched, runner, number) for number in range(members)]
+        noises = [_noise(watched, runner, number) for number in range(probes)]
     layers, unreached = [], []
     for path in watched.order:
         test = tested.variance(path)
@@ -174,7 +173,7 @@ measure = variance_shift
 class _InputRecorder:
     """Records the input of each BatchNorm, while it is open."""
 
-    def __init__(self, instrumented: InstrumentedModel, norms: dict[str, _BatchNorm]) -> None:
+    def __init__(self, norms: dict[str, _BatchNorm]) -> None:
         self._norms = norms
         self.order: list[str] = []
         self.inputs: dict[str, Tensor] = {}
@@ -201,13 +200,11 @@ class _InputRecorder:
 class _MomentSums:
     """Mean and mean square of each channel of each BatchNorm's input over all rows, of one pass or a member's."""
 
-    def __init__(
-        self, watched: _InputRecorder, prepared: PreparedModel, instrumented: InstrumentedModel, member: int | None
-    ) -> None:
+    def __init__(self, watched: _InputRecorder, runner: Runner, member: int | None) -> None:
         totals: dict[str, Tensor] = {}
         first = 0
-        for batch in prepared.batches:
-            prepared.forward(instrumented, batch, keep_all if member is None else None, member=member or 0, first=first)
+        for batch in runner.prepared.batches:
+            runner.forward(batch, keep_all if member is None else None, member=member or 0, first=first)
             first += batch.rows
             for path, input in watched.inputs.items():
                 h = _by_channel(input)
@@ -236,11 +233,9 @@ def _over_masks(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
     return _variance(stacked.mean(0)), jackknife_error(without)
 
 
-def _noise(
-    watched: _InputRecorder, prepared: PreparedModel, instrumented: InstrumentedModel, number: int
-) -> dict[str, Tensor]:
+def _noise(watched: _InputRecorder, runner: Runner, number: int) -> dict[str, Tensor]:
     """Estimate ρ Σ_j (h_j ∂z/∂h_j)² once, averaged over rows, for each channel of each BatchNorm's input."""
-    generator = torch.Generator().manual_seed(int(Key(prepared.seed).fold_in("signs").fold_in(number)))
+    generator = torch.Generator().manual_seed(int(Key(runner.prepared.seed).fold_in("signs").fold_in(number)))
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -252,9 +247,9 @@ def _noise(
         output: Tensor = input * forward_ad.make_dual(ones, noise)
         return output
 
-    for batch in prepared.batches:
+    for batch in runner.prepared.batches:
         with forward_ad.dual_level():
-            prepared.forward(instrumented, batch, intervention)
+            runner.forward(batch, intervention)
             for path, input in watched.inputs.items():
                 tangent = forward_ad.unpack_dual(input).tangent
                 h = _by_channel(torch.zeros_like(input) if tangent is None else tangent)

@@ -16,9 +16,8 @@ from puredrop.explanation._inputs import check_task, resolve_class_dim
 from puredrop.explanation.averages import Averages
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch, checked_number
-from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.outputs import probabilities
-from puredrop.members.prepared import PreparedModel, drop_only_at, flatten_units, keep_all, ones_mask, prepare
+from puredrop.members.prepared import PreparedModel, Runner, drop_only_at, flatten_units, keep_all, ones_mask, prepare
 from puredrop.members.sites import Intervention, SiteUse
 from puredrop.report.figures import Figure, axis, bars, error_bars
 from puredrop.report.intervals import jackknife_error
@@ -178,21 +177,17 @@ def weight_scaling_gap(
         prepared = resolve_class_dim(prepared, class_dim)
     averaged = (lambda z: probabilities(z, 1)) if task == "classification" else (lambda z: z)
     places = [use.place for use in prepared.uses]
-    with prepared.instrument() as instrumented:
-        one_pass = torch.cat([_one_pass(prepared, instrumented, batch) for batch in prepared.batches])
-        raw, means = _under_masks(prepared, instrumented, members, averaged)
+    with prepared.instrument() as runner:
+        one_pass = torch.cat([_one_pass(runner, batch) for batch in prepared.batches])
+        raw, means = _under_masks(runner, members, averaged)
         gap, whole = raw.mean(0) - one_pass, _distance(raw - one_pass)
         sites = {places[0]: whole} if len(places) == 1 else {}
         if per_site and not sites:
             sites = {
-                place: _distance(
-                    _under_masks(prepared, instrumented, members, averaged, drop_only_at(place))[0] - one_pass
-                )
+                place: _distance(_under_masks(runner, members, averaged, drop_only_at(place))[0] - one_pass)
                 for place in places
             }
-        first_order = (
-            _leave_one_out(prepared, instrumented, gap, whole.value) if prepared.units <= _MOST_UNITS else None
-        )
+        first_order = _leave_one_out(runner, gap, whole.value) if prepared.units <= _MOST_UNITS else None
     geometric, to_geometric, as_given = None, None, prepared.as_given
     if task == "classification":
         geometric = as_given(averaged(raw.mean(0)))
@@ -209,33 +204,30 @@ def weight_scaling_gap(
 measure = weight_scaling_gap
 
 
-def _one_pass(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> Tensor:
-    return prepared.forward(instrumented, batch, keep_all).double().cpu()
+def _one_pass(runner: Runner, batch: Batch) -> Tensor:
+    return runner.forward(batch, keep_all).double().cpu()
 
 
 def _under_masks(
-    prepared: PreparedModel,
-    instrumented: InstrumentedModel,
+    runner: Runner,
     members: int,
     averaged: Callable[[Tensor], Tensor],
     intervention: Intervention | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return mean outputs and their averaged form, (groups of members, rows, ...); one group if all masks are run."""
     raws, means, first = [], [], 0
-    for batch in prepared.batches:
-        if prepared.can_list:
+    for batch in runner.prepared.batches:
+        if runner.prepared.can_list:
             raw, mean = (
-                prepared.mean_of_all(instrumented, batch, read, intervention)
-                for read in (prepared.read, lambda output: averaged(prepared.read(output)))
+                runner.mean_of_all(batch, read, intervention)
+                for read in (runner.prepared.read, lambda output: averaged(runner.prepared.read(output)))
             )
             raws.append(raw.unsqueeze(0))
             means.append(mean.unsqueeze(0))
             continue
         size = members // _GROUPS
         groups = [
-            prepared.members(instrumented, batch, range(start, start + size), first=first, intervention=intervention)
-            .double()
-            .cpu()
+            runner.members(batch, range(start, start + size), first=first, intervention=intervention).double().cpu()
             for start in range(0, members, size)
         ]
         raws.append(torch.stack([group.mean(0) for group in groups]))
@@ -276,11 +268,9 @@ def _squared(flat: Tensor) -> float:
     return float((flat.sum(0).square() - flat.square().sum(0)).mean()) / (number * (number - 1))
 
 
-def _leave_one_out(
-    prepared: PreparedModel, instrumented: InstrumentedModel, measured: Tensor, length: float
-) -> LeaveOneOut | None:
+def _leave_one_out(runner: Runner, measured: Tensor, length: float) -> LeaveOneOut | None:
     try:
-        values = torch.cat([_first_order(prepared, instrumented, batch) for batch in prepared.batches])
+        values = torch.cat([_first_order(runner, batch) for batch in runner.prepared.batches])
     except NotImplementedError:  # torch has no forward-mode derivative of some layers
         return None
     size = float(values.square().mean().sqrt())
@@ -288,7 +278,7 @@ def _leave_one_out(
     return LeaveOneOut(values, size, product / (size * length) if size * length else math.nan)
 
 
-def _first_order(prepared: PreparedModel, instrumented: InstrumentedModel, batch: Batch) -> Tensor:
+def _first_order(runner: Runner, batch: Batch) -> Tensor:
     """Compute p Σ_j [f(x without j) - f(x)] by a forward for each unit, and p Σ_j x_j ∂_j f by one."""
     with forward_ad.dual_level():
 
@@ -297,12 +287,12 @@ def _first_order(prepared: PreparedModel, instrumented: InstrumentedModel, batch
             output: Tensor = input * forward_ad.make_dual(ones, use.p * ones)
             return output
 
-        tangent = forward_ad.unpack_dual(prepared.forward(instrumented, batch, slope)).tangent
-    base = _one_pass(prepared, instrumented, batch)
+        tangent = forward_ad.unpack_dual(runner.forward(batch, slope)).tangent
+    base = _one_pass(runner, batch)
     total: Tensor = torch.zeros_like(base) if tangent is None else tangent.double().cpu()
-    for use in prepared.uses:
+    for use in runner.prepared.uses:
         for unit in range(use.units):
-            without = prepared.forward(instrumented, batch, _leaving_out(use.place, unit, batch.rows)).double().cpu()
+            without = runner.forward(batch, _leaving_out(use.place, unit, batch.rows)).double().cpu()
             total = total + use.p * (without - base)
     return total
 

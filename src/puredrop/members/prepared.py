@@ -23,6 +23,7 @@ from puredrop.pinning import unwrapped
 
 __all__ = [
     "PreparedModel",
+    "Runner",
     "TargetedBatches",
     "drop_only_at",
     "flatten_units",
@@ -135,15 +136,32 @@ class PreparedModel:
         return values if self.class_dim in (None, 1) else values.movedim(1, self.class_dim)
 
     @contextmanager
-    def instrument(self) -> Iterator[InstrumentedModel]:
+    def instrument(self) -> Iterator[Runner]:
         """Take the model over until the block ends. Gradients are off, unless they are switched on inside."""
         instrumented = InstrumentedModel(self.root, self.survey.plan, self.batches[0].dim)
         with instrumented.opened():
-            yield instrumented
+            yield Runner(self, instrumented)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs a prepared model while it is taken over; `PreparedModel.instrument` gives it.
+
+    Args:
+        prepared: the model and its rows.
+        instrumented: the same model, taken over.
+    """
+
+    prepared: PreparedModel
+    instrumented: InstrumentedModel
+
+    @property
+    def model(self) -> Module:
+        """The model that runs, our layers in the place of others."""
+        return self.instrumented.model
 
     def forward(
         self,
-        instrumented: InstrumentedModel,
         batch: Batch,
         intervention: Intervention | None = None,
         *,
@@ -154,21 +172,19 @@ class PreparedModel:
         """Return the outputs of one forward, differentiable where gradients are on.
 
         Args:
-            instrumented: the model, taken over.
             batch: the rows.
             intervention: what sites do in place of dropping; where it gives None, they drop as the member does.
             member: number of the member whose masks apply.
             first: number of rows before these.
             is_shared: whether all rows share the member's mask.
         """
-        members = MemberMasks(self.seed, is_shared, balanced=False)
-        return Engine(instrumented, members, self.read, [], is_batched=False, intervention=intervention).outputs(
-            batch, [member], first
-        )[0]
+        members = MemberMasks(self.prepared.seed, is_shared, balanced=False)
+        return Engine(
+            self.instrumented, members, self.prepared.read, [], is_batched=False, intervention=intervention
+        ).outputs(batch, [member], first)[0]
 
     def members(
         self,
-        instrumented: InstrumentedModel,
         batch: Batch,
         numbers: Sequence[int],
         read: Callable[[Any], Tensor] | None = None,
@@ -180,7 +196,6 @@ class PreparedModel:
         """Return what members give on a batch, (members, ...), computed so many at a time as memory holds.
 
         Args:
-            instrumented: the model, taken over.
             batch: the rows.
             numbers: of the members, whose masks are independent.
             read: from what the model returns to a tensor; by default to its outputs.
@@ -188,32 +203,35 @@ class PreparedModel:
             intervention: what sites do in place of dropping; where it gives None, they drop.
             is_shared: whether all rows share a member's mask.
         """
-        engine = self._engine(instrumented, MemberMasks(self.seed, is_shared, balanced=False), read, intervention)
-        size = self.survey.at_once(batch.rows, _MEMORY)
+        engine = self._engine(MemberMasks(self.prepared.seed, is_shared, balanced=False), read, intervention)
+        size = self.prepared.survey.at_once(batch.rows, _MEMORY)
         groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         return torch.cat([engine.outputs(batch, group, first) for group in groups])
 
     def mean_of_all(
         self,
-        instrumented: InstrumentedModel,
         batch: Batch,
         read: Callable[[Any], Tensor] | None = None,
         intervention: Intervention | None = None,
     ) -> Tensor:
         """Return the mean over all 2^n masks of what is read, float64."""
         # Each row's mean is over the same masks, whether rows share them or not.
-        members = MemberMasks(self.seed, is_shared=True, given=enumerated_masks(self.uses))
-        return exact(self._engine(instrumented, members, read, intervention), batch, self.uses, 256)
+        members = MemberMasks(self.prepared.seed, is_shared=True, given=enumerated_masks(self.prepared.uses))
+        return exact(self._engine(members, read, intervention), batch, self.prepared.uses, 256)
 
     def _engine(
         self,
-        instrumented: InstrumentedModel,
         members: MemberMasks,
         read: Callable[[Any], Tensor] | None,
         intervention: Intervention | None,
     ) -> Engine:
         return Engine(
-            instrumented, members, read or self.read, [], is_batched=not self.survey.slow, intervention=intervention
+            self.instrumented,
+            members,
+            read or self.prepared.read,
+            [],
+            is_batched=not self.prepared.survey.slow,
+            intervention=intervention,
         )
 
 
