@@ -51,3 +51,12 @@ def test_no_tag_can_end_the_script_that_holds_a_figure():
     figure = Figure("alt", [line(X, Y, "@none", "</script>")])
     assert "<" not in figure.json
     assert json.loads(figure.json)["data"][0]["hovertemplate"].startswith("</script>")
+
+
+def test_a_figure_is_saved_whole(tmp_path):
+    figure = Figure("alt", [line([0, 1], [2, 3], "@dropout", "%{y}")])
+    figure.save(tmp_path / "figure.html")
+    text = (tmp_path / "figure.html").read_text()
+    assert "Plotly.newPlot" in text
+    assert "https://cdn" not in text.split("Plotly.newPlot")[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.html"]

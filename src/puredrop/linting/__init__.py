@@ -41,18 +41,18 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
         fix: p is the share that is dropped: keep_prob 0.9 is p=0.1
     1 finding
     """
-    seen = observe(Trace, model, args, kwargs)
+    observed = observe(Trace, model, args, kwargs)
     modules = dict(model.named_modules())
     findings = [
-        *itertools.chain(*(_site_findings(site, modules, seen.stuck) for site in seen.sites)),
-        *(Finding("PD104", path) for path in outermost(seen.stuck)),
-        *_rate_findings(seen.sites),
-        *_norm_findings(seen),
-        *_output_findings(seen),
-        *(Finding("PD404", path, f"of shape {shape}") for path, shape in seen.training.maps.items()),
+        *itertools.chain(*(_site_findings(site, modules, observed.stuck) for site in observed.sites)),
+        *(Finding("PD104", path) for path in outermost(observed.stuck)),
+        *_rate_findings(observed.sites),
+        *_norm_findings(observed),
+        *_output_findings(observed),
+        *(Finding("PD404", path, f"of shape {shape}") for path, shape in observed.training.maps.items()),
         *(Finding("PD501", path) for path, module in modules.items() if _drops_between_nothing(module)),
     ]
-    return Report(tuple(findings), len(seen.sites))
+    return Report(tuple(findings), len(observed.sites))
 
 
 def _site_findings(site: Site, modules: dict[str, Module], stuck: tuple[str, ...]) -> list[Finding]:
@@ -79,13 +79,13 @@ def _rate_findings(sites: list[Site]) -> list[Finding]:
     return [Finding("PD301", "", f"{len(rates)} sites")] if rates and all(rate == 0 for rate in rates) else []
 
 
-def _norm_findings(seen: Observed[Trace]) -> list[Finding]:
+def _norm_findings(observed: Observed[Trace]) -> list[Finding]:
     """Return the places where dropout shifts the variance that BatchNorm learns."""
-    rates = {site.path: site.p for site in seen.sites}
+    rates = {site.path: site.p for site in observed.sites}
     findings = []
-    for path, training in seen.training.norms.items():
+    for path, training in observed.training.norms.items():
         p = rates.get(training.site or "")
-        evaluated = seen.evaluated.norms.get(path)
+        evaluated = observed.evaluated.norms.get(path)
         if training.site is None or evaluated is None or not p or p == 1:
             continue
         measured = (evaluated.variance / training.variance).nanmedian()
@@ -102,16 +102,16 @@ def _shift(mean: Tensor, variance: Tensor, p: float) -> Tensor:
     return variance / ((mean**2 + variance) / (1 - p) - mean**2)
 
 
-def _output_findings(seen: Observed[Trace]) -> list[Finding]:
+def _output_findings(observed: Observed[Trace]) -> list[Finding]:
     """Return dropout behind the last layer, or before a single regression output."""
-    rates = {site.path: site.p for site in seen.sites}
-    origins = seen.training.origin_of_output()
+    rates = {site.path: site.p for site in observed.sites}
+    origins = observed.training.origin_of_output()
     last = [
         Finding("PD402", origin.site)
         for origin in origins
         if origin.site and origin.layers == 0 and rates.get(origin.site)
     ]
-    output = seen.training.output
+    output = observed.training.output
     is_single = isinstance(output, Tensor) and output.is_floating_point() and output.shape[-1:] == (1,)
     before = [
         Finding("PD403", origin.site)

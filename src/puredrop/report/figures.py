@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from puredrop._files import write
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -63,6 +66,18 @@ class Figure:
         import plotly.graph_objects as go
 
         return go.Figure(_painted(self._filled()))
+
+    def show(self) -> None:
+        """Open the figure in a browser, or show it in a notebook; needs the extra `study`."""
+        self.plotly().show()
+
+    def save(self, path: str | Path) -> None:
+        """Write the figure as an HTML file that opens offline; needs the extra `study`.
+
+        Args:
+            path: the file, overwritten whole or not at all.
+        """
+        write(Path(path), self.plotly().to_html(include_plotlyjs=True).encode())
 
     def _filled(self) -> dict[str, Any]:
         return {"data": [{"type": "scatter", **trace} for trace in self.traces], "layout": self.layout}
