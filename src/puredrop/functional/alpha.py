@@ -1,4 +1,4 @@
-"""Dropout for self-normalising networks: what is dropped becomes the value that SELU saturates at."""
+"""Dropout for self-normalising networks: dropped elements take the value at which SELU saturates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from puredrop.rng import Key
 
 __all__ = ["alpha_dropout", "feature_alpha_dropout"]
 
-# SELU's scale times its alpha, with the digits that torch has.
+# SELU's scale times its alpha, with torch's digits.
 _SATURATION = 1.7580993408473766
 
 
@@ -31,15 +31,18 @@ def alpha_dropout(
 ) -> Tensor:
     """Set each element to SELU's negative saturation with probability p, then restore mean 0 and variance 1.
 
-    A kept x becomes a (x + p s), a dropped one -a (1-p) s, with s = 1.7581 and a = ((1-p)(1 + p s^2))^(-1/2). Mean and
-    variance are kept for inputs of mean 0 and variance 1 alone; the expectation of one element is not its value.
+    Use it after `torch.nn.SELU`. A kept x becomes a (x + p s), a dropped one -a (1-p) s, with s = 1.7581 and
+    a = ((1-p)(1 + p s^2))^(-1/2). Only inputs of mean 0 and variance 1 keep their mean and variance; the expectation of
+    a single element is not its value.
 
     Args:
-        input, p, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
-        training: where False, as by default in torch, the input itself is returned.
+        input: float tensor of any shape.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        training: drop elements. With False, the default as in torch, the input itself is returned.
+        inplace, key, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
-        As `dropout`; zeros for p = 1.
+        A tensor like the input, as `dropout`; zeros for p = 1.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `dropout`.
@@ -63,18 +66,27 @@ def feature_alpha_dropout(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """`alpha_dropout` of whole channels: one decision per (sample, channel).
+    """Apply `alpha_dropout` to whole channels, with one decision per (sample, channel).
+
+    Use it after a convolution and SELU, where neighbouring elements of a map carry the same information.
 
     Args:
         input: float tensor (N, C, ...) of two or more dimensions.
-        p, training, inplace, key, window, sample_ids, sample_dim: as in `alpha_dropout`.
+        p: drop probability of a channel, in [0, 1], a number or a 0-d tensor.
+        training: drop channels. With False, the default as in torch, the input itself is returned.
+        inplace, key, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
-        As `alpha_dropout`.
+        A tensor like the input, as `alpha_dropout`.
 
     Raises:
         RuntimeError: for an input without channels.
         TypeError, ValueError, RuntimeError: as `dropout`.
+
+    Reference: Klambauer et al.: Self-normalizing neural networks (NeurIPS 2017).
+
+    >>> feature_alpha_dropout(torch.zeros(1, 4, 2), 0.5, True, key=Key(3)).round(decimals=3)[0, :, 0]
+    tensor([-0.7790, -0.7790, -0.7790,  0.7790])
     """
     if ops.check_tensor("input", input) < 2 and training:
         raise RuntimeError(
@@ -101,7 +113,7 @@ def _alpha(
     if passes(input, rate, training):
         return input
     ops.check_dtype(input)
-    # Dropout of the distance from the saturation: so the mask is drawn again in backward, as everywhere, and not kept.
+    # Dropping the distance from the saturation lets backward draw the mask again instead of storing it.
     keep = 1 - rate
     scale = (keep / (1 + rate * _SATURATION**2)) ** 0.5
     wide = input if input.dtype == torch.float64 else input.float()

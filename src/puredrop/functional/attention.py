@@ -1,4 +1,4 @@
-"""Attention whose weights are dropped under a key: torch's functions, with our dropout in the place of theirs."""
+"""Attention with keyed dropout of its weights: torch's functions with puredrop's dropout inside."""
 
 from __future__ import annotations
 
@@ -31,29 +31,36 @@ def scaled_dot_product_attention(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """Torch's function, whose attention weights are dropped by our operator; without dropout it is torch's itself.
+    """Compute attention whose weights are dropped under a key.
 
-    With dropout the weights are computed, as in torch's math path: (..., L, S) numbers are kept for backward twice, the
-    weights and the dropped ones, where torch's keeps its mask too.
+    Use it in place of torch's function of the same name. Without dropout it calls torch's function. With dropout it
+    computes the weights, as torch's math path does: backward keeps two tensors of (..., L, S) numbers, the weights and
+    the dropped weights, where torch keeps its mask too.
 
     Args:
-        query, key, value: float tensors (..., H, L, E), (..., H, S, E), (..., H, S, Ev).
+        query: float tensor (..., H, L, E).
+        key: float tensor (..., H, S, E), the attention keys; the mask's key is `dropout_key`.
+        value: float tensor (..., H, S, Ev).
         attn_mask: bool (True takes part) or float (added), of a shape that broadcasts to (..., L, S).
-        dropout_p: probability of dropping a weight; as in torch it acts whatever the mode, so pass 0 in eval.
-        is_causal: mask what lies above the diagonal; excludes attn_mask.
-        scale: of the products; 1/sqrt(E) if not given.
-        enable_gqa: query heads come in groups that share a head of key and value.
-        dropout_key: what the mask is a function of; None draws one key from torch's generator.
+        dropout_p: drop probability of a weight. As in torch it acts in every mode, so pass 0 in eval mode.
+        is_causal: mask the weights above the diagonal; excludes attn_mask.
+        scale: factor of the products; None is 1/sqrt(E).
+        enable_gqa: let groups of query heads share a head of key and value.
+        dropout_key: the key that determines the mask; None draws a key from torch's generator.
         window, sample_ids, sample_dim: as in `dropout`, of the weights' shape.
 
     Returns:
         float tensor (..., H, L, Ev).
 
     Raises:
-        TypeError, ValueError: for an argument outside what is said above; the message names it.
-        RuntimeError: as torch's.
+        TypeError, ValueError: for an argument outside of the ranges above; the message names the argument.
+        RuntimeError: as torch's function.
 
     Reference: Vaswani et al.: Attention is all you need (NeurIPS 2017).
+
+    >>> query = torch.ones(1, 2, 4, 8)
+    >>> scaled_dot_product_attention(query, query, query, dropout_p=0.5, dropout_key=Key(0)).shape
+    torch.Size([1, 2, 4, 8])
     """
     rate = ops.as_rate(dropout_p)
     if not isinstance(rate, Tensor) and rate == 0:
@@ -69,14 +76,14 @@ def scaled_dot_product_attention(
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None:
         scores = scores + _additive(attn_mask, query.dtype)
-    # Zeros, as torch has them, where nothing may be attended to; torch._safe_softmax itself compilers do not know.
+    # Rows in which every key is masked become zeros, as in torch. Compilers know the operator, not torch._safe_softmax.
     weights: Tensor = torch.ops.aten._safe_softmax.default(scores, -1)
     dropped = dropout(weights, rate, key=dropout_key, window=window, sample_ids=sample_ids, sample_dim=sample_dim)
     return dropped @ value
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as numbers to add; a bool one says what takes part."""
+    """Return a mask as numbers to add; a bool mask is True where a key takes part."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
@@ -111,17 +118,17 @@ def multi_head_attention_forward(
     *,
     dropout_key: Key | Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`torch.nn.functional.multi_head_attention_forward`, whose attention weights are dropped by our operator.
+    """Compute `torch.nn.functional.multi_head_attention_forward` with keyed dropout of the attention weights.
 
     Args:
-        dropout_key: what the mask is a function of; its index is that of the weights, (N, num_heads, L, S).
-        query, key, value and the rest: as torch's.
+        dropout_key: the key that determines the mask, whose logical index is that of the weights, (N, num_heads, L, S).
+        query, key, value and all others: as torch's.
 
     Returns:
-        As torch's: the output (L, N, E), and the weights (N, L, S), those that were dropped zero, if they are needed.
+        The output (L, N, E), and the weights (N, L, S) with zeros for dropped weights, or None without need_weights.
 
     Raises:
-        ValueError: for static_k and static_v, which TorchScript's quantised attention alone uses.
+        ValueError: for static_k and static_v, which only TorchScript's quantised attention uses.
     """
     if static_k is not None or static_v is not None:
         raise ValueError("static_k or static_v is given; expected None: they are for quantised models, without dropout")
@@ -164,9 +171,9 @@ def multi_head_attention_forward(
 
 
 def _merged(attn_mask: Tensor | None, padding: Tensor | None, length: int, query: Tensor) -> Tensor | None:
-    """Torch's two masks, where True says what does not take part, as one to add to (N, H, L, S); None if there is none.
+    """Merge torch's two masks, True where a key is left out, into one to add to (N, H, L, S); None if there is none.
 
-    Keys that were appended (biases, zeros) take part.
+    Appended keys (biases, zeros) take part.
     """
     batch, heads = query.shape[:2]
     masks = []

@@ -1,4 +1,4 @@
-"""DropBlock: squares of a feature map, at the rate that was asked for."""
+"""DropBlock: squares of a feature map, dropped at exactly the requested rate."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def drop_block2d(
 ) -> Tensor:
     """Zero squares of each channel's map, so that the share of zeroed elements is p on average.
 
-    Each place where a block fits is the corner of one with probability gamma, and gamma is solved for: the usual
-    approximation drops 21 to 94 % for p = .1 on small maps. What a sample keeps is scaled by the
-    inverse of the share it kept.
+    Use it on convolutional maps where `dropout2d` removes too much. Each position at which a block fits is the corner
+    of a block with probability gamma. Gamma is solved for: the paper's approximation drops 21 to 94 % for p = .1 on
+    small maps. Each sample's kept elements are scaled by the inverse of the share that the sample kept.
 
     Args:
         input: float tensor (N, C, H, W).
-        p: the share of elements to zero, in [0, 1], a number or a 0-d tensor.
-        block_size: side of the squares, in elements; a larger one than the map is cut to it, with a warning.
-        couple_channels: whether all channels of a sample lose the same squares (timm's default).
+        p: share of elements to zero, in [0, 1], a number or a 0-d tensor.
+        block_size: side of the squares, in elements; a side larger than the map is cut to the map, with a warning.
+        couple_channels: drop the same squares in all channels of a sample (timm's default).
         training, inplace, key, sample_ids, sample_dim: as in `dropout`.
-        window: as in `dropout`, of samples and channels: blocks need the whole map.
+        window: as in `dropout`, along samples and channels only: blocks need the whole map.
 
     Returns:
-        As `dropout`; a sample of which nothing is kept is zeros.
+        A tensor like the input, as `dropout`; zeros for a sample that keeps no element.
 
     Raises:
         RuntimeError: for an input of another rank.
@@ -83,7 +83,7 @@ def drop_block2d(
                 f"window is {window}; expected the whole map, {height}x{width} from (0, 0): blocks need it"
             )
         window = Window((*window.shape[:2], *places), window.offset)
-    corners = input[:, :, : places[0], : places[1]]  # the places, with one decision each
+    corners = input[:, :, : places[0], : places[1]]  # one decision per block position
     place = ops.place_of(corners.shape, (1,) if couple_channels else (), window, sample_ids, sample_dim)
     corner = ~kept(corners, _corner_rate(rate, height, width, *block), key, place)
     padding = (block[1] - 1, block[1] - 1, block[0] - 1, block[0] - 1)
@@ -95,11 +95,11 @@ def drop_block2d(
 
 
 def _corner_rate(p: float | Tensor, *sizes: int) -> float | Tensor:
-    """The probability of a corner at which elements are zeroed at rate p on average.
+    """Return the corner probability at which elements are zeroed at rate p on average.
 
     Args:
-        p: the rate of elements.
-        sizes: of the map and the block: height, width, height, width.
+        p: rate of elements.
+        sizes: height and width of the map, then of the block.
     """
     if isinstance(p, Tensor):
         return torch.as_tensor(_solve(p.detach().double(), *sizes))
@@ -109,9 +109,9 @@ def _corner_rate(p: float | Tensor, *sizes: int) -> float | Tensor:
 
 
 def _solve(p: Any, height: int, width: int, block_height: int, block_width: int) -> Any:
-    """By bisection, of a number or a 0-d tensor alike."""
+    """Solve for the corner probability by bisection; p is a number or a 0-d tensor."""
     rows, columns = _covers(height, block_height), _covers(width, block_width)
-    elements: dict[int, int] = {}  # how many so many corners can zero, any of which does; no Counter under compile
+    elements: dict[int, int] = {}  # number of corners that can zero an element -> elements; compilers know no Counter
     for count in [a * b for a in rows for b in columns]:
         elements[count] = elements.get(count, 0) + 1
     rate, step = 0.0 * p, 1.0
@@ -126,5 +126,5 @@ _kept_solve = functools.lru_cache(maxsize=256)(_solve)
 
 
 def _covers(size: int, block: int) -> list[int]:
-    """How many places of a block cover each position of a line."""
+    """Count the block positions that cover each position of a line."""
     return [min(i + 1, size - i, block, size - block + 1) for i in range(size)]

@@ -25,14 +25,17 @@ def dropout1d(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """Zero whole channels of sequences: one decision per (sample, channel), shared over the length.
+    """Zero whole channels of sequences, with one decision per (sample, channel).
+
+    Use it after a 1-D convolution: neighbouring positions carry the same information, so single elements are no loss.
 
     Args:
         input: float tensor (N, C, L) or (C, L).
-        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+        p: drop probability of a channel, in [0, 1], a number or a 0-d tensor.
+        training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
-        As `dropout`.
+        A tensor like the input, as `dropout`.
 
     Raises:
         RuntimeError: for an input of another rank, as torch does.
@@ -67,19 +70,27 @@ def dropout2d(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """Zero whole channels of maps: one decision per (sample, channel), shared over all further dimensions.
+    """Zero whole channels of maps, with one decision per (sample, channel).
+
+    Use it after a 2-D convolution, whose maps `dropout` would only make noisy.
 
     Args:
-        input: float tensor (N, C, H, W); a 3-D one is (N, C, L) as in torch, with torch's warning.
-        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+        input: float tensor (N, C, H, W). A 3-D input is read as (N, C, L), as torch does, with torch's warning.
+        p: drop probability of a channel, in [0, 1], a number or a 0-d tensor.
+        training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
-        As `dropout`.
+        A tensor like the input, as `dropout`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `dropout`; RuntimeError for an input without channels.
+        RuntimeError: for an input without channels.
+        TypeError, ValueError, RuntimeError: as `dropout`.
 
     Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
+
+    >>> import torch
+    >>> dropout2d(torch.ones(1, 3, 2, 2), p=0.5, key=Key(0)).mean(dim=(2, 3))
+    tensor([[2., 2., 0.]])
     """
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
@@ -106,19 +117,27 @@ def dropout3d(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """Zero whole channels of volumes: one decision per (sample, channel), shared over the volume.
+    """Zero whole channels of volumes, with one decision per (sample, channel).
+
+    Use it after a 3-D convolution, whose maps `dropout` would only make noisy.
 
     Args:
         input: float tensor (N, C, D, H, W) or (C, D, H, W).
-        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
+        p: drop probability of a channel, in [0, 1], a number or a 0-d tensor.
+        training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
-        As `dropout`.
+        A tensor like the input, as `dropout`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `dropout`; RuntimeError for an input without channels.
+        RuntimeError: for an input without channels.
+        TypeError, ValueError, RuntimeError: as `dropout`.
 
     Reference: Tompson et al.: Efficient object localization using convolutional networks (CVPR 2015).
+
+    >>> import torch
+    >>> dropout3d(torch.ones(1, 3, 2, 2, 2), p=0.5, key=Key(0)).mean(dim=(2, 3, 4))
+    tensor([[2., 2., 0.]])
     """
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
@@ -138,7 +157,7 @@ def _drop_channels(
     sample_ids: Tensor | None,
     sample_dim: int,
 ) -> Tensor:
-    """`dropout` with one decision for all that lies beyond the channel dimension."""
+    """Drop channels: share one decision over all dimensions after the channel dimension."""
     rank = input.dim()
     if rank <= channel and training and (isinstance(rate, Tensor) or 0 < rate < 1):
         raise RuntimeError(

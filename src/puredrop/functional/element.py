@@ -1,4 +1,4 @@
-"""Dropout of single elements, and the mask itself."""
+"""Dropout of single elements, and the keep mask on its own."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ def dropout(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """Zero each element with probability p and scale the rest by 1/(1-p), so that the expectation is the input.
+    """Zero each element with probability p and scale the kept elements by 1/(1-p).
 
-    Differs from torch's on purpose in three things: a dropped NaN or Inf is 0, masks follow the logical index and
-    not the memory order, and a NaN rate is an error.
+    The expectation of the output is the input. Use this function where you call `torch.nn.functional.dropout` and want
+    a mask that a key determines. It differs from torch's function in three things: a dropped NaN or Inf becomes 0, the
+    mask follows the logical index and not the memory order, and a NaN rate is an error.
 
     Args:
         input: float16, bfloat16, float32 or float64 tensor of any shape.
-        p: probability of a drop, in [0, 1]; as a 0-d tensor it is data, and a new value costs no recompilation.
-        training: where False, the input itself is returned.
-        inplace: write the result into the input and return that.
-        key: what the mask is a function of; None draws one key from torch's default generator of the input's device.
-        shared_dims: dimensions over which one decision is shared (Keras' noise_shape = 1 there).
-        window: the larger logical tensor this one is a part of.
-        sample_ids: int64 tensor, one id per index along sample_dim: the mask follows the sample, not its position.
-        sample_dim: the dimension of the samples.
+        p: drop probability in [0, 1]. A 0-d tensor is data: another value needs no recompilation.
+        training: drop elements. Pass `self.training` in a module; with False the input itself is returned.
+        inplace: write the result into the input and return the input.
+        key: the key that determines the mask. None draws a key from torch's default generator of the input's device.
+        shared_dims: dimensions over which elements share one decision (Keras has noise_shape = 1 there).
+        window: position of this tensor in a larger logical tensor whose mask it shares.
+        sample_ids: int64 tensor with one id per index along `sample_dim`. The mask follows the sample, not its
+            position.
+        sample_dim: the dimension along which samples lie.
 
     Returns:
-        A tensor like the input, of the same memory format; the input itself in eval mode, for p = 0 and when empty.
+        A tensor of the input's shape, dtype and memory format; the input itself in eval mode, for p = 0 and if empty.
 
     Raises:
-        TypeError, ValueError: for an argument outside what is said above; the message names it.
+        TypeError, ValueError: for an argument outside of the ranges above; the message names the argument.
         RuntimeError: for an input that is not floating point.
 
     Reference: Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting (JMLR 2014).
@@ -64,26 +66,26 @@ def dropout(
 
 
 def passes(input: Tensor, rate: float | Tensor, training: bool) -> bool:
-    """Whether there is nothing to do; a rate of 0 in a tensor cannot be seen, and drops nothing all the same."""
+    """Return whether a call returns its input unchanged; a rate in a tensor is not read, to avoid a synchronisation."""
     return not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0
 
 
 def kept(input: Tensor, rate: float | Tensor, key: Key | Tensor | None, place: ops.Place) -> Tensor:
-    """Which elements of a tensor are kept: bool, with 1 in place of every shared dimension."""
+    """Return the keep mask of a tensor as bool, with size 1 in every shared dimension."""
     sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
-    # The operator drops elements of a tensor of ones: what is not 0 was kept, at any rate. Of ones that lie in a row,
-    # of which a mask of 32 k elements is drawn 6 times as fast as of a single one that is expanded.
+    # The operator drops elements of a tensor of ones, so every nonzero element was kept. The ones are contiguous: a
+    # mask of 32 k elements is drawn 6 times as fast from them as from a single expanded one.
     return ops.dropout(torch.ones(sizes, device=input.device), key, rate, place).ne(0)
 
 
 def drop(
     input: Tensor, rate: float | Tensor, training: bool, inplace: bool, key: Key | Tensor | None, place: ops.Place
 ) -> Tensor:
-    """What dropout of elements and of channels is, once it is known which decisions are shared; arguments checked."""
+    """Drop elements or channels, after the caller has checked its arguments and chosen the shared dimensions."""
     if passes(input, rate, training):
         return input
     if not isinstance(rate, Tensor) and rate == 1 and not input.is_floating_point():
-        return input.zero_() if inplace else torch.zeros_like(input)  # as torch; other rates raise just below
+        return input.zero_() if inplace else torch.zeros_like(input)  # as torch; other rates raise below
     ops.check_dtype(input)
     if inplace:
         ops.check_overlap(input)
@@ -101,20 +103,25 @@ def keep_mask(
     sample_dim: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The mask itself: which elements of a tensor of some shape `dropout` keeps under a key.
+    """Return the mask that `dropout` applies to a tensor of the given shape under a key.
+
+    Use the mask to apply one dropout decision to several tensors, or to look at the units that a key drops.
 
     Args:
         shape: sizes of the tensor.
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
-        key: what the mask is a function of.
-        shared_dims, window, sample_ids, sample_dim: as in `functional.dropout`.
-        device: where to put the mask; torch's default device if not given.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        key: the key that determines the mask.
+        shared_dims: dimensions over which elements share one decision.
+        window: position of the tensor in a larger logical tensor whose mask it shares.
+        sample_ids: int64 tensor with one id per index along `sample_dim`.
+        sample_dim: the dimension along which samples lie.
+        device: device of the mask; None is torch's default device.
 
     Returns:
-        bool tensor of the shape, True where kept.
+        A bool tensor of the given shape, True where `dropout` keeps the element.
 
     Raises:
-        TypeError, ValueError: for an argument outside what is said above; the message names it.
+        TypeError, ValueError: for an argument outside of the ranges above; the message names the argument.
 
     >>> keep_mask((2, 4), 0.5, Key(3))
     tensor([[False, False, False,  True],

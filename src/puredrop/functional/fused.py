@@ -1,7 +1,7 @@
-"""Dropout in one pass with an activation before it, or with the bias and residual of a Transformer's block around it.
+"""Dropout in one pass with an activation before it, or with a Transformer block's bias and residual around it.
 
-Each equals its composition of torch's own functions and `dropout` under the same key, rounded after every named step.
-In plain eager code on the CPU it is one pass forward and one backward; elsewhere the composition itself runs.
+Each function equals its composition of torch's functions and `dropout` under the same key, rounded after every named
+step. Plain eager code on the CPU takes one pass forward and one backward; elsewhere the composition itself runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop import ops
+from puredrop.functional.element import passes
 from puredrop.ops import Place, Window
 from puredrop.rng import Key
 
@@ -32,11 +33,16 @@ def relu_dropout(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """`dropout(relu(input))`; keeps for backward what relu alone keeps, its output.
+    """Compute `dropout(relu(input))` in one pass.
+
+    Use it in a multilayer perceptron in place of the two calls. Backward needs the output alone, as relu's does.
 
     Args:
         input: float tensor of any shape.
-        p, training, inplace, key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        training: drop elements; with False only relu is applied.
+        inplace: write the result into the input and return the input.
+        key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
         A tensor like the input; `relu(input)` in eval mode and for p = 0.
@@ -53,7 +59,7 @@ def relu_dropout(
     place = _place(input, p, shared_dims, window, sample_ids, sample_dim)
     if inplace:
         ops.check_overlap(input)
-    if _is_identity(input, p, training):
+    if passes(input, p, training):
         return torch.relu_(input) if inplace else torch.relu(input)
     return ops.relu_dropout(input, key, p, place, inplace)
 
@@ -70,15 +76,17 @@ def gelu_dropout(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """`dropout(gelu(input))`; keeps for backward what gelu alone keeps, its input.
+    """Compute `dropout(gelu(input))` in one pass.
 
-    In one pass GELU itself is computed to a few ulp also for large negative inputs, where torch's 1 + erf has lost its
-    digits: the two differ by at most 4 ulp of the input, and there by more of the (tiny) output.
+    Use it in a Transformer's feed-forward block in place of the two calls. Backward needs the input alone, as gelu's
+    does. The one pass is accurate to a few ulp for large negative inputs too, where torch's 1 + erf loses its digits:
+    the two differ by at most 4 ulp of the input, and there by more of the (tiny) output.
 
     Args:
         input: float tensor of any shape.
-        p, training: as in `dropout`.
-        approximate: "none" or "tanh", as in `torch.nn.functional.gelu`; "tanh" runs as two passes.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        training: drop elements; with False only gelu is applied.
+        approximate: "none" or "tanh", as in `torch.nn.functional.gelu`; "tanh" takes two passes.
         key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
@@ -88,11 +96,14 @@ def gelu_dropout(
         TypeError, ValueError, RuntimeError: as `dropout`; ValueError for another approximation.
 
     Reference: Hendrycks, Gimpel: Gaussian error linear units (2016).
+
+    >>> gelu_dropout(torch.ones(5), p=0.5, key=Key(3)).round(decimals=2)
+    tensor([0.0000, 0.0000, 0.0000, 1.6800, 1.6800])
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is {approximate!r}; expected 'none' or 'tanh'")
     place = _place(input, p, shared_dims, window, sample_ids, sample_dim)
-    if _is_identity(input, p, training):
+    if passes(input, p, training):
         return F.gelu(input, approximate=approximate)
     return ops.gelu_dropout(input, key, p, place, approximate)
 
@@ -109,12 +120,16 @@ def dropout_add(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """`dropout(input) + residual`; keeps nothing for backward.
+    """Compute `dropout(input) + residual` in one pass.
+
+    Use it at the end of a residual branch. Backward needs no tensor of the input's size.
 
     Args:
         input: float tensor of any shape.
-        residual: what is added, of a shape that broadcasts with the input's.
-        p, training, key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
+        residual: tensor to add after dropout, of a shape that broadcasts with the input's.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        training: drop elements; with False the two tensors are added.
+        key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
         A new tensor of the broadcast shape; `input + residual` in eval mode and for p = 0.
@@ -129,7 +144,7 @@ def dropout_add(
     """
     ops.check_tensor("residual", residual)
     place = _place(input, p, shared_dims, window, sample_ids, sample_dim)
-    if _is_identity(input, p, training):
+    if passes(input, p, training):
         return input + residual
     return ops.bias_dropout_add(input, None, residual, key, p, place)
 
@@ -147,14 +162,18 @@ def bias_dropout_add(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """`dropout(input + bias) + residual`; keeps nothing for backward.
+    """Compute `dropout(input + bias) + residual` in one pass.
+
+    Use it after a linear layer without bias at the end of a residual branch. Backward needs no tensor of the input's
+    size.
 
     Args:
         input: float tensor of any shape.
-        bias: what is added before dropout, of a shape that broadcasts to the input's, such as that of its last
-            dimension.
-        residual: what is added after it, of a shape that broadcasts with the input's.
-        p, training, key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
+        bias: tensor to add before dropout, of a shape that broadcasts to the input's, such as (input.shape[-1],).
+        residual: tensor to add after dropout, of a shape that broadcasts with the input's.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        training: drop elements; with False the three tensors are added.
+        key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
         A new tensor of the broadcast shape; `input + bias + residual` in eval mode and for p = 0.
@@ -163,6 +182,9 @@ def bias_dropout_add(
         TypeError, ValueError, RuntimeError: as `dropout`; ValueError for a bias that would enlarge the input.
 
     Reference: Shoeybi et al.: Megatron-LM (2019), where bias, dropout and residual are one kernel.
+
+    >>> bias_dropout_add(torch.zeros(5), torch.ones(5), torch.full((5,), 10.0), p=0.5, key=Key(3))
+    tensor([10., 10., 10., 12., 12.])
     """
     ops.check_tensor("bias", bias)
     ops.check_tensor("residual", residual)
@@ -171,18 +193,14 @@ def bias_dropout_add(
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}; expected one that broadcasts to the input's, {tuple(input.shape)}"
         )
-    if _is_identity(input, p, training):
+    if passes(input, p, training):
         return input + bias + residual
     return ops.bias_dropout_add(input, bias, residual, key, p, place)
 
 
 def _place(input: Tensor, p: float | Tensor, shared_dims: Iterable[int], *where: Any) -> Place:
-    """What every function here checks, whether it will drop anything or not."""
+    """Check the arguments that every function here takes, also in a call that drops nothing."""
     ops.as_rate(p)
     ops.check_tensor("input", input)
     ops.check_dtype(input)
     return ops.place_of(input.shape, shared_dims, *where)
-
-
-def _is_identity(input: Tensor, p: float | Tensor, training: bool) -> bool:
-    return not training or (not isinstance(p, Tensor) and p == 0) or input.numel() == 0

@@ -1,4 +1,4 @@
-"""Multiplicative Gaussian noise with the mean and variance of dropout's own."""
+"""Multiplicative Gaussian noise with the mean and the variance of dropout's noise."""
 
 from __future__ import annotations
 
@@ -26,17 +26,22 @@ def gaussian_dropout(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """Multiply each element by 1 + sqrt(p/(1-p)) z, z standard normal, so that the expectation is the input.
+    """Multiply each element by 1 + sqrt(p/(1-p)) z, where z is standard normal.
+
+    The expectation of the output is the input, and the noise has the variance of dropout at rate p. Use it where zeros
+    are harmful, for example before a logarithm. The noise is drawn again in backward and not stored.
 
     Args:
-        input, training, inplace, key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
-        p: the rate of the dropout whose variance p/(1-p) the noise has, in [0, 1).
+        input: float tensor of any shape.
+        p: rate of the dropout whose variance p/(1-p) the noise has, in [0, 1), a number or a 0-d tensor.
+        training: add noise; with False the input itself is returned.
+        inplace, key, shared_dims, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
-        As `dropout`. Nothing is zeroed; the noise is drawn again in backward.
+        A tensor like the input, as `dropout`.
 
     Raises:
-        ValueError: for p = 1, whose noise has no variance; and as `dropout`.
+        ValueError: for p = 1, where the variance is infinite; and as `dropout`.
         TypeError, RuntimeError: as `dropout`.
 
     Reference: Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting (JMLR 2014), 10.

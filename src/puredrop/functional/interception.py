@@ -1,4 +1,4 @@
-"""Calls of torch's functional dropout, recognised wherever they happen, and what ours is for each."""
+"""Recognition of calls of torch's functional dropout, and puredrop's equivalent of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InterceptedCall", "Interception", "drops", "intercept", "recognise"]
 
-Keyed = Callable[[Key | Tensor | None], Any]
+KeyedCall = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class InterceptedCall:
 
     Args:
         kind: "dropout", "dropout1d", ..., "attention", "recurrent".
-        input: what it drops from; for attention the query, for recurrent networks the input.
-        p: the rate; where `training` is False nothing is dropped.
-        training: as the call says it.
-        under: the same with our operator, under a key or None.
-        sample_dim: where the samples lie in what is dropped; None where that is the caller's habit.
+        input: the tensor that is dropped from; for attention the query, for recurrent networks the input.
+        p: drop probability in [0, 1].
+        training: whether the call drops anything.
+        under: function that makes the same call with puredrop's operator under a key.
+        sample_dim: the samples' dimension in the dropped tensor; None where it is the model's own.
     """
 
     kind: str
     input: Tensor
     p: float
     training: bool
-    under: Keyed
+    under: KeyedCall
     sample_dim: int | None = None
 
     def ours(self, key: Any) -> Any:
-        """The same with our operator, under a key, a source of keys, or None."""
+        """Make the same call with puredrop's operator under a key, a key source, or None."""
         return self.under(ops.with_sample_dim(key, self.sample_dim))
 
 
@@ -70,14 +70,14 @@ def _channels(input: Tensor, p: float, training: bool, inplace: bool, *, key: Ke
     return dropout(input, p, training, inplace, key=key, shared_dims=range(2, input.dim()))
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> InterceptedCall:
-    p = rest[1] if len(rest) > 1 else named.get("dropout_p", 0.0)
+def _attention(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **named: Any) -> InterceptedCall:
+    p = arguments[1] if len(arguments) > 1 else named.get("dropout_p", 0.0)
     return InterceptedCall(
         "attention",
         query,
         p,
         True,
-        lambda k: scaled_dot_product_attention(query, key, value, *rest, **named, dropout_key=k),
+        lambda k: scaled_dot_product_attention(query, key, value, *arguments, **named, dropout_key=k),
         sample_dim=0,
     )
 
@@ -131,26 +131,26 @@ for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
 
 
 def drops(function: Any) -> bool:
-    """Whether a function, which must be hashable, is one of torch's that drop."""
+    """Return whether a hashable function is one of torch's that drop."""
     return function in _READERS
 
 
 def recognise(
     function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> InterceptedCall | None:
-    """A call that drops as such, or None for any other."""
+    """Return the description of a call that drops, or None for any other call."""
     try:
         read = _READERS.get(function)
-    except TypeError:  # unhashable, so none of them
+    except TypeError:  # an unhashable callable, so not torch's
         return None
     return None if read is None else read(*arguments, **named)
 
 
 class Interception(TorchFunctionMode):
-    """While it is open, calls that drop are answered by `serve`.
+    """A torch function mode that hands calls of torch's dropout functions to `serve`.
 
     Args:
-        serve: a recognised call -> what it returns.
+        serve: function from a recognised call to the call's result.
     """
 
     def __init__(self, serve: Callable[[InterceptedCall], Any]) -> None:
@@ -160,11 +160,11 @@ class Interception(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's hook."""
+        """Serve a recognised call; let every other call through."""
         call = recognise(func, args, kwargs or {})
         if call is None:
             return func(*args, **(kwargs or {}))
-        ops.transparent.modes -= 1  # torch closes the mode while this runs
+        ops.transparent.modes -= 1  # torch closes the mode while this method runs
         try:
             return self._serve(call)
         finally:
@@ -181,18 +181,19 @@ class Interception(TorchFunctionMode):
 
 
 class intercept(Interception):  # noqa: N801, used as a function is, after `with`
-    """Run torch's functional dropout through our operator while this is open, without touching the model's code.
+    """Run torch's functional dropout through puredrop's operator inside a `with` block, without a change of the model.
 
-    Reaches `F.dropout` and its kin, attention dropout in `scaled_dot_product_attention` and in multi-head attention,
-    and dropout between the layers of recurrent networks: their masks become pure functions of keys, and no mask is
-    kept for backward. What draws its own random numbers is left alone; `puredrop.sites` lists it.
+    Use it where you cannot edit a model that calls `F.dropout`. It reaches `F.dropout` and its variants, attention
+    dropout in `scaled_dot_product_attention` and in multi-head attention, and dropout between the layers of recurrent
+    networks: their masks become pure functions of keys, and no mask is stored for backward. Code that draws its own
+    random numbers is unaffected; `puredrop.sites` lists it.
 
     Args:
-        key: the n-th call of one kind in the block has the key `key.fold_in(kind).fold_in(n)`; None draws a key for
+        key: key of the block: the n-th call of a kind has the key `key.fold_in(kind).fold_in(n)`. None draws a key for
             each call from torch's default generator.
 
     Raises:
-        TypeError: if the key is no `Key`.
+        TypeError: if the key is neither a `Key` nor None.
 
     >>> x = torch.ones(8)
     >>> with intercept(Key(0)):

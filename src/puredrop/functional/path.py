@@ -1,4 +1,4 @@
-"""Stochastic depth: whole samples of a residual branch."""
+"""Stochastic depth: dropout of whole samples of a residual branch."""
 
 from __future__ import annotations
 
@@ -26,16 +26,21 @@ def drop_path(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Tensor:
-    """Zero a residual branch: for each sample, or for the whole batch, with probability p.
+    """Zero a residual branch with probability p, for each sample or for the whole batch.
+
+    Use it on the branch that a residual block adds to its input (DropPath in timm, StochasticDepth in torchvision).
 
     Args:
-        input: float tensor (N, ...), what a block adds to its input.
-        p, training, inplace, key, window, sample_ids, sample_dim: as in `dropout`.
-        mode: "row" decides for each sample, "batch" once for all (torchvision's words).
-        scale_by_keep: scale what is kept by 1/(1-p), so that the expectation is the input (timm's word).
+        input: float tensor (N, ...), the output of the branch.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        training: drop samples; with False the input itself is returned.
+        inplace: write the result into the input and return the input.
+        mode: "row" decides for each sample, "batch" decides once for the whole batch (torchvision's terms).
+        scale_by_keep: scale kept samples by 1/(1-p), so that the expectation is the input (timm's term).
+        key, window, sample_ids, sample_dim: as in `dropout`.
 
     Returns:
-        As `dropout`.
+        A tensor like the input, as `dropout`.
 
     Raises:
         ValueError: for another mode; and as `dropout`.
