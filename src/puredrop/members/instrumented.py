@@ -150,7 +150,8 @@ class InstrumentedModel:
         self._moment = moment
         self._frames = [_Frame("")]
         try:
-            yield self.model
+            with _Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced):
+                yield self.model
         finally:
             self._moment = None
 
@@ -172,7 +173,6 @@ class InstrumentedModel:
             self._take(stack)
             outer, ops.active.source = ops.active.source, _Unkeyed(self._functional)
             stack.callback(setattr, ops.active, "source", outer)
-            stack.enter_context(_Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced))
             yield
 
     def _unpin(self, stack: ExitStack) -> None:

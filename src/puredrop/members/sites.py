@@ -164,17 +164,19 @@ class _MemberDecisions(ops.DropoutOverride):
 
     def drop(self, input: Tensor, p: float | Tensor, place: ops.Place, inplace: bool) -> Tensor:
         """What the members keep, scaled."""
-        use, dim = self._use(input, float(p), place)
-        self.moment.uses.append(use)
-        done = self.moment.intervention(use, input, dim) if self.moment.intervention else None
-        if done is not None:
-            return done
-        if torch._C._are_functorch_transforms_active():
-            # In place it would need all members' memory, which an input that no decision has reached does not have.
-            output: Tensor = _DropFunction.apply(input, self.moment.member, self, use, dim)
-            return output
-        output = self.each(input.unsqueeze(0), use, dim).squeeze(0)
-        return input.copy_(output) if inplace else output
+        # The functions called here are ours: the mode that looks for dropout would only make each of them slower.
+        with torch._C.DisableTorchFunction():
+            use, dim = self._use(input, float(p), place)
+            self.moment.uses.append(use)
+            done = self.moment.intervention(use, input, dim) if self.moment.intervention else None
+            if done is not None:
+                return done
+            if torch._C._are_functorch_transforms_active():
+                # In place it would need all members' memory, which an input that no decision has reached does not have.
+                output: Tensor = _DropFunction.apply(input, self.moment.member, self, use, dim)
+                return output
+            output = self.each(input.unsqueeze(0), use, dim).squeeze(0)
+            return input.copy_(output) if inplace else output
 
     def _use(self, input: Tensor, p: float, place: ops.Place) -> tuple[SiteUse, int | None]:
         """What is decided, and where the samples lie in the input, None if it belongs to none."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from puredrop._text import first_line
 from puredrop.inspection import Sites, observe
@@ -200,6 +199,11 @@ class _Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Torch's hook."""
         output = func(*args, **(kwargs or {}))
-        seen = {id(one): one.nbytes for one in tree_leaves((args, output)) if isinstance(one, Tensor)}
+        seen: dict[int, int] = {}
+        for one in (*args, output):
+            if isinstance(one, Tensor):
+                seen[id(one)] = one.nbytes
+            elif isinstance(one, (tuple, list)):  # such as of torch.stack
+                seen |= [(id(each), each.nbytes) for each in one if isinstance(each, Tensor)]
         self.bytes.append(sum(seen.values()))
         return output

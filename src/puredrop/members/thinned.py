@@ -119,8 +119,11 @@ class CompactRuns:
                 stages.append(_stage(moment, step, one, reader, shape))
                 shape = _shape_behind(reader, shape)
                 self._passing |= {step.site, step.reader}
-            self._results[steps[-1].reader] = _RunFunction.apply(input, moment.member, moment, stages, self._cache)
-            # What passes through the layers behind is read by none of them.
+            # Nothing in a run drops by a function: the mode that looks for such calls would only slow each of them.
+            with torch._C.DisableTorchFunction():
+                self._results[steps[-1].reader] = _RunFunction.apply(input, moment.member, moment, stages, self._cache)
+            # The layers behind have to be called, or hooks on them would be missed, but their result is known here.
+            # They pass this tensor on; NaN, so that a wrong reader would show it.
             return input.new_full(input.shape, torch.nan)
 
         return start
