@@ -24,8 +24,8 @@ pytestmark = [
 # What is started once for each number of processes, before the tests that read what it left.
 CASES = {
     2: (
-        *("ddp", "ddp_wrapped_first", "ddp_sampler", "fsdp", "ddp_named", "ddp_unequal", "ddp_another_order"),
-        *("tensor_parallel", "tensor_parallel_local", "sequence_parallel", "spread_batch"),
+        *("ddp", "ddp_wrapped_first", "ddp_sampler", "ddp_named", "ddp_unequal", "ddp_another_order"),
+        *("tensor_parallel", "tensor_parallel_local", "sequence_parallel", "spread_batch", "fsdp"),
     ),
     4: ("ddp", "two_dimensions"),
 }
@@ -44,13 +44,14 @@ def seen(case, size, folder):
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
-    """What each rank saw, by case and number of processes."""
-    folders = {}
+    """What each rank saw, by case and number of processes; a case that failed ends those after it, too."""
+    folders, errors = {}, {}
 
     def find(case, size=2):
         if size not in folders:
             folders[size] = tmp_path_factory.mktemp(f"ranks-{size}")
-            launch(CASES[size], size, folders[size])
+            errors[size] = processes.run(work.__file__, folders[size], *CASES[size], size=size).stderr
+        assert (folders[size] / f"{case}-{size - 1}.pt").exists(), errors[size]
         return seen(case, size, folders[size])
 
     return find
