@@ -1,5 +1,6 @@
 """`puredrop` without the explanation of a network, which takes longer than all else in a run: `quick.py COMMAND...`."""
 
+import signal
 import sys
 
 import torch
@@ -13,11 +14,14 @@ def unexplained(asked, exclude):
     return run.Explanation("", (), (), {"model": "not in this test"})
 
 
-def eager(arguments, threads):
+def eager(arguments, threads, errors):
     """Run with a checkpoint after every epoch, so that kills fall into training, into writing and between."""
     run.analyse, run._SECONDS_BETWEEN_CHECKPOINTS = unexplained, 0.0
     torch.set_num_threads(threads)
-    sys.exit(main(arguments))
+    # A shell that runs the tests in the background has Ctrl-C ignored by everything below it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with errors.open("w") as sys.stderr:
+        sys.exit(main(arguments))
 
 
 if __name__ == "__main__":
