@@ -126,9 +126,9 @@ def test_no_cycles_between_files():
 
 
 def test_files_are_short():
-    files = [path for folder in ("src", "csrc", "tools") for path in (ROOT / folder).rglob("*.[pch]*")]
+    files = [path for folder in ("src", "csrc", "tests", "tools") for path in (ROOT / folder).rglob("*.[pch]*")]
     lengths = {path: len(path.read_text().splitlines()) for path in files if path.suffix in (".py", ".c", ".h")}
-    assert len(lengths) > 150
+    assert len(lengths) > 250
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n >= 400} == {}
 
 
