@@ -69,6 +69,10 @@ def test_the_import_law():
     assert set(offenders(violations)) <= {"__init__"}  # the face re-exports names of every level
 
 
+def test_the_law_is_written_where_people_look():
+    assert " → ".join(LAW) in " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+
+
 def test_the_law_can_be_broken():
     assert violations("ops._reference", "from puredrop.functional import dropout") == ["functional.dropout"]
     assert violations("ops", "def f():\n    import puredrop.nn") == ["nn"]
