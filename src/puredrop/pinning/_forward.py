@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.functional.interception import InterceptedCall, Interception
+from puredrop.inspection.state import logical_thread
 from puredrop.inspection.watch import positions
 from puredrop.ops import Place, active
 from puredrop.pinning._batches import Batches, Tally
@@ -116,7 +117,7 @@ class Forward(ForwardState):
         for shared in (batches.mesh, batches.group, batches.ranks):
             memo[id(shared)] = shared  # processes are not copied
         vars(new).update(copy.deepcopy(vars(self), memo))
-        new.is_copy = True
+        new.is_copy, new.thread = True, None
         watch_checkpoints(new)
         return new
 
@@ -198,6 +199,7 @@ class Forward(ForwardState):
                 "forward it repeats; use torch.utils.checkpoint"
             )
         self._prepare(is_spread)
+        self.thread = logical_thread.number
         self.samples = self.batches.begin(count, is_spread)
         for site in self.keys:
             site.uses = 0

@@ -26,7 +26,8 @@ class ForwardState(KeySource):
         is_compiled: whether a site was ever used in compiled code.
         is_parallel: whether the model's layers are cut over processes.
         is_released: whether the model is pinned no longer.
-        outer: what gave keys where this was opened.
+        outer: the key source that was active when this forward was opened.
+        thread: the logical thread that opened the last forward; None before the first.
     """
 
     root: Module
@@ -38,6 +39,7 @@ class ForwardState(KeySource):
     is_parallel: bool = False
     is_released: bool = False
     outer: Any = None
+    thread: int | None = None
 
     @abstractmethod
     def snapshot(self) -> Any:

@@ -1,7 +1,8 @@
-"""Forwards that are run again in backward: each starts from the state in which it was run first."""
+"""Recomputation in backward: each forward that is run again starts from the state of its first run."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -9,60 +10,113 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-from puredrop.inspection.state import kept_too
+from puredrop.inspection.state import logical_thread, stateful
 from puredrop.ops import active
 from puredrop.pinning._moment import ForwardState
 
-__all__ = ["in_backward", "watch_checkpoints"]
+__all__ = ["in_backward", "unwatch_checkpoints", "watch_checkpoints"]
 
 in_backward = torch._C._current_graph_task_id
-"""Number of the backward that is being run, -1 for none."""
+"""Return the number of the running backward, -1 if there is none."""
 
 _Function = Callable[..., Any]
 
 
 def _remembering(function: _Function) -> _Function:
-    """A region's function that, when it is run again, finds every pinned model as it is now."""
-    states = [(forward, forward.snapshot()) for forward in kept_too]
+    """Wrap a region's function so that a second run finds this thread's pinned models as they are now.
+
+    Models that another thread runs are left alone. A model that no thread has run yet may be run in the region, so its
+    state is saved too.
+    """
+    thread = logical_thread.number
+    states = [(forward, forward.snapshot()) for forward in stateful if forward.thread in (None, thread)]
     source = active.source
     if not states:
         return function
 
     def again(*arguments: Any) -> Any:
         before, active.source = active.source, source
+        # CUDA's backward runs in a thread of autograd's, which works for the thread of the first run.
+        worker, logical_thread.number = logical_thread.number, thread
         try:
             with ExitStack() as stack:
                 for forward, state in states:
-                    stack.enter_context(forward.replayed(state))
+                    if forward.thread == thread:
+                        stack.enter_context(forward.replayed(state))
                 return function(*arguments)
         finally:
             active.source = before
+            logical_thread.number = worker
 
     return again
 
 
-_init: _Function = checkpoint._CheckpointFrame.__init__
-_forward: _Function = checkpoint.CheckpointFunction.forward
+class _Patch:
+    """Replacement of a function of torch.utils.checkpoint, which calls the function that was there before.
+
+    Args:
+        owner: class that holds the function.
+        name: name of the function.
+        wrap: function from the original and the patch to the replacement.
+    """
+
+    def __init__(self, owner: type, name: str, wrap: Callable[[_Function, _Patch], Any]) -> None:
+        self.owner, self.name = owner, name
+        self.is_on = True
+        self._original = vars(owner)[name]
+        self._replacement = wrap(getattr(owner, name), self)
+        setattr(owner, name, self._replacement)
+
+    def remove(self) -> None:
+        """Restore the original, or only switch the patch off if another library has patched the function since."""
+        self.is_on = False
+        if vars(self.owner)[self.name] is self._replacement:
+            setattr(self.owner, self.name, self._original)
 
 
-def _remembering_init(self: Any, recompute_fn: _Function, *rest: Any, **named: Any) -> None:
-    _init(self, _remembering(recompute_fn), *rest, **named)
+def _wrap_frame(original: _Function, patch: _Patch) -> _Function:
+    def init(self: Any, recompute_fn: _Function, *arguments: Any, **named: Any) -> None:
+        original(self, _remembering(recompute_fn) if patch.is_on else recompute_fn, *arguments, **named)
+
+    return init
 
 
-def _remembering_forward(ctx: Any, run_function: _Function, *rest: Any) -> Any:
-    again = _remembering(run_function)
-    output = _forward(ctx, run_function, *rest)
-    ctx.run_function = again
-    return output
+def _wrap_function(original: _Function, patch: _Patch) -> Any:
+    def forward(ctx: Any, run_function: _Function, *arguments: Any) -> Any:
+        again = _remembering(run_function) if patch.is_on else run_function
+        output = original(ctx, run_function, *arguments)
+        ctx.run_function = again
+        return output
+
+    return staticmethod(forward)
+
+
+_patches: list[_Patch] = []
 
 
 def watch_checkpoints(forward: ForwardState) -> None:
-    """Have torch.utils.checkpoint remember a model's state with each region, as long as there is the model.
+    """Let torch.utils.checkpoint save a model's state with each region, as long as the model is pinned.
 
-    Torch tells nobody that a region begins or is run again: its `context_fn` belongs to the user. A recomputation that
-    took itself for another use of a site would give a wrong gradient without a word, so its two entries are wrapped,
-    once for the process; where no model is pinned they do what they did.
+    Torch does not announce that a region begins or is run again: its `context_fn` belongs to the user. A recomputation
+    that took itself for another use of a site would give a wrong gradient silently. So the two entries of
+    torch.utils.checkpoint are patched with the first pinned model, on top of any other patch, and restored with the
+    last.
     """
-    kept_too.add(forward)
-    checkpoint._CheckpointFrame.__init__ = _remembering_init  # type: ignore[method-assign]
-    checkpoint.CheckpointFunction.forward = staticmethod(_remembering_forward)  # type: ignore[method-assign]
+    stateful.add(forward)
+    weakref.finalize(forward, _remove_unused)  # for a model that is deleted without being released
+    if not _patches:
+        _patches.append(_Patch(checkpoint._CheckpointFrame, "__init__", _wrap_frame))
+        _patches.append(_Patch(checkpoint.CheckpointFunction, "forward", _wrap_function))
+
+
+def unwatch_checkpoints(forward: ForwardState) -> None:
+    """Forget a model that is released."""
+    stateful.discard(forward)
+    _remove_unused()
+
+
+def _remove_unused() -> None:
+    """Remove the patches if no model is pinned."""
+    if not len(stateful):
+        while _patches:
+            _patches.pop().remove()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from puredrop.inspection.state import kept_too
 from puredrop.nn.keyed import HasKey
 from puredrop.pinning._batches import Tally
 from puredrop.pinning._forward import Forward
 from puredrop.pinning._hooks import remove
+from puredrop.pinning._recompute import unwatch_checkpoints
 from puredrop.pinning._samples import count_of
 from puredrop.pinning._sites import PinnedSite, SharedSite
 
@@ -189,7 +189,7 @@ def let_go(forward: Forward) -> None:
     if forward.hooks.are_on:
         forward.hooks.take_off(forward)
     remove(forward.root, lambda hook: getattr(hook, "__self__", None) is forward)
-    kept_too.discard(forward)
+    unwatch_checkpoints(forward)
     forward.is_released = True
 
 
