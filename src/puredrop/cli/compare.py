@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         results = execute(comparison, Console(stderr=True))
     except KeyboardInterrupt:
-        again = [word for word in arguments.line if word != "--resume"]
-        print(f"stopped; go on with: puredrop {shlex.join([*again, '--resume'])}", file=sys.stderr)
+        words = [word for word in arguments.line if word != "--resume"]
+        print(f"stopped; go on with: puredrop {shlex.join([*words, '--resume'])}", file=sys.stderr)
         return 130
     summary(results, comparison.folder / "report.html", Console())
     return comparison.worker.end(0)

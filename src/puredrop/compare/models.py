@@ -76,8 +76,8 @@ class UserModel:
 
     def trainable(self, parameters: Parameters) -> Parameters:
         """Return the parameters that are trained: no buffers, and nothing that the factory has frozen."""
-        wanted = {name for name, value in self.plain.named_parameters() if value.requires_grad}
-        return {name: value for name, value in parameters.items() if name in wanted}
+        names = {name for name, value in self.plain.named_parameters() if value.requires_grad}
+        return {name: value for name, value in parameters.items() if name in names}
 
     def module(self, parameters: Parameters, copy: int, *, dropout: bool = True) -> nn.Module:
         """Return one copy by itself, in eval mode; without dropout its dropout layers have rate 0."""

@@ -160,8 +160,8 @@ def _level(name: str, y: float, color: str, numbers: list[int]) -> Trace:
 def _excess(results: dict[str, Any]) -> str:
     """Return by how much infinitely many members would lower the NLL, whose excess falls as one over their number."""
     record = results["members_needed"]
-    half, every = record["members"][-2:]
-    excess = record["excess"][-1]["estimate"] * half / (every - half)
+    half, whole = record["members"][-2:]
+    excess = record["excess"][-1]["estimate"] * half / (whole - half)
     return f"{max(excess, 0.0):.4f}"
 
 

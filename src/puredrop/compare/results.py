@@ -97,8 +97,8 @@ def members_needed(one_pass: Evaluation, members: MemberEvaluation) -> dict[str,
         difference to all members, `excess`; `enough`, the fewest from which on the upper end of the interval of the
         excess is below 0.002 nats, or None where only all of them are.
     """
-    every = members.nll_of[MEMBERS]
-    excess = {number: paired_difference(nll - every) for number, nll in members.nll_of.items() if number < MEMBERS}
+    whole = members.nll_of[MEMBERS]
+    excess = {number: paired_difference(nll - whole) for number, nll in members.nll_of.items() if number < MEMBERS}
     too_few = [number for number, difference in excess.items() if difference.high >= ENOUGH]
     return {
         "members": list(members.nll_of),

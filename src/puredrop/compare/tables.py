@@ -179,16 +179,16 @@ def _split_rows(frame: _Frame, y: NDArray[Any], task: Task, options: TableOption
         if when is None:
             raise ValueError(f"--time {options.time!r} holds {column.iloc[0]!r}; expected ISO 8601 dates or numbers")
         order = everything[np.argsort(when.to_numpy(), kind="stable")]
-        others, test = order[: -(len(order) // _TEST_SHARE)], order[-(len(order) // _TEST_SHARE) :]
-        others = others if options.rows is None else others[-_checked_rows(options.rows, len(others)) :]
-        cut = len(others) // VALIDATION_SHARE
-        return [others[:-cut], others[-cut:], test]
+        remaining, test = order[: -(len(order) // _TEST_SHARE)], order[-(len(order) // _TEST_SHARE) :]
+        remaining = remaining if options.rows is None else remaining[-_checked_rows(options.rows, len(remaining)) :]
+        cut = len(remaining) // VALIDATION_SHARE
+        return [remaining[:-cut], remaining[-cut:], test]
     groups = None if options.group is None else frame[options.group].astype(str).to_numpy()
-    others, test = _divide(everything, y, groups, task, 1 / _TEST_SHARE, options.split_seed)
+    remaining, test = _divide(everything, y, groups, task, 1 / _TEST_SHARE, options.split_seed)
     if options.rows is not None:
-        others = np.random.default_rng(options.split_seed).permutation(others)
-        others = others[: _checked_rows(options.rows, len(others))]
-    train, validation = _divide(others, y, groups, task, 1 / VALIDATION_SHARE, options.split_seed)
+        remaining = np.random.default_rng(options.split_seed).permutation(remaining)
+        remaining = remaining[: _checked_rows(options.rows, len(remaining))]
+    train, validation = _divide(remaining, y, groups, task, 1 / VALIDATION_SHARE, options.split_seed)
     if isinstance(task, Classification) and len(np.unique(y[train])) < task.outputs:
         raise ValueError("a class has no row left to train on; use more rows, another --split-seed, or join classes")
     return [train, validation, test]
