@@ -85,3 +85,13 @@ def test_a_checkpoint_of_another_format_is_refused_by_name(checkpoint, monkeypat
     monkeypatch.setattr(files, "CHECKPOINT_FORMAT", 2)
     with pytest.raises(ValueError, match=r"checkpoint.safetensors has format 1, expected format 2: .*delete the file"):
         files.load_checkpoint(checkpoint)
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    files.write(path, b"data")
+    assert os.read(reader, 10) == b"data"
+    assert path.is_fifo()
+    os.close(reader)

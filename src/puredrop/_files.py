@@ -43,6 +43,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file so that after any crash the old content or the new is there, never a mixture."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)  # a device or a pipe, such as /dev/stdout: written to, never replaced
+        return
     with replacing(path) as file:
         file.write(data)
 
