@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import puredrop
 from puredrop.compare.data import load
 from puredrop.compare.evaluation import selective_prediction
+from puredrop.compare.results import load_results
 from puredrop.ensemble import fit_temperature
 from puredrop.report.intervals import Difference, paired_difference
 
@@ -96,7 +97,7 @@ class Networks:
     """All networks of a run of `compare`."""
 
     def __init__(self, run: Path) -> None:
-        found = json.loads((run / "results.json").read_text())
+        found = load_results(run / "results.json")
         self.shape, self.seeds = found["identity"], int(found["identity"]["seeds"])
         self.weights = {name: load_file(run / f"weights-{name}.safetensors") for name in found["arms"]}
 
