@@ -8,8 +8,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versi
 
 # The core is what every change has to pass. The integrations, marked where they are, take as long again: emulators and
 # sanitizers, a browser, a notebook, the loops of other libraries, processes that are killed. The core has a quicker
-# test of each kind.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
+# test of each kind. A file is run by one worker, which starts what its tests share once.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 25
 
 .PHONY: compare test test-all check bench clean
 

@@ -58,7 +58,7 @@ def outcome(version: str, python: Path, options: list[str]) -> str:
     """Run the tests and return a row of the table, and the tests that failed."""
     report = python.parents[1] / "report.xml"
     report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", "-q", "--dist", "loadgroup", f"--junitxml={report}"]
+    command = [str(python), "-m", "pytest", "-q", "--dist", "loadfile", f"--junitxml={report}"]
     elsewhere = [] if version == PINNED else [f"--deselect={TABLE}::test_the_page_is_this_table"]
     ended = subprocess.run(
         [*command, *elsewhere, *OPTIONS.get(version, []), *options], cwd=ROOT, check=False

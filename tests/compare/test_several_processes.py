@@ -33,7 +33,6 @@ def alone(tmp_path_factory):
     return numbers(out)
 
 
-@pytest.mark.xdist_group("share")
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.integration)])
 def test_processes_share_the_seeds(alone, size, tmp_path):
     done = run(size, tmp_path / "run", *ARMS)

@@ -15,10 +15,7 @@ from torch import nn
 import processes
 import puredrop
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
-    pytest.mark.xdist_group("ranks"),  # on one worker, whose session starts them once
-]
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
 # What is started once for each number of processes, before the tests that read what it left.

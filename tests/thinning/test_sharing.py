@@ -109,7 +109,6 @@ def seen(tmp_path_factory):
     }
 
 
-@pytest.mark.xdist_group("sharing")
 class TestRanks:
     def test_groups_of_each_process(self, seen):
         """Two processes with two groups each are one with four."""
