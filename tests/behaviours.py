@@ -226,7 +226,7 @@ def _(lib):
     return one(", ".join(list(inspect.signature(f).parameters)[:4]) for f, _ in functions(lib))
 
 
-@behaviour("repr of a layer")
+@behaviour("repr of a layer", deliberate="a printed model shows which layers are puredrop's")
 def _(lib):
     return "; ".join(map(repr, layers(lib, p=0.3, inplace=True)))
 

@@ -23,7 +23,8 @@ def hints(**texts: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
             for name in texts.keys() & kwargs.keys():
-                raise TypeError(f"{function.__name__} has no argument {name}; {texts[name]}")
+                call = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
+                raise TypeError(f"{call} has no argument {name}; {texts[name]}")
             return function(*args, **kwargs)
 
         return checked

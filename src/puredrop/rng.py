@@ -1,4 +1,4 @@
-"""Keys: the generator behind every mask, keys folded from names and numbers, and where a call's key comes from."""
+"""Keys: the generator behind every mask, and keys folded from numbers and texts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
     "philox",
 ]
 
-# Values of the counter's last word, so that no two uses of one key ever meet (contract.md, "Generator").
+# Values of the counter's last word, so that no two uses of one key share a counter (contract.md, "Generator").
 DRAWS, FOLD_IN, NORMAL, BALANCED = 0, 1, 2, 3
 
 _LOW, _ALL = 0xFFFFFFFF, 2**64 - 1
@@ -41,11 +41,11 @@ Word = TypeVar("Word", int, Tensor)
 
 
 def philox(key: int | Word, counter: tuple[Word, Word, Word, Word]) -> tuple[Word, Word, Word, Word]:
-    """Philox4x32-10: four random 32-bit words for a 64-bit key and a 128-bit counter.
+    """Compute Philox4x32-10: four random 32-bit words from a 64-bit key and a 128-bit counter.
 
     Args:
-        key: the key, as an int below 2^64 or an int64 tensor (two's complement).
-        counter: four 32-bit words, each in 0 .. 2^32 - 1, of the key's kind and of shapes that broadcast.
+        key: an int below 2^64 or an int64 tensor (two's complement).
+        counter: four 32-bit words, each in 0 .. 2^32 - 1, ints or int64 tensors like the key, of shapes that broadcast.
 
     Returns:
         Four 32-bit words, each in 0 .. 2^32 - 1.
@@ -70,7 +70,11 @@ def philox(key: int | Word, counter: tuple[Word, Word, Word, Word]) -> tuple[Wor
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Key:
-    """An immutable 64-bit key; a mask is a pure function of it.
+    """An immutable 64-bit key that determines a mask.
+
+    Use a key where a mask must be the same again: pass `key=Key(1)` to a function or a layer, and derive further keys
+    with `fold_in` instead of inventing seeds. For a whole model use `puredrop.reproducible`, which folds the keys of
+    all sites and steps.
 
     Args:
         value: the seed, any integer, taken modulo 2^64.
@@ -102,15 +106,15 @@ class Key:
         return f"Key({self.value})"
 
     def fold_in(self, data: int | str) -> Key:
-        """Derive another key from this one and a number or a text.
+        """Derive another key from this key and a number or a text.
 
-        Not injective: among 10^9 keys folded from one, the odds that any two are equal are 2.7 %.
+        Not injective: among 10^9 keys folded from one key, the odds that any two are equal are 2.7 %.
 
         Args:
             data: an integer, taken modulo 2^64, or a text, folded by its 8-byte BLAKE2b digest.
 
         Returns:
-            The new key; this one is unchanged.
+            The new key; this key does not change.
 
         Raises:
             TypeError: if data is neither an integer nor a text.
@@ -121,10 +125,10 @@ class Key:
         return Key(folded(self.value, as_number(data)))
 
     def tensor(self, device: torch.device | str | None = None) -> Tensor:
-        """The key as the operators take it.
+        """Convert the key to the tensor that the operators take.
 
         Args:
-            device: where to put it; torch's default device if not given.
+            device: device of the tensor; None is torch's default device.
 
         Returns:
             A 0-d int64 tensor, two's complement.
@@ -137,7 +141,7 @@ class Key:
 
 
 def as_number(data: int | str) -> int:
-    """What is folded in for some data: a text by its digest.
+    """Convert the data of a `fold_in` to a number; a text becomes its digest.
 
     Returns:
         A number below 2^64.
@@ -154,7 +158,7 @@ def as_number(data: int | str) -> int:
 
 
 def folded(key: int, data: int) -> int:
-    """`Key.fold_in` on numbers below 2^64, for what folds many keys in each step."""
+    """Fold a number below 2^64 into another, as `Key.fold_in` does, without the objects."""
     compiled = None if torch.compiler.is_compiling() else library()
     if compiled is not None:
         return compiled.fold_in(key, data)
@@ -163,11 +167,13 @@ def folded(key: int, data: int) -> int:
 
 
 def fold_in(key: Tensor, data: Tensor | int) -> Tensor:
-    """`Key.fold_in` on tensors, so that key and data (a step, say) stay data under compile and CUDA graphs.
+    """Fold numbers into keys on tensors, as `Key.fold_in` does on numbers.
+
+    Use it where key and data (a step, for example) must stay data under compile and CUDA graphs.
 
     Args:
         key: int64 tensor of keys.
-        data: int64 tensor whose shape broadcasts with the keys', or an integer.
+        data: int64 tensor whose shape broadcasts with the keys' shape, or an integer.
 
     Returns:
         int64 tensor of new keys, of the broadcast shape.
@@ -186,7 +192,7 @@ def _fold_in_kernel(key: Tensor, data: Tensor) -> Tensor:
         if value.dtype != torch.int64:
             raise TypeError(f"fold_in: {name} has dtype {value.dtype}; expected torch.int64")
     if key.numel() == data.numel() == 1 and key.device.type == data.device.type == "cpu":
-        # One key, as a training step folds it: no need of the tensor operators below.
+        # A training step folds one key: the tensor operators below would be slower.
         number = folded(int(key.item()) % 2**64, int(data.item()) % 2**64)
         return Key(number).tensor(key.device).view(torch.broadcast_shapes(key.shape, data.shape))
     zero = torch.zeros_like(data)
@@ -203,7 +209,7 @@ torch.library.register_fake("puredrop::fold_in", lambda key, data: torch.empty_l
 
 
 def _fold_in_vmap(info: Any, in_dims: tuple[int | None, int | None], *arguments: Tensor) -> tuple[Tensor, int]:
-    """Elementwise, so mapping is broadcasting, once the mapped dimension stands first and the others line up."""
+    """Map by broadcasting: put the mapped dimension first and line up the others."""
     rank = max(a.dim() - (dim is not None) for a, dim in zip(arguments, in_dims, strict=True))
     aligned = []
     for a, dim in zip(arguments, in_dims, strict=True):
@@ -222,12 +228,12 @@ _DRAWN = (-(2**63), 2**63 - 1)
 
 
 def draw_key(device: torch.device) -> Tensor:
-    """One fresh key from torch's default generator of a device, as every drop-in call draws it.
+    """Draw a key from torch's default generator of a device, once per dropout call without a key.
 
     So `manual_seed`, `fork_rng`, `get_rng_state` and activation checkpointing act on masks as on torch's own.
 
     Args:
-        device: the device whose generator is advanced, once.
+        device: the device whose generator advances by one draw.
 
     Returns:
         A 0-d int64 tensor on that device.
@@ -236,7 +242,7 @@ def draw_key(device: torch.device) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """What fills a word of each thread's own with what `randint` would return, and sooner."""
+    """Per-thread scratch tensor; `random_` on it gives the value that `randint` would, faster."""
 
     def __init__(self) -> None:
         with torch.inference_mode(False):
@@ -247,7 +253,7 @@ _scratch = _Scratch()
 
 
 def as_key_number(key: Key | Tensor | None) -> int:
-    """The key of a call on the CPU: a given one, else a fresh one from torch's generator, as `draw_key` gives it.
+    """Return the key of a call on the CPU as a number; None draws a key as `draw_key` does.
 
     Args:
         key: a `Key`, a 0-d int64 tensor, or None.
@@ -267,10 +273,10 @@ def as_key_number(key: Key | Tensor | None) -> int:
 
 
 def as_key_tensor(key: Key | Tensor | None, device: torch.device) -> Tensor:
-    """The key of a call: a given one as a tensor, else a fresh one.
+    """Return the key of a call as a tensor; None draws a key as `draw_key` does.
 
     Args:
-        key: a `Key`, a 0-d int64 tensor, or None to draw one from torch's generator.
+        key: a `Key`, a 0-d int64 tensor, or None.
         device: the input's device.
 
     Returns:
@@ -285,19 +291,22 @@ def as_key_tensor(key: Key | Tensor | None, device: torch.device) -> Tensor:
 
 
 def check_key(key: Key | None) -> None:
-    """Refuse what is no key for a layer or a block, which keep theirs: a `Key`, or None.
+    """Check the key that a layer or a block stores: a `Key`, or None.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: if the key is neither.
     """
     if key is not None and not isinstance(key, Key):
-        raise TypeError(f"key is {key!r}; expected puredrop.Key or None (a number goes in as Key(7))")
+        raise TypeError(
+            f"key is {key!r}; expected puredrop.Key or None: pass key=puredrop.Key(1) for the same mask in each "
+            "forward, or call puredrop.reproducible(model, seed=1) for a new mask in each step"
+        )
 
 
 def _checked(key: Tensor) -> Tensor:
     if not isinstance(key, Tensor):
         raise TypeError(
-            f"key is {key!r}; expected puredrop.Key, a 0-d int64 tensor or None (a number goes in as Key(7))"
+            f"key is {key!r}; expected puredrop.Key, a 0-d int64 tensor or None (for a number pass key=puredrop.Key(1))"
         )
     if key.dtype != torch.int64 or key.dim() != 0:
         raise TypeError(

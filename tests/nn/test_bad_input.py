@@ -46,6 +46,14 @@ from puredrop.nn import (
         (lambda: WordDropout(0)(torch.ones(3)), TypeError, r"ids has dtype torch\.float32; expected integers"),
         (lambda: functional.feature_alpha_dropout(torch.ones(3), 0.5, True), RuntimeError, "at least 2 dimensions"),
         (lambda: puredrop.nn.LSTM(2, 2, 2, dropout=0.5, key=3), TypeError, r"key is 3; expected puredrop\.Key"),
+        (lambda: puredrop.nn.Dropout(0.3, key=1), TypeError, r"key is 1; .*Key\(1\) .*reproducible\(model, seed=1\)"),
+        (
+            lambda: puredrop.nn.Dropout(0.3, seed=1),
+            TypeError,
+            r"Dropout has no argument seed; .*reproducible\(model, seed",
+        ),
+        (lambda: puredrop.nn.AlphaDropout(seed=1), TypeError, r"AlphaDropout has no argument seed"),
+        (lambda: puredrop.nn.GRU(2, 2, seed=1), TypeError, r"GRU has no argument seed"),
         (lambda: puredrop.nn.MultiheadAttention(2, 1, dropout=1.5), ValueError, "between 0 and 1, but got 1.5"),
         (
             lambda: functional.drop_block2d(

@@ -52,11 +52,11 @@ def test_a_seed_repeats_the_masks(library):
 def test_it_is_torchs_layer_to_everyone_who_asks():
     ours, theirs = puredrop.nn.Dropout(0.3, True), torch.nn.Dropout(0.3, True)
     assert isinstance(ours, torch.nn.Dropout)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"puredrop.nn.{theirs!r}"
     assert ours.state_dict() == theirs.state_dict()
     assert (ours.p, ours.inplace, ours.training) == (theirs.p, theirs.inplace, theirs.training)
     assert repr(puredrop.nn.Dropout(key=Key(7), shared_dims=(1,))) == (
-        "Dropout(p=0.5, inplace=False, key=Key(7), shared_dims=(1,))"
+        "puredrop.nn.Dropout(p=0.5, inplace=False, key=Key(7), shared_dims=(1,))"
     )
 
 
@@ -79,7 +79,7 @@ def test_a_layer_with_a_key_drops_the_same_units_each_time():
 def test_a_scheduled_rate_given_as_tensor_is_data():
     layer = puredrop.nn.Dropout(torch.tensor(0.5), key=Key(3))
     x = torch.ones(1000)
-    assert repr(layer) == "Dropout(p=0.5, inplace=False, key=Key(3))"
+    assert repr(layer) == "puredrop.nn.Dropout(p=0.5, inplace=False, key=Key(3))"
     assert same_bits(layer(x), puredrop.functional.dropout(x, 0.5, key=Key(3)))
     layer.p.fill_(0.1)
     assert same_bits(layer(x), puredrop.functional.dropout(x, torch.tensor(0.1), key=Key(3)))

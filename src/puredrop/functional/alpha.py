@@ -9,7 +9,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import passes
-from puredrop.ops import Window
+from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
 __all__ = ["alpha_dropout", "feature_alpha_dropout"]
@@ -24,7 +24,7 @@ def alpha_dropout(
     training: bool = False,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
@@ -61,7 +61,7 @@ def feature_alpha_dropout(
     training: bool = False,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
@@ -102,7 +102,7 @@ def _alpha(
     training: bool,
     inplace: bool,
     shared_dims: Iterable[int],
-    key: Key | Tensor | None,
+    key: Key | Tensor | KeySource | None,
     window: Window | None,
     sample_ids: Tensor | None,
     sample_dim: int,

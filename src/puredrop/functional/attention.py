@@ -10,7 +10,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import dropout
-from puredrop.ops import Window
+from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
 __all__ = ["multi_head_attention_forward", "scaled_dot_product_attention"]
@@ -26,7 +26,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    dropout_key: Key | Tensor | None = None,
+    dropout_key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
@@ -116,7 +116,7 @@ def multi_head_attention_forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
     *,
-    dropout_key: Key | Tensor | None = None,
+    dropout_key: Key | Tensor | KeySource | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute `torch.nn.functional.multi_head_attention_forward` with keyed dropout of the attention weights.
 

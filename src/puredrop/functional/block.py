@@ -12,7 +12,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import kept, passes
-from puredrop.ops import Window
+from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
 __all__ = ["drop_block2d"]
@@ -26,7 +26,7 @@ def drop_block2d(
     inplace: bool = False,
     *,
     couple_channels: bool = False,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import drop
-from puredrop.ops import Window
+from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
 __all__ = ["dropout1d", "dropout2d", "dropout3d"]
@@ -20,7 +20,7 @@ def dropout1d(
     training: bool = True,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
@@ -65,7 +65,7 @@ def dropout2d(
     training: bool = True,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
@@ -112,7 +112,7 @@ def dropout3d(
     training: bool = True,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
@@ -152,7 +152,7 @@ def _drop_channels(
     training: bool,
     inplace: bool,
     channel: int,
-    key: Key | Tensor | None,
+    key: Key | Tensor | KeySource | None,
     window: Window | None,
     sample_ids: Tensor | None,
     sample_dim: int,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from puredrop import ops
-from puredrop.ops import Window
+from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
 __all__ = ["dropout", "keep_mask"]
@@ -20,7 +20,7 @@ def dropout(
     training: bool = True,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,
     sample_ids: Tensor | None = None,
@@ -70,7 +70,7 @@ def passes(input: Tensor, rate: float | Tensor, training: bool) -> bool:
     return not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0
 
 
-def kept(input: Tensor, rate: float | Tensor, key: Key | Tensor | None, place: ops.Place) -> Tensor:
+def kept(input: Tensor, rate: float | Tensor, key: Key | Tensor | KeySource | None, place: ops.Place) -> Tensor:
     """Return the keep mask of a tensor as bool, with size 1 in every shared dimension."""
     sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
     # The operator drops elements of a tensor of ones, so every nonzero element was kept. The ones are contiguous: a
@@ -79,7 +79,12 @@ def kept(input: Tensor, rate: float | Tensor, key: Key | Tensor | None, place: o
 
 
 def drop(
-    input: Tensor, rate: float | Tensor, training: bool, inplace: bool, key: Key | Tensor | None, place: ops.Place
+    input: Tensor,
+    rate: float | Tensor,
+    training: bool,
+    inplace: bool,
+    key: Key | Tensor | KeySource | None,
+    place: ops.Place,
 ) -> Tensor:
     """Drop elements or channels, after the caller has checked its arguments and chosen the shared dimensions."""
     if passes(input, rate, training):
@@ -95,7 +100,7 @@ def drop(
 def keep_mask(
     shape: Sequence[int],
     p: float | Tensor,
-    key: Key | Tensor,
+    key: Key | Tensor | KeySource,
     *,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import passes
-from puredrop.ops import Place, Window
+from puredrop.ops import KeySource, Place, Window
 from puredrop.rng import Key
 
 __all__ = ["bias_dropout_add", "dropout_add", "gelu_dropout", "relu_dropout"]
@@ -27,7 +27,7 @@ def relu_dropout(
     training: bool = True,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,
     sample_ids: Tensor | None = None,
@@ -70,7 +70,7 @@ def gelu_dropout(
     training: bool = True,
     *,
     approximate: str = "none",
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,
     sample_ids: Tensor | None = None,
@@ -114,7 +114,7 @@ def dropout_add(
     p: float | Tensor = 0.5,
     training: bool = True,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,
     sample_ids: Tensor | None = None,
@@ -156,7 +156,7 @@ def bias_dropout_add(
     p: float | Tensor = 0.5,
     training: bool = True,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,
     sample_ids: Tensor | None = None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import passes
-from puredrop.ops import Window
+from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
 __all__ = ["gaussian_dropout"]
@@ -20,7 +20,7 @@ def gaussian_dropout(
     training: bool = True,
     inplace: bool = False,
     *,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     shared_dims: Iterable[int] = (),
     window: Window | None = None,
     sample_ids: Tensor | None = None,

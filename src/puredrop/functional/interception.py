@@ -66,7 +66,9 @@ def _builtin(kind: str, function: Callable[..., Tensor], inplace: bool) -> Calla
     return read
 
 
-def _channels(input: Tensor, p: float, training: bool, inplace: bool, *, key: Key | Tensor | None) -> Tensor:
+def _channels(
+    input: Tensor, p: float, training: bool, inplace: bool, *, key: Key | Tensor | ops.KeySource | None
+) -> Tensor:
     return dropout(input, p, training, inplace, key=key, shared_dims=range(2, input.dim()))
 
 

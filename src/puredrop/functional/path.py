@@ -7,7 +7,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import drop, kept, passes
-from puredrop.ops import Window
+from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
 __all__ = ["drop_path"]
@@ -21,7 +21,7 @@ def drop_path(
     *,
     mode: str = "row",
     scale_by_keep: bool = True,
-    key: Key | Tensor | None = None,
+    key: Key | Tensor | KeySource | None = None,
     window: Window | None = None,
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from puredrop.functional.element import dropout
+from puredrop.ops import SiteKeySource
 from puredrop.rng import Key, fold_in
 
 __all__ = ["packs", "recurrent"]
 
 
 def recurrent(
-    kernel: Callable[..., tuple[Tensor, ...]], *arguments: Any, key: Key | Tensor | None = None
+    kernel: Callable[..., tuple[Tensor, ...]], *arguments: Any, key: Key | Tensor | SiteKeySource | None = None
 ) -> tuple[Tensor, ...]:
     """Run torch's recurrent kernel one layer at a time, with keyed dropout between the layers.
 
@@ -61,7 +62,7 @@ def packs(arguments: Sequence[Any]) -> bool:
     return isinstance(arguments[3], (list, tuple))
 
 
-def _folded(key: Key | Tensor | None, layer: int) -> Key | Tensor | None:
+def _folded(key: Key | Tensor | SiteKeySource | None, layer: int) -> Key | Tensor | SiteKeySource | None:
     if key is None:
         return None
     return fold_in(key, layer) if isinstance(key, Tensor) else key.fold_in(layer)

@@ -1,4 +1,4 @@
-"""Dropout as layers, and the layers that hold dropout: drop-in subclasses of torch.nn's where torch has one."""
+"""Dropout layers: subclasses of torch.nn's layers where torch has them, and further layers from the literature."""
 
 from puredrop.nn.alpha import AlphaDropout, FeatureAlphaDropout
 from puredrop.nn.attention import MultiheadAttention

@@ -12,19 +12,24 @@ __all__ = ["AlphaDropout", "FeatureAlphaDropout"]
 
 
 class AlphaDropout(Keyed, torch.nn.AlphaDropout):
-    """`torch.nn.AlphaDropout`, whose mask is a pure function of a key: mean 0 and variance 1 stay.
+    """`torch.nn.AlphaDropout` with a mask that a key determines.
+
+    Use it after `torch.nn.SELU`: dropped elements take SELU's saturation value, and mean 0 and variance 1 are restored.
 
     Args:
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
         inplace: write the result into the input.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
-    Shape: input and output are of any, equal, shape.
+    Shape: any; the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
 
     Reference: Klambauer et al.: Self-normalizing neural networks (NeurIPS 2017).
+
+    >>> AlphaDropout(0.5).eval()(torch.ones(2))
+    tensor([1., 1.])
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -33,19 +38,24 @@ class AlphaDropout(Keyed, torch.nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(Keyed, torch.nn.FeatureAlphaDropout):
-    """`AlphaDropout` of whole channels, as `torch.nn.FeatureAlphaDropout`.
+    """`torch.nn.FeatureAlphaDropout` with a mask that a key determines.
+
+    Use it after a convolution and `torch.nn.SELU`: it applies `AlphaDropout` to whole channels.
 
     Args:
-        p: probability of dropping a channel, in [0, 1], a number or a 0-d tensor.
+        p: drop probability of a channel, in [0, 1], a number or a 0-d tensor.
         inplace: write the result into the input.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
-    Shape: (N, C, ...), input and output alike.
+    Shape: (N, C, ...); the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
 
     Reference: Klambauer et al.: Self-normalizing neural networks (NeurIPS 2017).
+
+    >>> FeatureAlphaDropout(0.5)(torch.ones(2, 3, 4)).shape
+    torch.Size([2, 3, 4])
     """
 
     def forward(self, input: Tensor) -> Tensor:

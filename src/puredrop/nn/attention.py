@@ -1,4 +1,4 @@
-"""Multi-head attention whose dropout is ours."""
+"""Multi-head attention with keyed dropout."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ __all__ = ["MultiheadAttention"]
 
 
 class MultiheadAttention(HasKey, torch.nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention`, the masks of whose weights are a pure function of a key.
+    """`torch.nn.MultiheadAttention` with attention weights that are dropped under a key.
 
-    The logical index of a mask is that of the weights, (N, num_heads, L, S). Nothing changes in eval mode or without
-    dropout. With it the weights are computed, as in torch's math path, and their mask is not kept.
+    Use it as torch's layer. The logical index of a mask is that of the weights, (N, num_heads, L, S). In eval mode and
+    without dropout it runs torch's code. With dropout it computes the weights, as torch's math path does, and stores no
+    mask.
 
     Args:
-        arguments, named: as torch's.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        arguments, named: torch's arguments; `dropout` is the drop probability of a weight, in [0, 1].
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
-    Shape: as torch's.
+    Shape: as torch's layer.
 
     Raises:
         TypeError, ValueError: if dropout is no rate in [0, 1], or the key is no `Key`.
 
     Reference: Vaswani et al.: Attention is all you need (NeurIPS 2017).
+
+    >>> tokens = torch.ones(1, 3, 4)
+    >>> output, weights = MultiheadAttention(4, 2, dropout=0.1, batch_first=True)(tokens, tokens, tokens)
+    >>> output.shape, weights.shape
+    (torch.Size([1, 3, 4]), torch.Size([1, 3, 3]))
     """
 
     def __init__(self, *arguments: Any, key: Key | None = None, **named: Any) -> None:
@@ -39,11 +45,11 @@ class MultiheadAttention(HasKey, torch.nn.MultiheadAttention):
         self.set_key(key)
 
     def extra_repr(self) -> str:
-        """The rate, which torch leaves out, and the key if there is one."""
+        """Return the rate, which torch leaves out, and the key if there is one."""
         return ", ".join(filter(None, (f"dropout={self.dropout}", super().extra_repr())))
 
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
-        """As torch's."""
+        """Compute torch's attention; in training mode drop weights."""
         if not self.training or self.dropout == 0:
             return super().forward(*arguments, **named)
         with Interception(lambda call: call.ours(self.key)):

@@ -12,21 +12,28 @@ __all__ = ["DropBlock2d"]
 
 
 class DropBlock2d(Keyed):
-    """Zeroes squares of each channel's map, so that the share of zeroed elements is p on average, on any map.
+    """Zero squares of each channel's map, so that the share of zeroed elements is p on average.
+
+    Use it on convolutional maps, whose neighbouring elements carry the same information. The rate is met on maps of any
+    size.
 
     Args:
-        p: the share of elements to zero, in [0, 1], a number or a 0-d tensor.
-        block_size: side of the squares; a larger one than the map is cut to it, with a warning.
+        p: share of elements to zero, in [0, 1], a number or a 0-d tensor.
+        block_size: side of the squares, in elements; a side larger than the map is cut to the map, with a warning.
         inplace: write the result into the input.
-        couple_channels: whether all channels of a sample lose the same squares.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        couple_channels: drop the same squares in all channels of a sample.
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
-    Shape: (N, C, H, W), input and output alike.
+    Shape: (N, C, H, W); the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], block_size is below 1, or the key is no `Key`.
 
     Reference: Ghiasi, Lin and Le: DropBlock, a regularization method for convolutional networks (NeurIPS 2018).
+
+    >>> import torch
+    >>> DropBlock2d(0.1, block_size=3)(torch.ones(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
     """
 
     def __init__(
@@ -57,6 +64,6 @@ class DropBlock2d(Keyed):
         )
 
     def extra_repr(self) -> str:
-        """Rate and block size, and what differs from the defaults."""
+        """Return the rate, the block size and the arguments that differ from their defaults."""
         coupled = ", couple_channels=True" if self.couple_channels else ""
         return super().extra_repr() + f", block_size={self.block_size}{coupled}"

@@ -1,4 +1,4 @@
-"""Layers that drop single elements."""
+"""The layer that drops single elements."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ __all__ = ["Dropout"]
 
 
 class Dropout(Keyed, torch.nn.Dropout):
-    """`torch.nn.Dropout` whose mask is a pure function of a key, is never stored, and is drawn again in backward.
+    """`torch.nn.Dropout` with a mask that a key determines.
+
+    Use it as torch's layer. The mask is drawn again in backward and never stored. To get a new mask in each step that a
+    seed reproduces, leave the key out and call `puredrop.reproducible(model, seed=1)`.
 
     Args:
-        p: probability of a drop, in [0, 1]; a 0-d tensor is data, so that a scheduled rate costs no recompilation (it
-            is no part of the state_dict and stays on its device, as torch's p does).
+        p: drop probability in [0, 1]. A 0-d tensor is data, so that a scheduled rate needs no recompilation; it stays
+            on its device and is not part of the state_dict, like torch's p.
         inplace: write the result into the input.
-        key: draw every mask from this key, so that the layer drops the same units in each forward; None draws one
-            key per forward from torch's default generator of the input's device.
-        shared_dims: dimensions over which one decision is shared.
+        key: the key of every mask, so that each forward drops the same units; None draws a key per forward from torch's
+            default generator of the input's device.
+        shared_dims: dimensions over which elements share one decision.
 
-    Shape: input and output are of any, equal, shape.
+    Shape: any; the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
@@ -33,6 +36,8 @@ class Dropout(Keyed, torch.nn.Dropout):
     Reference: Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting (JMLR 2014).
 
     >>> layer = Dropout(0.5, key=Key(3))
+    >>> layer
+    puredrop.nn.Dropout(p=0.5, inplace=False, key=Key(3))
     >>> layer(torch.ones(8))
     tensor([0., 0., 0., 2., 2., 0., 2., 0.])
     >>> layer.eval()(torch.ones(8))
@@ -59,5 +64,5 @@ class Dropout(Keyed, torch.nn.Dropout):
         )
 
     def extra_repr(self) -> str:
-        """Torch's text, then what differs from the defaults."""
+        """Return torch's text and the arguments that differ from their defaults."""
         return super().extra_repr() + (f", shared_dims={self.shared_dims}" if self.shared_dims else "")

@@ -1,4 +1,4 @@
-"""A layer of multiplicative Gaussian noise."""
+"""The layer of multiplicative Gaussian noise."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ __all__ = ["GaussianDropout"]
 
 
 class GaussianDropout(Keyed):
-    """Multiplies each element by noise of mean 1 and variance p/(1-p), that of dropout; nothing is zeroed.
+    """Multiply each element by Gaussian noise of mean 1 and variance p/(1-p), the variance of dropout's noise.
+
+    Use it where zeros are harmful, for example before a logarithm: nothing is zeroed.
 
     Args:
-        p: the rate of the dropout whose variance the noise has, in [0, 1), a number or a 0-d tensor.
+        p: rate of the dropout whose variance the noise has, in [0, 1), a number or a 0-d tensor.
         inplace: write the result into the input.
-        key: draw all noise from this key; None draws one key per forward from torch's default generator.
+        key: the key of all noise; None draws a key per forward from torch's default generator.
 
-    Shape: input and output are of any, equal, shape.
+    Shape: any; the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1), or the key is no `Key`.
 
     Reference: Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting (JMLR 2014), 10.
+
+    >>> import torch
+    >>> GaussianDropout(0.5, key=Key(3))(torch.ones(4)).round(decimals=2)
+    tensor([ 0.0900,  1.7600, -0.1900,  1.8100])
     """
 
     def __init__(self, p: float | Tensor = 0.5, inplace: bool = False, *, key: Key | None = None) -> None:

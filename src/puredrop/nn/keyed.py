@@ -1,4 +1,4 @@
-"""What every layer here adds to torch's own."""
+"""The base classes of every layer: a key, a rate, and a representation that shows both."""
 
 from __future__ import annotations
 
@@ -8,27 +8,44 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from puredrop import ops
+from puredrop._hints import hints
 from puredrop.rng import Key, check_key
 
 __all__ = ["HasKey", "Keyed"]
 
 
+_refuse_seed = hints(
+    seed="one key would freeze one mask: call puredrop.reproducible(model, seed=1) for a new mask in each step, or pass "
+    "key=puredrop.Key(1) for the same mask in each forward"
+)
+
+
 class HasKey(nn.Module):
     """Abstract: a key, None to draw one per forward from torch's default generator of the input's device."""
 
-    key: Key | None = None
+    key: Key | ops.SiteKeySource | None = None
+    """The key of every mask, set by `set_key`; None draws a key per forward. `puredrop.reproducible` and ensembles
+    store a `SiteKeySource` here, past `set_key`: it gives each call the key of the current step or member."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "__init__" in vars(cls):
+            type.__setattr__(cls, "__init__", _refuse_seed(vars(cls)["__init__"]))
 
     def set_key(self, key: Key | None) -> None:
-        """Draw every mask from a key from now on.
+        """Set the key of every mask from now on; None draws a key per forward from torch's default generator.
+
+        Args:
+            key: a `Key`, or None.
 
         Raises:
-            TypeError: if the key is no `Key`.
+            TypeError: if the key is neither.
         """
         check_key(key)
         self.key = key
 
     def samples_in(self, dim: int) -> int | None:
-        """Where samples lie in what this layer drops from; None for what belongs to no sample.
+        """Return the samples' dimension in the tensor that this layer drops from; None where masks belong to no sample.
 
         Args:
             dim: the dimension of the samples in the model.
@@ -36,15 +53,20 @@ class HasKey(nn.Module):
         return dim
 
     shown: tuple[str, ...] = ()
-    """Attributes that a layer shows; none for the text of torch's class beside this one."""
+    """Attributes that the representation shows; empty where torch's own text serves."""
+
+    def _get_name(self) -> str:
+        # Torch's hook for the first word of a representation: a converted model shows which layers are puredrop's.
+        is_ours = type(self).__module__.startswith("puredrop.nn.")
+        return f"puredrop.nn.{type(self).__name__}" if is_ours else type(self).__name__
 
     def extra_repr(self) -> str:
-        """What is shown, then the key if there is one."""
+        """Return the shown attributes and the key if there is one."""
         text = ", ".join(f"{name}={getattr(self, name)}" for name in self.shown) or super().extra_repr()
         return ", ".join(filter(None, (text, "" if self.key is None else f"key={self.key}")))
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """TorchScript asks for a stand-in here; there is none, since it knows neither keys nor our operator."""
+        """Refuse TorchScript's request for a replacement: TorchScript knows neither keys nor our operator."""
         raise RuntimeError(
             f"TorchScript cannot hold puredrop's {type(self).__name__}; call puredrop.revert(model) first, which puts "
             "torch's own layer back (or use torch.export on the model in eval mode, where nothing of dropout is left)"
@@ -52,14 +74,16 @@ class HasKey(nn.Module):
 
 
 class Keyed(HasKey, _DropoutNd):
-    """Abstract: a checked rate and a key; what is dropped is said by the layer's `forward`.
+    """Abstract: a layer with a checked rate and a key, whose `forward` decides what is dropped.
+
+    Derive your own dropout layer from it, and test the layer with `puredrop.testing.LayerConformance`.
 
     Args:
-        p: probability of a drop, in [0, 1]; a 0-d tensor is data, so that a scheduled rate costs no recompilation (it
-            is no part of the state_dict and stays on its device, as torch's p does).
+        p: drop probability in [0, 1]. A 0-d tensor is data, so that a scheduled rate needs no recompilation; it stays
+            on its device and is not part of the state_dict, like torch's p.
         inplace: write the result into the input.
-        key: draw every mask from this key, so that the layer drops the same in each forward; None draws one key per
-            forward from torch's default generator of the input's device.
+        key: the key of every mask, so that each forward drops the same units; None draws a key per forward from torch's
+            default generator of the input's device.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.

@@ -1,4 +1,4 @@
-"""Stochastic depth: residual branches of samples, and whole layers, left out."""
+"""Stochastic depth: layers that drop residual branches of samples, and whole layers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ __all__ = ["DropPath", "LayerDrop"]
 
 
 class DropPath(Keyed):
-    """Zeroes a residual branch for each sample with probability p: x = x + drop_path(block(x)).
+    """Zero a residual branch with probability p, for each sample or for the whole batch.
+
+    Use it as `x = x + drop_path(block(x))` (DropPath in timm, StochasticDepth in torchvision).
 
     Args:
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor (timm: drop_prob).
-        mode: "row" decides for each sample, "batch" once for all (torchvision's StochasticDepth).
-        scale_by_keep: scale what is kept by 1/(1-p), so that the expectation is the input (timm).
+        p: drop probability in [0, 1], a number or a 0-d tensor (timm: drop_prob).
+        mode: "row" decides for each sample, "batch" decides once for the whole batch (torchvision's terms).
+        scale_by_keep: scale kept samples by 1/(1-p), so that the expectation is the input (timm's term).
         inplace: write the result into the input.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
-    Shape: (N, ...), input and output alike.
+    Shape: (N, ...); the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], the mode is another, or the key is no `Key`.
 
     Reference: Huang et al.: Deep networks with stochastic depth (ECCV 2016).
+
+    >>> DropPath(0.5, key=Key(3))(torch.ones(4, 2)).tolist()
+    [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
     """
 
     def __init__(
@@ -60,22 +65,22 @@ class DropPath(Keyed):
         )
 
     def extra_repr(self) -> str:
-        """Rate, and what differs from the defaults."""
+        """Return the rate and the arguments that differ from their defaults."""
         changed = [f"mode={self.mode!r}"] * (self.mode != "row") + ["scale_by_keep=False"] * (not self.scale_by_keep)
         return ", ".join([super().extra_repr(), *changed])
 
 
 class LayerDrop(Keyed):
-    """Leaves out a layer with probability p: its computation is really skipped, and its input goes on.
+    """Skip a layer with probability p and pass its input on; a skipped layer computes nothing.
 
-    For layers that return what they are given, changed: residual blocks, encoder layers. Nothing is rescaled, as in
-    the paper. A skipped layer's parameters have no gradient in that step, which DistributedDataParallel accepts with
-    find_unused_parameters=True only. Compiled code breaks its graph here.
+    Use it on layers whose output replaces their input: residual blocks, encoder layers. Nothing is rescaled, as in the
+    paper. The parameters of a skipped layer have no gradient in that step, which DistributedDataParallel accepts only
+    with find_unused_parameters=True. Compiled code breaks its graph here.
 
     Args:
-        layer: the module that may be left out.
-        p: probability of leaving it out, in [0, 1], a number or a 0-d tensor.
-        key: decide from this key; None draws one key per forward from torch's default CPU generator, where the
+        layer: the module to skip.
+        p: probability of skipping the layer, in [0, 1], a number or a 0-d tensor.
+        key: the key of every decision; None draws a key per forward from torch's default CPU generator, where the
             decision is needed.
 
     Shape: as the layer's.
@@ -96,10 +101,10 @@ class LayerDrop(Keyed):
         self.layer = layer
 
     def samples_in(self, dim: int) -> None:
-        """In none: the layer is left out for all of them."""
+        """Return None: one decision skips the layer for all samples."""
 
     def forward(self, input: Any, *arguments: Any, **named: Any) -> Any:
-        """What the layer returns, or in training mode, with probability p, the input."""
+        """Return the layer's output, or in training mode with probability p the input."""
         if self.training:
             key = draw_key(torch.device("cpu")) if self.key is None else self.key
             if not functional.keep_mask((1,), self.p, key, device="cpu").item():

@@ -1,4 +1,4 @@
-"""Layers for sequences: one mask over time, words replaced, tokens taken out."""
+"""Layers for sequences: one mask over time, replaced words, removed tokens."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ __all__ = ["LockedDropout", "PatchDropout", "WordDropout"]
 
 
 class LockedDropout(Keyed):
-    """Drops the same units at every time step of a sample (variational dropout).
+    """Drop the same units at every time step of a sample (variational dropout).
+
+    Use it on the inputs and outputs of a recurrent network, where a new mask per step would erase the memory.
 
     Args:
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
         inplace: write the result into the input.
-        batch_first: whether time is dimension 1, else 0.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        batch_first: read time from dimension 1; with False, time is dimension 0.
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
-    Shape: (T, N, ...), or (N, T, ...) with batch_first; input and output alike.
+    Shape: (T, N, ...), or (N, T, ...) with batch_first; the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
 
     Reference: Gal and Ghahramani: A theoretically grounded application of dropout in recurrent neural networks
     (NeurIPS 2016).
+
+    >>> output = LockedDropout(0.5)(torch.ones(5, 2, 3))
+    >>> torch.equal(output[0], output[4])
+    True
     """
 
     def __init__(
@@ -43,7 +49,7 @@ class LockedDropout(Keyed):
         self.batch_first = batch_first
 
     def samples_in(self, dim: int) -> int:
-        """Where time is not."""
+        """Return the batch dimension, which is not the time dimension."""
         return 0 if self.batch_first else 1
 
     def forward(self, input: Tensor) -> Tensor:
@@ -52,20 +58,22 @@ class LockedDropout(Keyed):
         return functional.dropout(input, self.p, self.training, self.inplace, key=self.key, shared_dims=time)
 
     def extra_repr(self) -> str:
-        """Rate, and where time is."""
+        """Return the rate and the place of the batch dimension."""
         return super().extra_repr() + f", batch_first={self.batch_first}"
 
 
 class WordDropout(Keyed):
-    """Replaces words by another word, as a rule the unknown one, with probability p.
+    """Replace words by another word, usually the unknown word, with probability p.
+
+    Use it on the ids of a decoder's input, so that a text model does not rely on the previous word alone.
 
     Args:
-        replacement: id that stands for a dropped word.
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
-        protected: ids that are never dropped: padding, begin, end.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        replacement: id that replaces a dropped word.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        protected: ids that are never dropped, such as padding, begin and end.
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
-    Shape: integer ids of any shape, input and output alike.
+    Shape: integer ids of any shape; the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`; for ids that are no integers.
@@ -103,16 +111,17 @@ class WordDropout(Keyed):
 
 
 class PatchDropout(Keyed):
-    """Takes tokens out of each sequence, as many as the rate says exactly: max(1, int(L (1-p))) of L stay.
+    """Remove tokens from each sequence: exactly max(1, int(L (1-p))) of L tokens stay.
 
-    Nothing is rescaled. timm's arguments: prob, num_prefix_tokens, ordered, return_indices.
+    Use it after the patch embedding of a vision transformer, to train on shorter sequences. Nothing is rescaled. timm's
+    arguments are prob, num_prefix_tokens, ordered, return_indices.
 
     Args:
-        p: the share of tokens to take out, in [0, 1].
-        num_prefix_tokens: so many at the start always stay (class tokens) and are not counted in L.
-        ordered: keep the tokens in order, else in that of the draw.
-        return_indices: return the places of those kept as well, None where none was taken out.
-        key: draw every choice from this key; None draws one key per forward from torch's default generator.
+        p: share of tokens to remove, in [0, 1].
+        num_prefix_tokens: number of tokens at the start that always stay (class tokens) and do not count in L.
+        ordered: keep the tokens in their order; with False in the order of the draw.
+        return_indices: return the positions of the kept tokens too, or None where none was removed.
+        key: the key of every choice; None draws a key per forward from torch's default generator.
 
     Shape: (N, L, D) to (N, L', D).
 
@@ -144,11 +153,11 @@ class PatchDropout(Keyed):
         self.return_indices = return_indices
 
     def samples_in(self, dim: int) -> int:
-        """First, as the tokens' shape says."""
+        """Return 0: the samples are the first dimension of (N, L, D)."""
         return 0
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-        """Take tokens out in training mode; in eval mode return the input untouched."""
+        """Remove tokens in training mode; in eval mode return the input untouched."""
         rate = float(self.p)
         if not self.training or rate == 0:
             return (input, None) if self.return_indices else input

@@ -1,4 +1,4 @@
-"""Weights dropped in the place of activations."""
+"""Dropout of weights instead of activations."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ __all__ = ["DropConnect", "EmbeddingDropout", "WeightDrop", "drop_connect"]
 
 
 class DropConnect(Keyed):
-    """A parametrization that drops weights; `drop_connect` registers it.
+    """A parametrization that drops weights.
+
+    Use `drop_connect`, which registers this class on a layer's weight.
 
     Args:
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
-        key: draw every mask from this key; None draws one key per use from torch's default generator.
-        shared_dims: dimensions of the weight over which one decision is shared.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        key: the key of every mask; None draws a key per use from torch's default generator.
+        shared_dims: dimensions of the weight over which elements share one decision.
 
-    Shape: input and output are of any, equal, shape.
+    Shape: any; the output has the input's shape.
 
     Raises:
         TypeError, ValueError: if p is no rate in [0, 1], or the key is no `Key`.
 
     Reference: Wan et al.: Regularization of neural networks using DropConnect (ICML 2013).
+
+    >>> DropConnect(0.5, key=Key(3))(torch.ones(8))
+    tensor([0., 0., 0., 2., 2., 0., 2., 0.])
     """
 
     def __init__(self, p: float | Tensor = 0.5, *, key: Key | None = None, shared_dims: Iterable[int] = ()) -> None:
@@ -37,7 +42,7 @@ class DropConnect(Keyed):
         self.shared_dims = tuple(shared_dims)
 
     def samples_in(self, dim: int) -> None:
-        """In none: weights belong to all of them."""
+        """Return None: all samples share the weights."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """Drop weights in training mode; in eval mode return them untouched."""
@@ -52,20 +57,21 @@ def drop_connect(
     key: Key | None = None,
     shared_dims: Iterable[int] = (),
 ) -> torch.nn.Module:
-    """Drop a layer's weights in training: one mask for the whole batch, drawn anew wherever the weight is read.
+    """Drop a layer's weights in training mode, with one mask for the whole batch.
 
-    The expectation of a linear or convolutional layer's output is its output without dropout. In eval mode the weight
-    itself is used. `puredrop.revert` undoes it, as does torch.nn.utils.parametrize.remove_parametrizations.
+    Use it on Linear and Conv layers. The mask is drawn anew wherever the weight is read. The expectation of a linear or
+    convolutional layer's output is its output without dropout. In eval mode the weight itself is used.
+    `puredrop.revert` undoes it, as does torch.nn.utils.parametrize.remove_parametrizations.
 
     Args:
         module: Linear, Conv or any module that reads the weight by its name; for recurrent networks use `WeightDrop`.
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
-        name: of the weight.
-        key: draw every mask from this key; None draws one key per use.
-        shared_dims: dimensions of the weight over which one decision is shared.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        name: attribute of the module that holds the weight.
+        key: the key of every mask; None draws a key per use from torch's default generator.
+        shared_dims: dimensions of the weight over which elements share one decision.
 
     Returns:
-        The module.
+        The same module.
 
     Raises:
         ValueError: if the weight is dropped already, the module has no such parameter, or is a recurrent network.
@@ -80,25 +86,27 @@ def drop_connect(
         raise ValueError(
             f"module is {type(module).__name__}, whose kernel reads a list of weights made before; use WeightDrop"
         )
-    known = getattr(module, "parametrizations", {})
-    if name in known and any(isinstance(one, DropConnect) for one in known[name]):
+    registered = getattr(module, "parametrizations", {})
+    if name in registered and any(isinstance(parametrization, DropConnect) for parametrization in registered[name]):
         raise ValueError(f"{name} of {type(module).__name__} is dropped already; a second mask would change its rate")
-    if name not in known and name not in module._parameters:
+    if name not in registered and name not in module._parameters:
         raise ValueError(f"name is {name!r}; expected a parameter of the module, one of {list(module._parameters)}")
-    # Unsafe only says that torch need not try it once, which would draw a key.
+    # Unsafe: torch then does not try the parametrization once, which would draw a key.
     parametrize.register_parametrization(module, name, DropConnect(p, key=key, shared_dims=shared_dims), unsafe=True)
     module.parametrizations[name].train(module.training)  # type: ignore[index, union-attr]
     return module
 
 
 class WeightDrop(Keyed):
-    """Drops the recurrent weights of a network: one mask for all time steps of a forward.
+    """Drop the recurrent weights of a network, with one mask for all time steps of a forward.
+
+    Use it on an LSTM, GRU or RNN (or a cell), where dropout of the states would erase the memory.
 
     Args:
         module: LSTM, GRU, RNN or their cells.
-        p: probability of a drop, in [0, 1], a number or a 0-d tensor.
-        weights: names of the weights to drop; those from state to state (weight_hh...) if not given.
-        key: each weight's mask has the key `key.fold_in(name)`; None draws one key per weight and forward.
+        p: drop probability in [0, 1], a number or a 0-d tensor.
+        weights: names of the weights to drop; None drops the weights from state to state (weight_hh...).
+        key: each weight's mask has the key `key.fold_in(name)`; None draws a key per weight and forward.
 
     Shape: as the module's.
 
@@ -133,10 +141,10 @@ class WeightDrop(Keyed):
         self.weights = chosen
 
     def samples_in(self, dim: int) -> None:
-        """In none: weights belong to all of them."""
+        """Return None: all samples share the weights."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        """What the module returns, in training mode with weights dropped."""
+        """Run the module, in training mode with dropped weights."""
         if not self.training:
             return self.module(*arguments, **named)
         dropped = {
@@ -151,29 +159,29 @@ class WeightDrop(Keyed):
 def _called_with(
     module: torch.nn.Module, weights: dict[str, Tensor], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> Any:
-    """A module's forward with other tensors for some parameters; recurrent networks read theirs from a list."""
+    """Run a module with other tensors for some parameters; recurrent networks read their weights from a list."""
     if not isinstance(module, torch.nn.RNNBase):
         return torch.func.functional_call(module, weights, arguments, named)
-    own = module._flat_weights
+    originals = module._flat_weights
     module._flat_weights = [
-        weights.get(name, weight) for name, weight in zip(module._flat_weights_names, own, strict=True)
+        weights.get(name, weight) for name, weight in zip(module._flat_weights_names, originals, strict=True)
     ]
     try:
         return module(*arguments, **named)
     finally:
-        module._flat_weights = own
+        module._flat_weights = originals
 
 
 class EmbeddingDropout(Keyed):
-    """Drops whole words of an embedding: wherever a dropped word occurs in the batch, its vector is zero.
+    """Drop whole words of an embedding: wherever a dropped word occurs in the batch, its vector is zero.
 
-    The same as dropping rows of the embedding's matrix, whose expectation is the matrix, without a copy of it: the mask
-    follows the word's number.
+    Use it on the embedding of a language model. It equals dropout of the embedding matrix's rows without a copy of the
+    matrix: the mask follows the word's id.
 
     Args:
         embedding: module from integer ids (...) to vectors (..., E), such as torch.nn.Embedding.
-        p: probability of dropping a word, in [0, 1], a number or a 0-d tensor.
-        key: draw every mask from this key; None draws one key per forward from torch's default generator.
+        p: drop probability of a word, in [0, 1], a number or a 0-d tensor.
+        key: the key of every mask; None draws a key per forward from torch's default generator.
 
     Shape: ids (...) to vectors (..., E).
 
@@ -182,6 +190,10 @@ class EmbeddingDropout(Keyed):
 
     Reference: Gal and Ghahramani: A theoretically grounded application of dropout in recurrent neural networks
     (NeurIPS 2016).
+
+    >>> layer = EmbeddingDropout(torch.nn.Embedding(9, 4), 0.5)
+    >>> layer(torch.tensor([[1, 2, 1]])).shape
+    torch.Size([1, 3, 4])
     """
 
     shown = ("p",)
@@ -191,7 +203,7 @@ class EmbeddingDropout(Keyed):
         self.embedding = embedding
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The words' vectors, in training mode some words' zero."""
+        """Return the words' vectors, in training mode with zeros for dropped words."""
         vectors: Tensor = self.embedding(ids)
         if not self.training:
             return vectors
