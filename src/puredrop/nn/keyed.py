@@ -15,8 +15,8 @@ __all__ = ["HasKey", "Keyed"]
 
 
 _refuse_seed = hints(
-    seed="one key would freeze one mask: call puredrop.reproducible(model, seed=1) for a new mask in each step, or pass "
-    "key=puredrop.Key(1) for the same mask in each forward"
+    seed="one key would freeze one mask: call puredrop.reproducible(model, seed=1) for a new mask in each step, "
+    "or pass key=puredrop.Key(1) for the same mask in each forward"
 )
 
 
