@@ -1,8 +1,12 @@
-"""Dropout done right for PyTorch: every mask a pure function of (seed, site, step, sample, position)."""
+"""Dropout done right for PyTorch: every mask a pure function of (seed, site, step, sample, position).
 
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+The functions and classes listed in `__all__` are public, as are those of the modules `functional`, `nn`, `schedules`
+and `testing`; all other modules are internal. `puredrop --help` lists the commands.
+"""
+
+import typing as _typing
+from importlib import import_module as _import_module
+from importlib.metadata import version as _version
 
 from puredrop import functional, nn, schedules
 from puredrop._backend import backend
@@ -16,10 +20,11 @@ from puredrop.pinning import reproducible
 from puredrop.rng import Key
 from puredrop.thinning import batchwise
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
+    from puredrop import testing
     from puredrop.explanation import explain
 
-__version__ = version("puredrop")
+__version__ = _version("puredrop")
 
 __all__ = [
     "DropoutEnsemble",
@@ -40,11 +45,23 @@ __all__ = [
     "revert",
     "schedules",
     "sites",
+    "testing",
 ]
 
+_LAZY = {"explain": "puredrop.explanation", "testing": "puredrop.testing"}  # explanation takes 45 ms to load
+_COMMANDS = {"compare": "`puredrop compare`", "predict": "`puredrop predict`, or DropoutEnsemble(model).predict(x)"}
 
-def __getattr__(name: str) -> Any:
-    """`puredrop.explain`, loaded when it is first asked for: it takes 45 ms, a fifth of what the rest takes."""
-    if name == "explain":
-        return import_module("puredrop.explanation").explain
-    raise AttributeError(f"module 'puredrop' has no attribute {name!r}")
+
+def __getattr__(name: str) -> _typing.Any:
+    """Load `explain` and `testing` at first use; for names that users guess, say where the thing is."""
+    if name in _LAZY:
+        module = _import_module(_LAZY[name])
+        return module.explain if name == "explain" else module
+    places = [f"{module.__name__}.{name}" for module in (functional, nn) if name in module.__all__]
+    places += [f"the command {_COMMANDS[name]}"] if name in _COMMANDS else []
+    advice = f"; use {places[0]}" if places else ""
+    raise AttributeError(f"module 'puredrop' has no attribute {name!r}{advice}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
