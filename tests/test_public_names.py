@@ -21,7 +21,7 @@ def test_a_guessed_name_is_answered_with_its_place(name, place):
 
 
 def test_a_name_that_nothing_has():
-    with pytest.raises(AttributeError, match="no attribute 'droput'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'droput'$"):
         _ = puredrop.droput
 
 
