@@ -173,7 +173,7 @@ def methods(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def arguments(thing: Any) -> list[str]:
-    """Return the names of what a function or a class is called with; a class may leave that to one of another library."""
+    """Return the names of what a function or a class is called with, unless another library defines that."""
     if inspect.isclass(thing) and not getattr(thing.__init__, "__module__", "").startswith("puredrop"):
         return []
     try:
