@@ -29,7 +29,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 
 # Rows are dealt in turn, as DistributedSampler deals them: so each sample meets the mask it meets on one process.
 group = dist.group.WORLD if size > 1 else None
-run = puredrop.reproducible(model, seed=0, dp_group=group, dealt="rows").attach(optimizer)
+run = puredrop.reproducible(model, seed=0, dp_group=group, sharding="rows").attach(optimizer)
 parallel = DistributedDataParallel(model) if size > 1 else model
 
 rows = TensorDataset(x, y)

@@ -86,7 +86,7 @@ def test_restarted_at_any_step_the_weights_are_the_same(stop):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"seed": 1}, "load_state_dict: seed is 1, this run's is 0; the masks would not go on as they were"),
+        ({"seed": 1}, "load_state_dict: seed is 1, this run's is 0; the masks would not continue as they were"),
         ({"name": "b"}, "load_state_dict: name is 'b', this run's is ''"),
         ({"version": 9}, "load_state_dict: version is 9, this run's is 1"),
     ],
@@ -227,3 +227,14 @@ def test_sites_and_check_see_a_pinned_model():
     assert str(puredrop.sites(model, x)) == before
     assert run.state_dict()["tally"] == [0, 0, 0]
     assert puredrop.check(model, x).ok is not None
+
+
+def test_the_run_is_not_the_model():
+    model = puredrop.reproducible(MLP())
+    with pytest.raises(TypeError, match=r"the run that puredrop\.reproducible returned, not the model"):
+        model(X)
+
+
+def test_a_key_for_a_model_is_its_seed():
+    with pytest.raises(TypeError, match="reproducible has no argument key; the seed of all masks is given as seed="):
+        puredrop.reproducible(MLP(), key=puredrop.Key(1))

@@ -63,9 +63,9 @@ def worst(weights, expected):
     return max((weights[name] - value).abs().max().item() for name, value in expected.items())
 
 
-def gathered(ranks, dealt="batches"):
+def gathered(ranks, sharding="batches"):
     """Masks of each forward, the ranks' one below the other, or their rows in turn."""
-    together = stacked if dealt == "batches" else in_turn
+    together = stacked if sharding == "batches" else in_turn
     return [together(parts) for parts in zip(*(rank["masks"] for rank in ranks), strict=True)]
 
 
@@ -118,7 +118,7 @@ def test_unequal_batches_without_names_are_refused_before_the_step(ranks):
 
 def test_as_many_samples_in_another_order_are_refused_too(ranks):
     for found in ranks("ddp_another_order"):
-        assert "this process was given 10 samples in this step" in found["error"]
+        assert "this process got 10 samples in this step" in found["error"]
         assert found["unchanged"]
 
 
@@ -165,7 +165,7 @@ def test_sequence_parallel(ranks):
 def test_data_and_tensor_parallel(ranks):
     expected = mlp_alone()["masks"]
     for found in ranks("two_dimensions", 4):
-        assert "the model's parts lie on [2] of 4 processes; say which of these share" in found["refused"][0]
+        assert "the model's shards lie on [2] of 4 processes; say which processes share" in found["refused"][0]
         assert "processes, and it is fully sharded too; say which of these share" in found["refused"][1]
         for forward, whole in zip(found["masks"], expected, strict=True):
             assert same(forward, [mask.chunk(2)[found["dp"]] for mask in whole])

@@ -290,6 +290,6 @@ def test_names_of_sites_that_are_none(argument):
     model = MLP()
     puredrop.reproducible(model, **{argument: {"dorp": None}})
     with pytest.raises(
-        ValueError, match=rf"{argument} names 'dorp', which is no site; the sites are \['drop', 'out'\]"
+        ValueError, match=rf"{argument} has .dorp., which is no site; the sites are \['drop', 'out'\]"
     ):
         model(torch.randn(4, 16))

@@ -10,6 +10,8 @@ from test_recompute import WAYS, Checkpointed, gradients
 from torch.utils import checkpoint
 
 import puredrop
+from puredrop.inspection.state import stateful
+from puredrop.pinning._recompute import unwatch_checkpoints
 
 X = torch.randn(2, 6, 5, 16, generator=torch.Generator().manual_seed(0))
 ROUNDS = 12
@@ -63,11 +65,18 @@ def entries():
     return vars(checkpoint._CheckpointFrame)["__init__"], vars(checkpoint.CheckpointFunction)["forward"]
 
 
+@pytest.fixture
+def unpatched():
+    """No model of an earlier test is pinned."""
+    for forward in list(stateful):
+        unwatch_checkpoints(forward)
+
+
 def pin():
     return puredrop.reproducible(Checkpointed(WAYS["non-reentrant"]).train(), seed=1)
 
 
-def test_the_patch_goes_with_the_last_pin():
+def test_the_patch_goes_with_the_last_pin(unpatched):
     before = entries()
     first, second = pin(), pin()
     assert all(a is not b for a, b in zip(entries(), before, strict=True))
@@ -77,7 +86,7 @@ def test_the_patch_goes_with_the_last_pin():
     assert entries() == before
 
 
-def test_the_patch_goes_with_a_model_that_nobody_released():
+def test_the_patch_goes_with_a_model_that_nobody_released(unpatched):
     before = entries()
     run = pin()
     assert entries() != before
@@ -86,7 +95,7 @@ def test_the_patch_goes_with_a_model_that_nobody_released():
     assert entries() == before
 
 
-def test_another_patch_stays_in_effect(monkeypatch):
+def test_another_patch_stays_in_effect(unpatched, monkeypatch):
     original = checkpoint.CheckpointFunction.forward
     calls = []
 
@@ -107,7 +116,7 @@ def test_another_patch_stays_in_effect(monkeypatch):
     run.release()
 
 
-def test_a_patch_made_on_top_of_ours_is_not_removed(monkeypatch):
+def test_a_patch_made_on_top_of_ours_is_not_removed(unpatched, monkeypatch):
     original = vars(checkpoint.CheckpointFunction)["forward"]
     run = pin()
     ours = checkpoint.CheckpointFunction.forward

@@ -122,7 +122,7 @@ def refused_step(sizes):
 def ddp_sampler():
     """Rows dealt by torch's DistributedSampler: sample i on rank i mod size."""
     model = net()
-    run = puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD, dealt="rows")
+    run = puredrop.reproducible(model, SEED, dp_group=dist.group.WORLD, sharding="rows")
     rank, size = dist.get_rank(), dist.get_world_size()
     parts = lambda x: [part[rank::size] for part in x.chunk(MICRO)]  # noqa: E731
     return train(DistributedDataParallel(model), run, parts, model)

@@ -1,1 +1,1 @@
-"""Pinned models in other people's training loops; each file needs its library."""
+"""Callbacks that pin a model in the training loops of other libraries; each file needs its library."""

@@ -1,4 +1,4 @@
-"""What the callbacks have in common: a model pinned while somebody else's loop trains it."""
+"""Common part of the callbacks: a model that is pinned while another library's loop trains it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ __all__ = ["Pinning"]
 
 
 class Pinning:
-    """Arguments of `reproducible`, and the run once training has begun.
+    """Arguments of `reproducible`, and the run while training goes on.
 
     Args:
-        seed, name, named: as in `puredrop.reproducible`.
+        seed, name: arguments of `puredrop.reproducible`.
+        named: its other arguments.
     """
 
     run: Run
@@ -26,25 +27,25 @@ class Pinning:
         self._named = named
         self._is_begun = False
 
-    def begin(self, model: Module, step: int, processes: int, dealt: str) -> None:
+    def begin(self, model: Module, step: int, processes: int, sharding: str) -> None:
         """Pin a model.
 
         Args:
-            model: the loop's.
-            step: where training begins.
-            processes: that train it; they share the samples, unless the user said which do.
-            dealt: how the loop deals rows to them.
+            model: the model that the loop trains.
+            step: step at which training begins.
+            processes: number of processes that train it; they share the samples unless the user says otherwise.
+            sharding: "batches" or "rows", as the loop gives samples to the processes.
         """
-        self.end()  # a training that was broken off
+        self.end()  # for a training that was broken off
         named = self._named
         if processes > 1 and not {"mesh", "dp_group"} & set(named):
-            named = {"dp_group": dist.group.WORLD, "dealt": dealt, **named}
+            named = {"dp_group": dist.group.WORLD, "sharding": sharding, **named}
         self.run = reproducible(model, *self._arguments, **named)
         self.run.step = step
         self._is_begun = True
 
     def end(self) -> None:
-        """Let it go."""
+        """Unpin the model."""
         if self._is_begun:
             self.run.release()
         self._is_begun = False

@@ -12,11 +12,15 @@ __all__ = ["Reproducible"]
 
 
 class Reproducible(TrainerCallback):
-    """Pins the Trainer's model while it trains; the step is the Trainer's, so that a resumed run goes on as it would.
+    """Pin the model of a Hugging Face Trainer while it trains.
+
+    The step is the Trainer's, so that a resumed run has the masks of an uninterrupted one. Without mesh or dp_group all
+    processes share the samples of a step, batch by batch in the order of ranks, as the Trainer's data loaders do.
 
     Args:
-        seed, name, named: as in `puredrop.reproducible`. Without mesh or dp_group all processes share the samples of a
-            step, as the Trainer's data loaders deal them out: batch by batch in the order of ranks.
+        seed: seed of all masks, any integer.
+        name: text that tells models with one seed apart.
+        named: further arguments of `puredrop.reproducible`.
 
     >>> callback = Reproducible(seed=1)  # Trainer(..., callbacks=[callback])
     """
@@ -26,7 +30,7 @@ class Reproducible(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Pin the model, at the step where training begins."""
-        self._pinning.begin(model, state.global_step, args.world_size, dealt="batches")
+        self._pinning.begin(model, state.global_step, args.world_size, sharding="batches")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Refuse unequal batches before they change a weight."""
@@ -37,5 +41,5 @@ class Reproducible(TrainerCallback):
         self._pinning.run.step = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let the model go."""
+        """Unpin the model."""
         self._pinning.end()

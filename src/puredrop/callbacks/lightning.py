@@ -13,13 +13,16 @@ __all__ = ["Reproducible"]
 
 
 class Reproducible(Callback):
-    """Pins a LightningModule while it is fitted; the step is the Trainer's, so that a resumed run goes on as it would.
+    """Pin a LightningModule while it is fitted.
 
-    A training_step is one forward, however often it calls the module or its parts.
+    The step is the Trainer's, so that a resumed run has the masks of an uninterrupted one. A training_step is one
+    forward, however often it calls the module or its parts. Without mesh or dp_group all processes share the samples of
+    a step, row by row, as Lightning's sampler does.
 
     Args:
-        seed, name, named: as in `puredrop.reproducible`. Without mesh or dp_group all processes share the samples of a
-            step, row by row, as Lightning's sampler deals them.
+        seed: seed of all masks, any integer.
+        name: text that tells models with one seed apart.
+        named: further arguments of `puredrop.reproducible`.
 
     >>> callback = Reproducible(seed=1)  # Trainer(..., callbacks=[callback])
     """
@@ -30,10 +33,10 @@ class Reproducible(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Pin the module, at the step where training begins."""
-        self._pinning.begin(pl_module, trainer.global_step, trainer.world_size, dealt="rows")
+        self._pinning.begin(pl_module, trainer.global_step, trainer.world_size, sharding="rows")
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Open the forward, which a training_step called by itself would not."""
+        """Open the forward, because Lightning calls training_step and not the module."""
         self._open.enter_context(self._pinning.run.forward(batch=batch))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -45,11 +48,11 @@ class Reproducible(Callback):
             run.step = trainer.global_step
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Close a forward that failed, and let go."""
-        with suppress(type(exception)):  # which goes on in the Trainer
+        """Close a forward that failed, and unpin the module."""
+        with suppress(type(exception)):  # the Trainer raises it again
             self._open.__exit__(type(exception), exception, exception.__traceback__)
         self._pinning.end()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let the module go."""
+        """Unpin the module."""
         self._pinning.end()

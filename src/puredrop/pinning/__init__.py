@@ -1,4 +1,4 @@
-"""Pinned models: masks that depend on nothing but seed, site, step, sample and position."""
+"""Pinned models, whose masks depend on nothing but seed, name, site, step, call, sample and position."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch.nn import Module
 
+from puredrop._hints import hints
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 from puredrop.pinning._batches import Batches
@@ -14,7 +15,7 @@ from puredrop.pinning._compilers import tell_compilers
 from puredrop.pinning._forward import Forward
 from puredrop.pinning._hooks import Hooks, may_call
 from puredrop.pinning._names import named, unwrapped
-from puredrop.pinning._run import Run, let_go
+from puredrop.pinning._run import Run, unpin
 from puredrop.pinning._samples import Samples, Windows
 from puredrop.pinning._sites import Keys, PinnedSite, SharedSite
 from puredrop.rng import Key
@@ -22,6 +23,7 @@ from puredrop.rng import Key
 __all__ = ["Run", "Samples", "pinned", "reproducible", "unwrapped"]
 
 
+@hints(key="the seed of all masks is given as seed=", p="rates belong to the layers")
 def reproducible(
     model: Module,
     seed: int = 0,
@@ -32,37 +34,40 @@ def reproducible(
     windows: Windows | None = None,
     mesh: Any = None,
     dp_group: Any = None,
-    dealt: Literal["batches", "rows"] = "batches",
+    sharding: Literal["batches", "rows"] = "batches",
     functional: bool | None = None,
 ) -> Run:
-    """Pin a model: from now on its masks are functions of seed, name, site, step, call and sample alone.
+    """Pin a model: make its masks functions of seed, name, site, step, call and sample alone.
 
-    So they are the same however the batch is split, on however many processes, compiled or not, with activation
-    checkpointing or without, after a restart, and whatever else draws random numbers. Our layers, torch's, and
-    functional dropout are pinned; what draws random numbers of its own is not (`puredrop.sites` lists it), and a layer
-    with a key of its own keeps it. A site's key is `Key(seed).fold_in(name).fold_in(path).fold_in(step).fold_in(call)`.
+    Use it to get the same masks however the batch is split, on however many processes, compiled or not, with or without
+    activation checkpointing, after a restart, and whatever else draws random numbers. Pinned are our layers, torch's
+    layers and functional dropout. Modules that draw random numbers of their own are not (`puredrop.sites` lists them),
+    and a layer with a key of its own keeps it. A site's key is
+    `Key(seed).fold_in(name).fold_in(path).fold_in(step).fold_in(call)`.
 
     Args:
-        model: any module, wrapped (DDP, FSDP, compile, checkpointing) or not.
+        model: any module, bare or wrapped by DDP, FSDP, torch.compile or checkpointing.
         seed: any integer.
-        name: tells models with one seed apart.
-        sample_dim: the dimension of the samples in the model's inputs and sites; 0 if not given.
-        sample_dims: of single sites, by path; None for what belongs to no sample.
-        windows: path of a site -> the logical tensor of which it sees a part, as a `Window` (of one process's samples)
-            or a function from the tensor to one; None says that it sees the whole. For plain tensors between tensor
-            parallel layers; DTensors carry theirs.
-        mesh: DeviceMesh of the processes that share a step's samples, or
-        dp_group: their process group; without both, all processes, which is said in a warning.
-        dealt: how these share them: a forward's samples are their batches one after the other, or their rows in turn,
-            as torch's DistributedSampler deals them, so that masks meet the samples that they meet on one process.
-        functional: whether functions of torch's drop in the forward; if not given, the first forward shows.
+        name: text that tells models with one seed apart.
+        sample_dim: dimension of the samples in the model's inputs and sites; 0 if not given.
+        sample_dims: path of a site -> dimension of its samples, where it differs; None for a tensor that belongs to no
+            sample, such as a weight.
+        windows: path of a site -> the logical tensor of which the site sees a part: a `Window` for this process's
+            samples, a function from the tensor to one, or None for a site that sees the whole. Needed for plain tensors
+            between tensor-parallel layers; DTensors carry their own.
+        mesh: DeviceMesh of the processes that share the samples of a step, or
+        dp_group: their process group. Without both all processes share them, and a warning says so.
+        sharding: "batches" if the processes' batches follow one after the other in the step, "rows" if the processes
+            take rows in turn, as torch's DistributedSampler does.
+        functional: whether the forward calls functional dropout of torch's; if not given, the first forward shows.
 
     Returns:
-        The run: advance its step by `attach(optimizer)` or `advance()`. Also a context manager that lets go at the end.
+        The run, a handle to keep while the model trains: `run.attach(optimizer)` or `run.advance()` advances the step,
+        `run.release()` or the end of a `with` block unpins the model. The model itself is called as before.
 
     Raises:
-        TypeError: if the model is no module, or the seed no integer.
-        ValueError: if it is pinned already, is a DataParallel, or two arguments exclude each other.
+        TypeError: if the model is not a module, or the seed not an integer.
+        ValueError: if the model is pinned already or is a DataParallel, or if both mesh and dp_group are given.
 
     >>> import torch, puredrop
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
@@ -76,20 +81,20 @@ def reproducible(
     root = unwrapped(model)
     if mesh is not None and dp_group is not None:
         raise ValueError("mesh and dp_group are given; expected one of them")
-    if dealt not in ("batches", "rows"):
-        raise ValueError(f"dealt is {dealt!r}; expected 'batches' or 'rows'")
+    if sharding not in ("batches", "rows"):
+        raise ValueError(f"dealt is {sharding!r}; expected 'batches' or 'rows'")
     base = Key(seed).fold_in(name)
     other = pinned(root)
     if other is not None:
         if not other.is_copy:
             raise ValueError("model is pinned already; release it first: run.release()")
-        let_go(other)  # what it was copied from goes on
+        unpin(other)  # the model it was copied from stays pinned
     modules = list(named(root))
     droppers = [module for _, module in modules if holds_dropout(module)]
     foreign = [module for module in droppers if not isinstance(module, HasKey)]
     is_guessed = sample_dim is None and any(getattr(module, "batch_first", True) is False for _, module in modules)
     keys = Keys(base, sample_dims or {}, windows or {})
-    batches = Batches(is_guessed, mesh, dp_group, dealt)
+    batches = Batches(is_guessed, mesh, dp_group, sharding)
     hooks = Hooks([(m, p, m in foreign) for p, m in modules if m is not root and (m in foreign or may_call(m))])
     forward = Forward(root, keys, batches, hooks, droppers, sample_dim or 0, True if foreign else functional)
     keys.forward = forward
@@ -103,13 +108,13 @@ def reproducible(
 
 
 def pinned(root: Module) -> Forward | None:
-    """What a model is pinned by, if it is."""
+    """Return the forward that pins a model, None if it is not pinned."""
     hooks = (getattr(hook, "__self__", None) for hook in root._forward_pre_hooks.values())
-    return next((one for one in hooks if isinstance(one, Forward)), None)
+    return next((hook for hook in hooks if isinstance(hook, Forward)), None)
 
 
 def _pin(layer: HasKey, site: PinnedSite) -> None:
-    """Give a layer its site, beside those of other models that it is in; a key of its own it keeps."""
+    """Give a layer its site, next to those of other pinned models it belongs to; a key of its own is kept."""
     key: Any = layer.key
     others = key.sites if isinstance(key, SharedSite) else (key,) if isinstance(key, PinnedSite) else ()
     if key is None or others:

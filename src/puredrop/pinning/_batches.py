@@ -1,4 +1,4 @@
-"""Which samples of a step each forward is given: by name, or by how many came before on all processes."""
+"""Samples of a step that each forward gets: given by ids, or counted over forwards and processes."""
 
 from __future__ import annotations
 
@@ -15,49 +15,50 @@ __all__ = ["Batches", "Tally"]
 
 
 class Tally(NamedTuple):
-    """What a step's forwards have been given so far.
+    """Count of the samples that the forwards of a step got so far.
 
     Args:
-        seen: samples on all processes; None once a forward did not say how many it has.
-        forwards: how many there were.
-        weighted: their samples on this process, each forward's times its number, so that order tells too.
+        samples: samples on all processes; None once a forward did not say how many it had.
+        forwards: number of forwards.
+        weighted: sum of the forwards' samples on this process, each times the forward's number, so that two orders of
+            unequal batches have different sums.
     """
 
-    seen: int | None = 0
+    samples: int | None = 0
     forwards: int = 0
     weighted: int = 0
 
 
 class Batches:
-    """Counts samples, or keeps their names.
+    """Counter of a step's samples, or holder of their ids.
 
     Args:
-        is_guessed: whether nobody said in which dimension the samples are, and a module may have them elsewhere.
-        mesh, group: of the processes that share a step's samples, as the user said.
-        dealt: how they share them, "batches" or "rows".
+        is_guessed: whether the sample dimension was not given and a module may have samples in another one.
+        mesh, group: processes that share a step's samples, as the user gave them.
+        sharding: "batches" or "rows", as `reproducible` takes it.
     """
 
-    def __init__(self, is_guessed: bool, mesh: Any = None, group: Any = None, dealt: str = "batches") -> None:
+    def __init__(self, is_guessed: bool, mesh: Any = None, group: Any = None, sharding: str = "batches") -> None:
         self.is_guessed = is_guessed
         self.mesh = mesh
         self.group = group
-        self.dealt = dealt
+        self.sharding = sharding
         self.batch_size: int | None = None
-        self.ranks: Ranks | None = None  # not looked for before samples are counted
+        self.ranks: Ranks | None = None  # unknown until samples are counted
         self.tally = Tally()
         self.ids: Tensor | None = None
-        self.is_stale = False  # ids were given for the step before
+        self.is_stale = False  # True if the ids belong to the step before
 
-    def name(self, ids: Tensor | None) -> None:
-        """Give the names of the samples of the forwards to come.
+    def set_ids(self, ids: Tensor | None) -> None:
+        """Set the ids of the samples of the next forwards.
 
         Raises:
-            TypeError, ValueError: if they are no int64 tensor of one dimension.
+            TypeError, ValueError: if ids is not an int64 tensor of one dimension.
         """
         if ids is not None:
             if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-                what = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-                raise TypeError(f"sample_ids is {what}; expected a torch.int64 tensor, one id per sample")
+                kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+                raise TypeError(f"sample_ids is {kind}; expected a torch.int64 tensor, one id per sample")
             if ids.dim() != 1:
                 raise ValueError(f"sample_ids has shape {tuple(ids.shape)}; expected one dimension, one id per sample")
         self.ids, self.is_stale = ids, False
@@ -68,19 +69,19 @@ class Batches:
             self.ranks = ranks_of(self.mesh, self.group, root)
 
     def begin(self, count: int | None, is_spread: bool) -> Samples:
-        """The samples of a forward.
+        """Return the samples of a forward that begins.
 
         Args:
-            count: how many its inputs hold, None where they do not say.
-            is_spread: whether the inputs are DTensors, which hold those of all processes.
+            count: number of samples in its inputs, None if they do not say.
+            is_spread: whether the inputs are DTensors, which hold the samples of all processes.
 
         Raises:
-            ValueError: if the names do not fit, or are those of another step.
+            ValueError: if the ids do not fit the inputs, or belong to another step.
         """
         if self.is_stale:
             raise ValueError(
-                "sample_ids were given for the step before and not for this one; set run.sample_ids for each forward "
-                "(to None to count samples again)"
+                "sample_ids were given for the step before and not for this one; set run.sample_ids before "
+                "each forward (to None to count samples again)"
             )
         ids, size = self.ids, self.batch_size
         if ids is not None:
@@ -91,43 +92,43 @@ class Batches:
             total = count if is_spread else None
             samples = Samples.of(ids.shape[0], 0, ids, base=0, total=total, batch_size=size)
         else:
-            base, ranks = self.tally.seen, self.ranks or Ranks()
-            own, total = base, count
+            base, ranks = self.tally.samples, self.ranks or Ranks()
+            offset, total = base, count
             if not is_spread and ranks.size > 1 and count is not None and base is not None:
-                own, total = base + ranks.rank * count, count * ranks.size
-                if self.dealt == "rows":
-                    own, ids = 0, torch.arange(base + ranks.rank, base + total, ranks.size)
+                offset, total = base + ranks.rank * count, count * ranks.size
+                if self.sharding == "rows":
+                    offset, ids = 0, torch.arange(base + ranks.rank, base + total, ranks.size)
             elif not is_spread and ranks.size > 1:
-                own = None
-            samples = Samples.of(count, own, ids, base=base, total=total, batch_size=size)
+                offset = None
+            samples = Samples.of(count, offset, ids, base=base, total=total, batch_size=size)
         if self.is_guessed and not samples.are_whole:
             raise ValueError(
-                "a module of the model has batch_first=False, so that samples may be in dimension 1 of its inputs; say "
-                "where they are: reproducible(..., sample_dim=1), or 0"
+                "a module of the model has batch_first=False, so its samples may be in dimension 1; say where: "
+                "reproducible(..., sample_dim=1), or 0"
             )
         return samples
 
     def end(self, samples: Samples) -> None:
-        """A forward that dropped is over."""
-        seen, forwards, weighted = self.tally
+        """Count a forward that dropped."""
+        counted, forwards, weighted = self.tally
         if self.ids is not None:
             return
-        if samples.count is None or samples.total is None or seen is None:
+        if samples.count is None or samples.total is None or counted is None:
             self.tally = Tally(None, forwards + 1, weighted)
         else:
-            self.tally = Tally(seen + samples.total, forwards + 1, weighted + (forwards + 1) * samples.count)
+            self.tally = Tally(counted + samples.total, forwards + 1, weighted + (forwards + 1) * samples.count)
 
     def check(self) -> None:
-        """Before a step ends: that all processes were given as much.
+        """Check before a step ends that all processes got equally many samples.
 
         Raises:
-            RuntimeError: if not.
+            RuntimeError: if they did not.
         """
-        if self.ranks is not None and self.ids is None and not self.is_stale and self.tally.seen is not None:
-            self.ranks.check_equal(self.tally.seen // self.ranks.size, self.tally.weighted)
+        if self.ranks is not None and self.ids is None and not self.is_stale and self.tally.samples is not None:
+            self.ranks.check_equal(self.tally.samples // self.ranks.size, self.tally.weighted)
 
     def begin_step(self) -> None:
-        """None of the next step's samples have been seen."""
+        """Begin a step with a count of 0."""
         self.is_stale = self.is_stale or self.ids is not None
         self.ids = None
         self.tally = Tally()

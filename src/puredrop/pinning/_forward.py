@@ -1,4 +1,4 @@
-"""The forward of a pinned model that is open: the module being run in it, and the functions it calls."""
+"""Forward of a pinned model: the modules that run in it, and the functions that they call."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from puredrop.inspection.state import logical_thread
 from puredrop.inspection.watch import positions
 from puredrop.ops import Place, active
 from puredrop.pinning._batches import Batches, Tally
+from puredrop.pinning._forward_state import ForwardState
 from puredrop.pinning._hooks import Hooks
-from puredrop.pinning._moment import ForwardState
 from puredrop.pinning._ranks import holds_parts
 from puredrop.pinning._recompute import in_backward, watch_checkpoints
 from puredrop.pinning._samples import Samples, count_of
@@ -28,7 +28,7 @@ from puredrop.rng import Key
 __all__ = ["Forward"]
 
 
-# Torch 2.6 has no word for it; there make_fx, which it exports by, tells, and Dynamo stops at the hooks by itself.
+# Torch 2.6 lacks is_exporting; it exports through make_fx, which is asked below, and Dynamo stops at the hooks.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
@@ -52,11 +52,11 @@ class Frame:
 
 
 class State(NamedTuple):
-    """What a recomputation starts from."""
+    """State from which a recomputation starts."""
 
     step: int
     tally: Tally
-    names: tuple[Tensor | None, bool]
+    ids: tuple[Tensor | None, bool]
     samples: Samples
     depth: int
     uses: dict[PinnedSite, int]
@@ -65,16 +65,16 @@ class State(NamedTuple):
 
 
 class Forward(ForwardState):
-    """The forwards of one pinned model, and where keys come from for functions that are called in them.
+    """Forward of one pinned model, and the key source of functions that are called in it.
 
     Args:
         root: the model.
-        keys: of its sites.
-        batches: of its samples.
-        hooks: on modules that may call functions.
-        droppers: its modules that are sites.
-        sample_dim: the dimension of the samples in its inputs.
-        watches: whether it calls torch's functions that drop; None where the first forward has to show.
+        keys: keys of the model's sites.
+        batches: counter of the model's samples.
+        hooks: hooks on modules that may call functions.
+        droppers: modules of the model that are sites.
+        sample_dim: dimension of the samples in the model's inputs.
+        watches: whether the model calls functional dropout of torch's; None if the first forward has to show it.
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class Forward(ForwardState):
         self._modes: list[Interception | None] = []
         self._watches = watches
         self._needs_hooks = True
-        self._called = False  # a function, in the first forward
-        self._served = False  # a function of torch's
+        self._called = False  # whether the first forward called one of our functions
+        self._served = False  # whether it called functional dropout of torch's
         self._position: tuple[bytes, ...] | None = None
         self._root_site = keys.site("", (), sample_dim) if root in droppers else None
-        self._error: BaseException | None = None  # that was being handled when the forward was opened
+        self._error: BaseException | None = None  # the exception that was being handled when the forward was opened
         watch_checkpoints(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
-        """A copied model is pinned as its original is, on its own; a part that is copied alone is not."""
+        """Pin the copied model on its own; a part that is copied alone is not pinned."""
         new = Forward.__new__(Forward)
         memo[id(self)] = new
         new.is_released = self.is_released or id(self.root) not in memo
@@ -115,14 +115,14 @@ class Forward(ForwardState):
             return new
         batches = self.batches
         for shared in (batches.mesh, batches.group, batches.ranks):
-            memo[id(shared)] = shared  # processes are not copied
+            memo[id(shared)] = shared  # a copy shares the processes
         vars(new).update(copy.deepcopy(vars(self), memo))
         new.is_copy, new.thread = True, None
         watch_checkpoints(new)
         return new
 
     def _prepare(self, is_spread: bool) -> None:
-        """What can be known only when the model is run: how it lies on processes, and whose samples come first."""
+        """Find out how the model lies on processes, which is known only when it runs."""
         if not self._is_prepared:
             self.is_parallel = holds_parts(self.root)
             self._is_prepared = True
@@ -130,24 +130,27 @@ class Forward(ForwardState):
             self.batches.find_ranks(self.root)
 
     def before(self, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Hook on the model. Compilers follow it, so that a model in eval mode is one program, and exported."""
+        """Open a forward, as a hook on the model.
+
+        Compilers trace this hook, so that a model in eval mode is one program and can be exported.
+        """
         if self.is_released or (self.depth == 0 and not self.hooks.are_on and not self._drops()):
             return
         is_recorded = _is_exporting() or torch._C._get_tracing_state() is not None
         fx = sys.modules.get("torch.fx.experimental.proxy_tensor")
         if fx is not None and not torch.compiler.is_compiling():
-            is_recorded = is_recorded or fx.get_proxy_mode() is not None  # by make_fx, or an export that uses it
+            is_recorded = is_recorded or fx.get_proxy_mode() is not None  # inside make_fx, or an export that uses it
         if is_recorded:
             self.refuse_tracer()
         self.open_by_hook(args, kwargs)
 
     def after(self, *_: Any) -> None:
-        """Hook on the model, run whatever happened."""
+        """Close a forward, as a hook on the model that runs also after an error."""
         if self.depth:
             self.close_by_hook()
 
     def refuse_tracer(self) -> None:
-        """A program that is recorded once and run for ever has no step."""
+        """Refuse tracing in training mode: a recorded program would keep this step's keys."""
         if self._drops():
             raise RuntimeError(
                 "a pinned model cannot be exported in training mode: the program would hold this step's keys for ever; "
@@ -155,7 +158,7 @@ class Forward(ForwardState):
             )
 
     def open_by_hook(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Open a forward; within an open one, learn how many samples it has."""
+        """Open a forward, or within an open one read its number of samples."""
         if self.depth == 0:
             if self._drops():
                 self.open(*count_of(self.sample_dim, args, kwargs))
@@ -168,7 +171,7 @@ class Forward(ForwardState):
             self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
 
     def close_by_hook(self) -> None:
-        """Close what was opened."""
+        """Close the innermost open forward."""
         if self.depth > 1:
             self.depth -= 1
             self._frames.pop()
@@ -176,18 +179,18 @@ class Forward(ForwardState):
             self.close()
 
     def _drops(self) -> bool:
-        """Whether anything is in training mode."""
+        """Return whether anything is in training mode."""
         return self.root.training or any(module.training for module in self.droppers)
 
     def open(self, count: int | None, is_spread: bool = False) -> None:
-        """Begin a forward: no site has been used in it.
+        """Begin a forward, with the uses of all sites at 0.
 
         Args:
-            count: its samples on this process, None where that is not known.
-            is_spread: whether the inputs hold those of all processes.
+            count: number of its samples on this process, None if unknown.
+            is_spread: whether the inputs hold the samples of all processes.
 
         Raises:
-            RuntimeError: if one is open, or this is a recomputation that cannot be told.
+            RuntimeError: if a forward is open, or if this is a recomputation of an unknown forward.
         """
         if self.depth:
             raise RuntimeError(
@@ -195,8 +198,8 @@ class Forward(ForwardState):
             )
         if in_backward() != -1 and not self.is_replayed:
             raise RuntimeError(
-                "the pinned model is run in backward, but not by torch.utils.checkpoint, so that it is not known which "
-                "forward it repeats; use torch.utils.checkpoint"
+                "the pinned model is run in backward, but not by torch.utils.checkpoint, so the forward that it "
+                "repeats is unknown; use torch.utils.checkpoint"
             )
         self._prepare(is_spread)
         self.thread = logical_thread.number
@@ -218,7 +221,7 @@ class Forward(ForwardState):
             self._position = positions()
 
     def close(self, failed: bool = False) -> None:
-        """End it; one that failed counts for nothing."""
+        """End the forward; one that failed is not counted."""
         mode = self._modes.pop()
         if mode is not None:
             mode.__exit__(None, None, None)
@@ -234,70 +237,70 @@ class Forward(ForwardState):
             self._look_back()
 
     def _look_back(self) -> None:
-        """What this forward showed of functions that drop: after the first, they are looked for only if there are."""
+        """Decide after the first forward whether functional dropout has to be watched for."""
         self.keys.check_names()
         if self._watches is True:
             return
         has_drawn = positions() != self._position
         if self._watches is None:
-            # For compiled code another mode would be another program, and the one it has costs it nothing.
+            # Compiled code keeps the mode: dropping it would mean another program, and it costs nothing there.
             self._watches = self._served or has_drawn or self.is_compiled
             self._needs_hooks = self._watches or self._called
             if not self._needs_hooks:
                 self.hooks.take_off(self)
         elif has_drawn:
             raise RuntimeError(
-                "this forward drew random numbers, which the first one did not; if that was dropout by a function of "
-                "torch's, its mask was not pinned. Say that there is such: reproducible(..., functional=True)"
+                "this forward drew random numbers, which the first one did not; if that was functional dropout of "
+                "torch's, its mask was not pinned: pass reproducible(..., functional=True)"
             )
 
     def enter(self, path: str, is_site: bool) -> None:
-        """A module is being run."""
+        """Record that a module runs."""
         if self.depth:
             self._frames.append(Frame(path, self.keys.site(path, (), self.sample_dim) if is_site else None, {}))
 
     def leave(self) -> None:
-        """It has been."""
+        """Record that the current module has returned."""
         if self.depth:
             self._frames.pop()
 
     def _serve(self, call: InterceptedCall) -> Any:
-        """A function of torch's that drops, by ours."""
+        """Serve a call of torch's functional dropout by our function."""
         if call.kind == "attention" and call.training and not call.p:
-            return call.ours(None)  # attention without dropout is no site
+            return call.ours(None)  # attention without dropout is not a site
         if call.training:
             self._served = True
         return call.ours(self._site_of(call.kind))
 
     def _site_of(self, kind: str) -> PinnedSite:
-        """The site of a function that is being called."""
+        """Return the site of a function that is called."""
         frame = self._frames[-1]
         if frame.site is not None:
             return frame.site
         if not self.hooks.are_on:
             raise RuntimeError(
-                f"{kind} was called as a function, which no forward before did, so that the module around it is not "
-                "known; say that there is such: reproducible(..., functional=True)"
+                f"{kind} was called as a function, which no forward before did, so the module around it is "
+                "unknown; pass reproducible(..., functional=True)"
             )
         order = frame.counts.get(kind, 0)
         frame.counts[kind] = order + 1
         return self.keys.site(f"{frame.path}:{kind}{order}", (), self.sample_dim)
 
     def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
-        """Of one of our functions that was called without a key."""
+        """Return key and place of one of our functions that is called without a key."""
         self._called = True
         return self._site_of(kind).resolve(kind, input, place)
 
     def snapshot(self) -> State:
-        """The state that a region of the forward begins with."""
+        """Return the state with which a region of the forward begins."""
         frames = [frame.copy() for frame in self._frames]
         uses = {site: site.uses for site in self.keys if site.uses}
-        names = self.batches.ids, self.batches.is_stale
-        return State(self.keys.step, self.batches.tally, names, self.samples, self.depth, uses, frames, self.outer)
+        ids = self.batches.ids, self.batches.is_stale
+        return State(self.keys.step, self.batches.tally, ids, self.samples, self.depth, uses, frames, self.outer)
 
     @contextmanager
     def replayed(self, state: State) -> Iterator[None]:
-        """Run a region again from the state that it began with."""
+        """Run a region again from the state with which it began."""
         if self.is_released:
             with self._refusing(state):
                 yield
@@ -318,7 +321,7 @@ class Forward(ForwardState):
 
     @contextmanager
     def _refusing(self, state: State) -> Iterator[None]:
-        """Where the model was released since: refuse a region of its forward, or one that runs it."""
+        """Refuse a region of a released model's forward, or one that runs the model."""
 
         def refuse(*_: Any) -> None:
             raise RuntimeError(
@@ -334,11 +337,11 @@ class Forward(ForwardState):
             hook.remove()
 
     def restore(self, state: State) -> None:
-        """Go back to a state."""
+        """Return to a state."""
         if state.step != self.keys.step:
             self.keys.go_to(state.step)
         self.batches.tally = state.tally
-        self.batches.ids, self.batches.is_stale = state.names
+        self.batches.ids, self.batches.is_stale = state.ids
         self.samples, self.depth, self.outer = state.samples, state.depth, state.outer
         for site in self.keys:
             site.uses = state.uses.get(site, 0)

@@ -1,4 +1,4 @@
-"""Hooks that tell which module is being run, put on modules that may drop by calling a function."""
+"""Hooks that record which module runs, on modules that may call functional dropout."""
 
 from __future__ import annotations
 

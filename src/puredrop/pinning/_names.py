@@ -1,4 +1,4 @@
-"""Names of modules that wrapping does not change."""
+"""Paths of modules that do not change when a model is wrapped."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.nn import Module
 
 __all__ = ["named", "unwrapped"]
 
-# The name under which a wrapper holds what it wraps: torch.compile, FSDP 1, checkpoint_wrapper.
+# Attributes in which torch.compile, FSDP 1 and checkpoint_wrapper hold the wrapped module.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def unwrapped(model: Module) -> Module:
-    """What the wrappers of DDP, FSDP, compile and checkpointing hold.
+    """Return the module inside the wrappers of DDP, FSDP, torch.compile and checkpointing.
 
     Raises:
-        TypeError: if it is no module.
-        ValueError: for DataParallel, whose copies run at the same time in one process.
+        TypeError: if the model is not a module.
+        ValueError: if it is a DataParallel, whose copies run at the same time in one process.
     """
     while isinstance(model, Module):
         if isinstance(model, torch.nn.DataParallel):
@@ -34,7 +34,7 @@ def unwrapped(model: Module) -> Module:
 
 
 def named(root: Module) -> Iterator[tuple[str, Module]]:
-    """Each module once, by its first path on the root, without the names that wrappers put in; wrappers left out."""
+    """Yield each module once with its first path, without wrappers and the names that they insert."""
     for path, module in root.named_modules():
         if any(name in module._modules for name in _WRAPPED):
             continue

@@ -12,7 +12,7 @@ from torch.utils import checkpoint
 
 from puredrop.inspection.state import logical_thread, stateful
 from puredrop.ops import active
-from puredrop.pinning._moment import ForwardState
+from puredrop.pinning._forward_state import ForwardState
 
 __all__ = ["in_backward", "unwatch_checkpoints", "watch_checkpoints"]
 
@@ -34,7 +34,7 @@ def _remembering(function: _Function) -> _Function:
     if not states:
         return function
 
-    def again(*arguments: Any) -> Any:
+    def rerun(*arguments: Any) -> Any:
         before, active.source = active.source, source
         # CUDA's backward runs in a thread of autograd's, which works for the thread of the first run.
         worker, logical_thread.number = logical_thread.number, thread
@@ -48,7 +48,7 @@ def _remembering(function: _Function) -> _Function:
             active.source = before
             logical_thread.number = worker
 
-    return again
+    return rerun
 
 
 class _Patch:
@@ -83,9 +83,9 @@ def _wrap_frame(original: _Function, patch: _Patch) -> _Function:
 
 def _wrap_function(original: _Function, patch: _Patch) -> Any:
     def forward(ctx: Any, run_function: _Function, *arguments: Any) -> Any:
-        again = _remembering(run_function) if patch.is_on else run_function
+        rerun = _remembering(run_function) if patch.is_on else run_function
         output = original(ctx, run_function, *arguments)
-        ctx.run_function = again
+        ctx.run_function = rerun
         return output
 
     return staticmethod(forward)

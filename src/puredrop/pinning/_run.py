@@ -1,4 +1,4 @@
-"""What `reproducible` returns: the step, the samples' names, and how they are saved and let go."""
+"""Handle that `reproducible` returns: the step, the sample ids, their state, and the way to unpin the model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,20 +22,29 @@ from puredrop.pinning._sites import PinnedSite, SharedSite
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Run", "let_go"]
+__all__ = ["Run", "unpin"]
 
 _VERSION = 1
 
 
 class Run:
-    """A pinned model's step and samples.
+    """Handle of a pinned model: its step and the ids of its samples.
 
-    Every mask of the model is a function of seed, name, site, step, call and sample alone until `release`, or the end
-    of the `with` block.
+    `puredrop.reproducible` makes it. Every mask of the model is a function of seed, name, site, step, call and sample
+    alone until `release`, or the end of the `with` block.
 
     Args:
-        seed, name: as given to `reproducible`.
-        forward: of the model.
+        seed: the seed of all masks.
+        name: text that tells models with one seed apart.
+        forward: the forward of the pinned model.
+
+    >>> import puredrop
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+    >>> with puredrop.reproducible(model, seed=1) as run:
+    ...     first = model(torch.ones(2, 4))
+    ...     run.advance()
+    >>> run
+    Run(seed=1, step=1)
     """
 
     def __init__(self, seed: int, name: str, forward: Forward) -> None:
@@ -48,9 +57,16 @@ class Run:
         name = f", name={self.name!r}" if self.name else ""
         return f"Run(seed={self.seed}{name}, step={self.step})"
 
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse to be called like the model."""
+        raise TypeError(
+            "this is the run that puredrop.reproducible returned, not the model; keep both: "
+            "run = puredrop.reproducible(model), then call model(...) as before"
+        )
+
     @property
     def step(self) -> int:
-        """The step, from 0; setting it begins that step anew."""
+        """Number of the present step, from 0; setting it begins that step anew."""
         return self._forward.keys.step
 
     @step.setter
@@ -63,23 +79,23 @@ class Run:
             raise ValueError(f"step is {step}; expected 0 or more, the number of steps taken so far")
         if self._forward.depth:
             raise RuntimeError(
-                "the step is changed while a forward is open; close it first, its samples are this step's"
+                "step is set while a forward is open, whose samples belong to the old step; close the forward first"
             )
         self._forward.keys.go_to(number)
         self._forward.batches.begin_step()
 
     @property
     def sample_ids(self) -> Tensor | None:
-        """Names of the samples of the forwards to come in this step, int64 (samples,), or None to count them."""
+        """Ids of the samples of the next forwards in this step, int64 (samples,); None counts the samples instead."""
         return self._forward.batches.ids
 
     @sample_ids.setter
     def sample_ids(self, ids: Tensor | None) -> None:
-        self._forward.batches.name(ids)
+        self._forward.batches.set_ids(ids)
 
     @property
     def batch_size(self) -> int | None:
-        """Samples of a whole step, on all processes; needed where samples are not the first dimension."""
+        """Number of samples of a whole step on all processes; needed if samples are not in the first dimension."""
         return self._forward.batches.batch_size
 
     @batch_size.setter
@@ -87,30 +103,35 @@ class Run:
         self._forward.batches.batch_size = size
 
     def advance(self) -> None:
-        """Go to the next step.
+        """Advance to the next step.
 
         Raises:
-            RuntimeError: if processes were given unequal numbers of samples without names.
+            RuntimeError: on every process, if processes got different numbers of samples without ids.
         """
         self.check_batches()
         self.step += 1
 
     def check_batches(self) -> None:
-        """Before weights change: that all processes were given as many samples in this step, or names for them.
+        """Check that all processes got equally many samples in this step, or ids for them.
+
+        `attach` calls it before the optimizer changes the weights.
 
         Raises:
-            RuntimeError: on every process, if not.
+            RuntimeError: on every process, if they did not.
         """
         self._forward.batches.check()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Self:
-        """Go to the next step whenever an optimizer has made one; a step skipped by a GradScaler is none.
+        """Advance to the next step whenever an optimizer has made one; a step that a GradScaler skips does not count.
 
         Args:
-            optimizer: one, also where several share the model.
+            optimizer: the optimizer; if several train the model, one of them.
+
+        Returns:
+            The run itself.
 
         Raises:
-            ValueError: if one is attached already.
+            ValueError: if an optimizer is attached already.
         """
         if self._attached:
             raise ValueError("an optimizer is attached already, and a second would advance the step twice; attach one")
@@ -126,11 +147,14 @@ class Run:
 
     @contextmanager
     def forward(self, batch_size: int | None = None, *, batch: Any = None) -> Iterator[None]:
-        """Open a forward by hand, for code that calls parts of the model or calls it several times in one forward.
+        """Open a forward by hand, for code that calls parts of the model, or calls it several times as one forward.
 
         Args:
-            batch_size: samples of this forward on this process; if not given, as the model's inputs say, or
-            batch: tensors, or containers of them, that hold so many.
+            batch_size: number of samples of this forward on this process; if not given, the model's inputs say it.
+            batch: tensors, or containers of them, from which the number is read instead.
+
+        Raises:
+            RuntimeError: if a forward is open already.
         """
         forward = self._forward
         if batch is None:
@@ -145,32 +169,34 @@ class Run:
         self._forward.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that resumes needs, as JSON can hold it; the same on every process."""
+        """Return the state for resuming, which JSON can hold; it is the same on every process."""
         tally = self._forward.batches.tally
         return {"version": _VERSION, "seed": self.seed, "name": self.name, "step": self.step, "tally": list(tally)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a run was saved; in the middle of a step only on as many processes.
+        """Continue where a run was saved; in the middle of a step only on the same number of processes.
+
+        Args:
+            state: a dictionary from `state_dict`.
 
         Raises:
-            ValueError: if it is the state of another seed or name, whose masks would be others.
+            ValueError: if the state has another format, seed or name, so that the masks would be others.
         """
-        for name in ("version", "seed", "name"):
-            own = _VERSION if name == "version" else getattr(self, name)
-            if state.get(name) != own:
+        for name, expected in (("version", _VERSION), ("seed", self.seed), ("name", self.name)):
+            if state.get(name) != expected:
                 raise ValueError(
-                    f"load_state_dict: {name} is {state.get(name)!r}, this run's is {own!r}; the masks would not go on "
-                    "as they were (to take over the step alone: run.step = state['step'])"
+                    f"load_state_dict: {name} is {state.get(name)!r}, this run's is {expected!r}; the masks would not "
+                    "continue as they were (to take over the step alone: run.step = state['step'])"
                 )
         self.step = state["step"]
         self._forward.batches.tally = Tally(*state["tally"])
 
     def release(self) -> None:
-        """Let the model go: its layers draw keys from torch's generator again."""
+        """Unpin the model: its layers draw keys from torch's generator again."""
         for handle in self._attached:
             handle.remove()
         self._attached = []
-        let_go(self._forward)
+        unpin(self._forward)
 
     def __enter__(self) -> Self:
         return self
@@ -181,8 +207,8 @@ class Run:
         self.release()
 
 
-def let_go(forward: Forward) -> None:
-    """Take a model's hooks off, and its layers' sites."""
+def unpin(forward: Forward) -> None:
+    """Remove a model's hooks, and the sites from its layers."""
     for module in forward.root.modules():
         if isinstance(module, HasKey):
             vars(module)["key"] = _without(module.key, forward)
@@ -194,7 +220,7 @@ def let_go(forward: Forward) -> None:
 
 
 def _without(key: Any, forward: Forward) -> Any:
-    """A layer's key when it belongs to a model no longer."""
+    """Return a layer's key without the site of a model that is unpinned."""
     sites = key.sites if isinstance(key, SharedSite) else (key,)
     if not any(isinstance(site, PinnedSite) and site.keys.forward is forward for site in sites):
         return key

@@ -1,4 +1,4 @@
-"""Which samples a forward is given, and so where a tensor lies in that of the whole step."""
+"""Samples of a forward, and the place of its tensors among those of the whole step."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Windows = Mapping[str, "Window | Callable[[Tensor], Window] | None"]
 
 @dataclass(frozen=True)
 class Samples:
-    """What is known of a forward's samples.
+    """Samples of one forward.
 
     Args:
-        are_whole: whether they are the first of their step, counted, so that places need no change.
-        count: how many this process has in it; None where its inputs do not say.
-        offset: how many of the step stand before the first of them, on all processes and in earlier forwards; None
-            where an earlier forward did not say how many it had.
-        ids: their names, int64 (count,), or None.
-        base: how many of the step came in earlier forwards, and
-        total: how many there are in this one, on all processes; for tensors that are spread over the processes.
-        batch_size: how many there are in the whole step, where the user said so.
-        places: ids, or offset and the numbers after it, (count,): what compiled code reads, for which another number
-            would be another program, but another tensor is not.
-        known: places that were found, by shape and sample dimension: sites of one shape share them.
+        are_whole: whether they are the first ones of their step, without ids, so that places need no change.
+        count: number of samples on this process; None if the inputs do not say.
+        offset: number of samples of the step before the first of these, on all processes and in earlier forwards; None
+            if an earlier forward did not say how many it had.
+        ids: int64 (count,) ids of the samples, or None.
+        base: number of samples of the step in earlier forwards, on all processes.
+        total: number of samples of this forward on all processes; for tensors that are spread over the processes.
+        batch_size: number of samples of the whole step, if the user gave it.
+        places: int64 (count,), the ids, or offset, offset + 1, ...; compiled code reads this tensor, because a new
+            number would mean a new program and a new tensor does not.
+        cached_places: places by shape and sample dimension, shared by all sites of one shape.
     """
 
     are_whole: bool = True
@@ -42,17 +42,17 @@ class Samples:
     total: int | None = None
     batch_size: int | None = None
     places: Tensor | None = None
-    known: dict[Any, Place] = field(default_factory=dict, compare=False)
+    cached_places: dict[Any, Place] = field(default_factory=dict, compare=False)
 
     @staticmethod
-    def of(count: int | None, offset: int | None, ids: Tensor | None, **rest: Any) -> Samples:
-        """Samples, and what follows from them."""
-        if offset == 0 and ids is None and rest["batch_size"] is None:
-            return Samples(True, count, **rest)
+    def of(count: int | None, offset: int | None, ids: Tensor | None, **fields: Any) -> Samples:
+        """Return samples with the fields that follow from the others."""
+        if offset == 0 and ids is None and fields["batch_size"] is None:
+            return Samples(True, count, **fields)
         places = ids
         if places is None and count is not None and offset is not None:
             places = torch.arange(offset, offset + count)
-        return Samples(False, count, offset, ids, places=places, **rest)
+        return Samples(False, count, offset, ids, places=places, **fields)
 
 
 FIRST = Samples()
@@ -60,12 +60,12 @@ FIRST = Samples()
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the samples lie in what a site drops from, and what else is known of it.
+    """Layout of a site's tensor.
 
     Args:
-        path: the site's.
-        sample_dim: the dimension of the samples; None for what belongs to no sample, such as a weight.
-        window: the logical tensor beyond its samples, or what says it of a tensor.
+        path: path of the site.
+        sample_dim: dimension of the samples; None for a tensor that belongs to no sample, such as a weight.
+        window: the logical tensor of which the site sees a part, or a function from the tensor to it.
     """
 
     path: str
@@ -74,44 +74,44 @@ class Layout:
 
 
 def count_of(dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int | None, bool]:
-    """How many samples a forward's arguments hold, by the first tensor that has the dimension; whether it is spread."""
+    """Return the size of a dimension in the first argument that has it, and whether that is a DTensor."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             if value.dim() > dim:
                 return value.shape[dim], is_spread(value)
         elif isinstance(value, (tuple, list)):
-            found = count_of(dim, value, {})
-            if found[0] is not None:
-                return found
+            result = count_of(dim, value, {})
+            if result[0] is not None:
+                return result
         elif isinstance(value, Mapping):
-            found = count_of(dim, (), value)
-            if found[0] is not None:
-                return found
+            result = count_of(dim, (), value)
+            if result[0] is not None:
+                return result
     return None, False
 
 
 def placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Place:
-    """As `_placed`, which sites of one shape need ask but once in a forward."""
+    """Return a call's place in the whole step; cached, since sites of one shape share it within a forward."""
     if layout.window is not None or not place.is_whole or torch.compiler.is_compiling() or is_spread(input):
         return _placed(input, place, samples, layout)
-    what = (input.shape, layout.sample_dim)
-    found = samples.known.get(what)
-    if found is None:
-        found = samples.known[what] = _placed(input, place, samples, layout)
-    return found
+    shape = (input.shape, layout.sample_dim)
+    result = samples.cached_places.get(shape)
+    if result is None:
+        result = samples.cached_places[shape] = _placed(input, place, samples, layout)
+    return result
 
 
 def _placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Place:
-    """A call's place in the logical tensor of the whole step.
+    """Return a call's place in the logical tensor of the whole step.
 
     Args:
-        input: what is dropped from.
-        place: as the caller knows it; one that says where it lies, or names samples, is left as it is.
-        samples: of this forward.
-        layout: of this site.
+        input: tensor to drop from.
+        place: place as the caller knows it; returned unchanged if it has a window or sample ids.
+        samples: samples of this forward.
+        layout: layout of this site.
 
     Raises:
-        ValueError: where the samples' places cannot be told; the message says what to give.
+        ValueError: if the samples' places are unknown; the message says what to give.
     """
     if place.window_shape is not None or place.sample_ids is not None:
         return place
@@ -133,13 +133,13 @@ def _placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Pl
         sizes, offset = list(window.shape), list(window.offset)
     if samples.are_whole or dim is None:
         return replace(place, window_shape=tuple(sizes), window_offset=tuple(offset))
-    samples = _of(input, samples, layout)
+    samples = _samples_in(input, samples, layout)
     ids = samples.ids
     if torch.compiler.is_compiling() and samples.places is not None:
         ids = samples.places
-        each = _each(shape, ids.shape[0], layout)
+        each = _indices_per_sample(shape, ids.shape[0], layout)
     else:
-        each = _each(shape, None if ids is None and samples.offset is None else samples.count, layout)
+        each = _indices_per_sample(shape, None if ids is None and samples.offset is None else samples.count, layout)
     if ids is None:
         assert samples.offset is not None
         offset[dim] += each * samples.offset
@@ -156,33 +156,33 @@ def _placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Pl
     return Place(place.shared_dims, tuple(sizes), tuple(offset), None if ids is None else ids.to(input.device), dim)
 
 
-def _of(input: Any, samples: Samples, layout: Layout) -> Samples:
-    """The samples in a tensor; one spread over the processes along its samples holds those of all of them."""
+def _samples_in(input: Any, samples: Samples, layout: Layout) -> Samples:
+    """Return the samples in a tensor; a DTensor sharded along its samples holds those of all processes."""
     if not is_spread(input) or samples.total in (None, samples.count):
         return samples
-    if not any(one.is_shard(layout.sample_dim) for one in input.placements):
+    if not any(placement.is_shard(layout.sample_dim) for placement in input.placements):
         return samples
     if samples.ids is not None:
         raise ValueError(
-            f"site {layout.path!r} drops from a DTensor that holds all processes' samples, sample_ids name this "
-            "process's; call the model on DTensors and give the ids of all samples, or none"
+            f"site {layout.path!r} drops from a DTensor that holds the samples of all processes, but sample_ids "
+            "those of this process; call the model on DTensors and give the ids of all samples, or none"
         )
     return replace(samples, count=samples.total, offset=samples.base, places=None)
 
 
-def _each(shape: tuple[int, ...], count: int | None, layout: Layout) -> int:
-    """How many indices along the sample dimension belong to one sample: heads or windows may lie there with it."""
+def _indices_per_sample(shape: tuple[int, ...], count: int | None, layout: Layout) -> int:
+    """Return the number of indices along the sample dimension that belong to one sample, such as its heads."""
     dim, path = layout.sample_dim, layout.path
     if dim == PACKED:
         raise ValueError(
             f"site {path!r} drops from a packed sequence, whose rows are no samples; masks of packed sequences are "
-            "pinned for one forward per step on one process only: give it padded sequences (batch_first)"
+            "pinned only for one forward per step on one process; use padded sequences (batch_first)"
         )
     assert dim is not None
     if count is None:
         raise ValueError(
             f"site {path!r}: no tensor among the model's arguments says how many samples this forward of the step, or "
-            "one before, is given; open each by hand, `with run.forward(batch_size=...)`"
+            "one before, has; open each forward by hand: `with run.forward(batch_size=...)`"
         )
     if dim >= len(shape) or count == 0 or shape[dim] % count:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Sites of a pinned model: their keys, and how often each was used in the forward that is open."""
+"""Sites of a pinned model: their keys, and the number of their uses in the open forward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from puredrop.ops import Place, SiteKeySource, active, is_spread
-from puredrop.pinning._moment import ForwardState
+from puredrop.pinning._forward_state import ForwardState
 from puredrop.pinning._ranks import check_whole
 from puredrop.pinning._recompute import in_backward
 from puredrop.pinning._samples import Layout, Samples, Windows, placed
@@ -23,16 +23,16 @@ __all__ = ["Keys", "SharedSite", "PinnedSite"]
 
 
 class PinnedSite(SiteKeySource):
-    """Where one site's keys come from.
+    """Key source of one site: it answers each call with the key and the place of this use.
 
     Args:
-        keys: of the model; their forward is the one that is open.
-        layout: its path, and where samples lie in it.
-        tail: numbers folded into its keys last, for the masks of one use: weights, boundaries between layers.
+        keys: keys of the model, which know the open forward.
+        layout: path of the site, and the layout of its tensor.
+        tail: numbers folded into its keys last, for several masks of one use: weights, boundaries between layers.
     """
 
     pair: Tensor
-    """The step's key and that of call 0, a row of the table, for where a key must be a tensor."""
+    """Row of the table with the step's key and the key of call 0, for calls that need a tensor."""
     table: Tensor | None = None
 
     def __init__(self, keys: Keys, layout: Layout, tail: tuple[int, ...] = ()) -> None:
@@ -41,10 +41,10 @@ class PinnedSite(SiteKeySource):
         self.tail = tail
         self.uses = 0
         self._base = int(keys.base.fold_in(layout.path))
-        self._whole: set[tuple[int, ...]] = set()  # calls and shapes that were found to be no parts
+        self._whole: set[tuple[int, ...]] = set()  # calls and shapes that are known to be whole tensors
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PinnedSite | None:
-        """That of the copied model; a layer that is copied alone belongs to none."""
+        """Copy the site with its model; a layer that is copied alone belongs to no model."""
         if id(self.keys.forward.root) not in memo:
             return None
         new = memo[id(self)] = PinnedSite.__new__(PinnedSite)
@@ -53,14 +53,14 @@ class PinnedSite(SiteKeySource):
 
     @property
     def samples(self) -> Samples:
-        """Of the forward that is open."""
+        """Samples of the open forward."""
         return self.keys.forward.samples
 
     def begin_step(self, step: int) -> tuple[int, int]:
-        """Forget the keys of another step.
+        """Replace the keys by those of a step.
 
         Returns:
-            The step's key and that of call 0, as numbers.
+            The step's key and the key of call 0, as numbers.
         """
         self._step_key = folded(self._base, step)
         first = self._number(0)
@@ -74,20 +74,20 @@ class PinnedSite(SiteKeySource):
         return number
 
     def key(self, call: int) -> Key:
-        """Of this step and a call, the tail folded in."""
+        """Return the key of a call in this step, with the tail folded in."""
         keys = self._of_calls
         while len(keys) <= call:
             keys.append(Key(self._number(len(keys))))
         return keys[call]
 
     def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
-        """The key of this use in the open forward, and the place among the step's samples."""
+        """Return the key of this use in the open forward, and its place among the step's samples."""
         forward, layout = self.keys.forward, self.layout
         is_traced = torch.compiler.is_compiling()
         if not is_traced and in_backward() != -1 and not forward.is_replayed:
             raise RuntimeError(
-                f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so that it is not known "
-                "which use it repeats; use torch.utils.checkpoint"
+                f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so the use that it "
+                "repeats is unknown; use torch.utils.checkpoint"
             )
         call = self._use(forward)
         if forward.is_parallel:
@@ -101,14 +101,14 @@ class PinnedSite(SiteKeySource):
         return self.key(call), place
 
     def _use(self, forward: ForwardState) -> int:
-        """The number of this use in the open forward."""
+        """Count a use in the open forward, and return its number."""
         if forward.depth == 0:
             if self.layout.sample_dim is None:
-                return 0  # a weight, looked at between forwards
+                return 0  # a weight that is read between forwards
             raise RuntimeError(
-                f"site {self.layout.path!r} was used outside of a forward of the pinned model, so that its call number "
-                "and samples are unknown; call the model itself, pin the part that you call, or open the forward by "
-                "hand: `with run.forward():`"
+                f"site {self.layout.path!r} was used outside of a forward of the pinned model, so its call number and "
+                "samples are unknown; call the model itself, pin the part that you call, or open the forward by hand: "
+                "`with run.forward():`"
             )
         call = self.uses
         self.uses = call + 1
@@ -132,19 +132,19 @@ class PinnedSite(SiteKeySource):
         if is_traced:
             if not self._whole:
                 raise RuntimeError(
-                    f"site {path!r} drops from a plain tensor in a model in parallel parts, compiled: whether it is a "
-                    "part cannot be seen here; run one forward uncompiled first, or give windows"
+                    f"site {path!r} drops from a plain tensor in a compiled tensor-parallel model, where it cannot be "
+                    "seen whether the tensor is a part; run one forward uncompiled first, or give windows"
                 )
         elif (call, *input.shape) not in self._whole:
             check_whole(input, path)
             self._whole.add((call, *input.shape))
 
     def fold_in(self, data: int | str) -> SiteKeySource:
-        """The site of one mask among those of a use."""
+        """Return the site of one of several masks of a use."""
         return self.keys.site(self.layout.path, (*self.tail, as_number(data)), self.layout.sample_dim)
 
     def with_sample_dim(self, dim: int) -> SiteKeySource:
-        """The same, its samples elsewhere, unless the user has said where."""
+        """Return the same site for samples in another dimension, unless the user has given the dimension."""
         return self.keys.site(self.layout.path, self.tail, dim)
 
     def __repr__(self) -> str:
@@ -152,10 +152,10 @@ class PinnedSite(SiteKeySource):
 
 
 class SharedSite(SiteKeySource):
-    """A layer that belongs to several pinned models: its keys are those of the one that is being run.
+    """Key source of a layer that belongs to several pinned models; the model that runs gives the keys.
 
     Args:
-        sites: one for each model.
+        sites: the layer's site in each model.
     """
 
     def __init__(self, sites: tuple[PinnedSite, ...]) -> None:
@@ -163,13 +163,14 @@ class SharedSite(SiteKeySource):
 
     @staticmethod
     def of(sites: Sequence[PinnedSite]) -> SiteKeySource | None:
-        """What stands in the place of a layer's key that belongs to so many models."""
+        """Return the key source for a layer's sites: None, the site itself, or a shared one."""
         return SharedSite(tuple(sites)) if len(sites) > 1 else sites[0] if sites else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SiteKeySource | None:
-        return SharedSite.of([one for site in self.sites if (one := copy.deepcopy(site, memo)) is not None])
+        return SharedSite.of([new for site in self.sites if (new := copy.deepcopy(site, memo)) is not None])
 
-    def _now(self) -> PinnedSite:
+    def _running(self) -> PinnedSite:
+        """Return the site of the innermost model that runs."""
         source: Any = active.source
         while source is not None:
             for site in self.sites:
@@ -180,47 +181,47 @@ class SharedSite(SiteKeySource):
 
     @property
     def samples(self) -> Samples:
-        """Of the forward that is open."""
-        return self._now().samples
+        """Samples of the open forward."""
+        return self._running().samples
 
     def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
-        """As the site's."""
-        return self._now().resolve(kind, input, place)
+        """Answer as the site of the running model."""
+        return self._running().resolve(kind, input, place)
 
     def fold_in(self, data: int | str) -> SiteKeySource:
-        """As the site's."""
-        return self._now().fold_in(data)
+        """Return one of several masks of the running model's site."""
+        return self._running().fold_in(data)
 
     def with_sample_dim(self, dim: int) -> SiteKeySource:
-        """As the site's."""
-        return self._now().with_sample_dim(dim)
+        """Return the running model's site for samples in another dimension."""
+        return self._running().with_sample_dim(dim)
 
     def __repr__(self) -> str:
         return " or ".join(map(repr, self.sites))
 
 
 _numbers = itertools.count()
-_all: weakref.WeakValueDictionary[str, Keys] = weakref.WeakValueDictionary()
+_keys_by_number: weakref.WeakValueDictionary[str, Keys] = weakref.WeakValueDictionary()
 
 
 def _make(number: str, name: str, path: str, tail: tuple[int, ...], dim: int | None) -> int:
-    """Have a site made while a compiler traces, which cannot hash a path: it runs this, for its result."""
-    keys = _all[number]
+    """Make a site while a compiler traces; it runs this function for its result, since it cannot hash a path."""
+    keys = _keys_by_number[number]
     if name not in keys.sites:
         keys.make(name, path, tail, dim)
     return 0
 
 
 class _Attributes:
-    """Sites again, as attributes: a compiler looks these up one by one, and a dict but once."""
+    """Namespace of the sites: Dynamo guards attributes one by one, but a dict as a whole."""
 
 
 class Keys:
-    """Sites, made when they are first asked for.
+    """Sites of a model, made at their first use.
 
     Args:
-        base: what every key is folded from.
-        sample_dims, windows: what the user said of sites, by path.
+        base: key from which every site's key is folded.
+        sample_dims, windows: the user's settings for sites, by path.
     """
 
     forward: ForwardState
@@ -238,43 +239,45 @@ class Keys:
 
     def _register(self) -> None:
         self.number = f"model {next(_numbers)}"
-        _all[self.number] = self
+        _keys_by_number[self.number] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy has a number of its own."""
+        """Give the copy a number of its own."""
         vars(self).update(state)
         self._register()
 
     def check_names(self) -> None:
-        """After a forward, when all sites are known: refuse names that are none of theirs, once.
+        """Check the paths of sample_dims and windows once, after a forward, when all sites are known.
 
         Raises:
-            ValueError: for a name in sample_dims or windows that no site has.
+            ValueError: if a path is no site's.
         """
         if self._are_checked:
             return
         paths = {site.layout.path for site in self}
-        for name, given in (("sample_dims", self.sample_dims), ("windows", self.windows)):
-            for path in given:
+        for name, settings in (("sample_dims", self.sample_dims), ("windows", self.windows)):
+            for path in settings:
                 if path not in paths:
-                    raise ValueError(f"{name} names {path!r}, which is no site; the sites are {sorted(paths)}")
+                    raise ValueError(f"{name} has {path!r}, which is no site; the sites are {sorted(paths)}")
         self._are_checked = True
 
     def __iter__(self) -> Iterator[PinnedSite]:
         return iter(self.sites.values())
 
     def site(self, path: str, tail: tuple[int, ...], dim: int | None) -> PinnedSite:
-        """The site of a path, of one mask of a use, whose samples lie in a dimension, unless the user said where."""
-        name = f"{path} {tail} {dim}".replace(".", "\n")  # a compiler refuses attributes with dots
+        """Return the site of a path, mask and sample dimension, unless the user has given the dimension."""
+        name = f"{path} {tail} {dim}".replace(
+            ".", "\n"
+        )  # Dynamo refuses dots in attributes, so they become newlines, which no path has
         if torch.compiler.is_compiling():
             _make(self.number, name, path, tail, dim)
         elif name not in self.sites:
             self.make(name, path, tail, dim)
-        found: PinnedSite = getattr(self._by_name, name)
-        return found
+        site: PinnedSite = getattr(self._by_name, name)
+        return site
 
     def make(self, name: str, path: str, tail: tuple[int, ...], dim: int | None) -> None:
-        """A new one."""
+        """Make a new site."""
         layout = Layout(path, self.sample_dims.get(path, dim), self.windows.get(path))
         site = PinnedSite(self, layout, tail)
         self.sites[name] = site
@@ -286,17 +289,17 @@ class Keys:
             self._write([site], len(self.sites) - 1)
 
     def go_to(self, step: int) -> None:
-        """Be at a step."""
+        """Set the step, and the keys of all sites."""
         self.step = step
         self._write(list(self), 0)
 
     def move(self, device: torch.device) -> None:
-        """Have the keys that are tensors on a device."""
+        """Move the table of keys to a device."""
         self._table = _table(len(self._table), device)
         self._write(list(self), 0)
 
     def _write(self, sites: list[PinnedSite], row: int) -> None:
-        """Write into the one table, in place: what was captured or compiled reads the new step there."""
+        """Write keys into the table in place, because captured or compiled code reads the new step there."""
         rows = self._table[row : row + len(sites)]
         step = self.step
         numbers = array("Q", [number for site in sites for number in site.begin_step(step)])

@@ -1,4 +1,4 @@
-"""What a site must know of the forward it is used in."""
+"""State of a pinned model's forward, as its sites read it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["ForwardState"]
 
 
 class ForwardState(KeySource):
-    """Abstract: the forward of a pinned model, open or not.
+    """Abstract base of the forward of a pinned model, open or not.
 
     Attributes:
         root: the model.
-        depth: how often it was opened and not closed; 0 outside of any.
-        samples: that it is given.
-        has_dropped: whether a site was used in it.
-        is_replayed: whether it is a recomputation by torch.utils.checkpoint.
+        depth: number of nested opens; 0 outside of a forward.
+        samples: the samples of the forward.
+        has_dropped: whether a site was used in the forward.
+        is_replayed: whether the forward is a recomputation by torch.utils.checkpoint.
         is_compiled: whether a site was ever used in compiled code.
-        is_parallel: whether the model's layers are cut over processes.
-        is_released: whether the model is pinned no longer.
+        is_parallel: whether the model's layers are sharded over processes.
+        is_released: whether the model has been unpinned.
         outer: the key source that was active when this forward was opened.
         thread: the logical thread that opened the last forward; None before the first.
     """
@@ -43,7 +43,7 @@ class ForwardState(KeySource):
 
     @abstractmethod
     def snapshot(self) -> Any:
-        """The state that a region of the forward begins with."""
+        """Return the state with which a region of the forward begins."""
 
     @abstractmethod
     def replayed(self, state: Any) -> AbstractContextManager[None]:
