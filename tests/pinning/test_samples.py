@@ -289,7 +289,5 @@ def test_windows_of_sites():
 def test_names_of_sites_that_are_none(argument):
     model = MLP()
     puredrop.reproducible(model, **{argument: {"dorp": None}})
-    with pytest.raises(
-        ValueError, match=rf"{argument} has .dorp., which is no site; the sites are \['drop', 'out'\]"
-    ):
+    with pytest.raises(ValueError, match=rf"{argument} has .dorp., which is no site; the sites are \['drop', 'out'\]"):
         model(torch.randn(4, 16))
