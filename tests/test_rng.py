@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracles import VECTORS
-from puredrop import Key
+from puredrop import Key, rng
 from puredrop.rng import as_key_tensor, draw_key, fold_in, philox
 
 anything = st.integers(-(2**70), 2**70)
@@ -141,3 +141,8 @@ def test_as_key_tensor_says_what_it_expects():
         as_key_tensor(torch.tensor(1.0), cpu)
     with pytest.raises(TypeError, match=r"shape \(2,\)"):
         as_key_tensor(torch.tensor([1, 2]), cpu)
+
+
+def test_domains_are_those_of_the_contract():
+    domains = (rng.DRAWS, rng.FOLD_IN, rng.NORMAL, rng.BALANCED)
+    assert domains == (0, 1, 2, 3)  # the last word of the counter, so another number is other bits
