@@ -1,4 +1,4 @@
-"""A confidence interval that holds at every number of samples at once, so that one may stop when one likes."""
+"""A confidence interval that holds at all numbers of members at once, so that a run may stop at any of them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class ConfidenceSequence:
         self._count = 0
 
     def add(self, values: Tensor) -> None:
-        """The next independent values, (samples, ...), in their order."""
+        """Take the next independent values, (values, ...), in their order."""
         for value in values.double():
-            self._one(value)
+            self._add_value(value)
 
-    def _one(self, value: Tensor) -> None:
+    def _add_value(self, value: Tensor) -> None:
         if self._count == 0:
             self._total = torch.full_like(value, 0.5)
             self._spread = torch.full_like(value, 0.25)
@@ -37,7 +37,7 @@ class ConfidenceSequence:
             self.lower, self.upper = torch.zeros_like(value), torch.ones_like(value)
         self._count += 1
         t = self._count
-        before, variance = self._total / t, self._spread / t  # of the values before this one
+        before, variance = self._total / t, self._spread / t  # of the values before
         bet = (2 * self._log / (variance * t * math.log1p(t))).sqrt().clamp_max(0.5)
         self._slack += 4 * (value - before).square() * (-torch.log1p(-bet) - bet) / 4
         self._bets += bet
@@ -45,26 +45,26 @@ class ConfidenceSequence:
         self._total += value
         self._spread += (value - self._total / (t + 1)).square()
         centre, half = self._wagers / self._bets, (self._log + self._slack) / self._bets
-        # An interval that holds at all times is one that their intersection holds, too.
+        # All intervals hold at once, so their intersection holds too.
         self.lower, self.upper = torch.maximum(self.lower, centre - half), torch.minimum(self.upper, centre + half)
 
-    def chosen(self, which: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Go on with some of the means, along the first dimension."""
         for name in ("_total", "_spread", "_bets", "_wagers", "_slack", "lower", "upper"):
-            setattr(self, name, getattr(self, name)[which])
+            setattr(self, name, getattr(self, name)[rows])
 
 
-def expected_members(tolerance: float, alpha: float, variance: float, most: int = 10**6) -> int:
-    """About how many samples make half an interval as short as a tolerance.
+def expected_members(tolerance: float, alpha: float, variance: float, limit: int = 10**6) -> int:
+    """Estimate the number of members after which half an interval is as short as a tolerance.
 
     Args:
-        tolerance: of a mean of numbers in [0, 1].
-        alpha: as of `Sequence`.
-        variance: of the numbers.
-        most: look no further.
+        tolerance: half-width of the interval for a mean of numbers in [0, 1].
+        alpha: as for `ConfidenceSequence`.
+        variance: variance of the numbers.
+        limit: the largest number that is tried.
     """
     log, count, bets, slack, size = math.log(2 / alpha), 0, 0.0, 0.0, 1 << 12
-    while count < most:
+    while count < limit:
         t = torch.arange(count + 1, count + size + 1, dtype=torch.float64)
         spread = (0.25 + variance * (t - 1)) / t
         bet = (2 * log / (spread * t * torch.log1p(t))).sqrt().clamp_max(0.5)
@@ -74,4 +74,4 @@ def expected_members(tolerance: float, alpha: float, variance: float, most: int 
         if len(short):
             return count + int(short[0]) + 1
         bets, slack, count = float(all_bets[-1]), float(all_slack[-1]), count + size
-    return most
+    return limit

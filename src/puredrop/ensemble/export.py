@@ -1,4 +1,4 @@
-"""One member as a model of its own, and some of them as one that can be deployed."""
+"""One member as a module, and several as one module that can be deployed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SITES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.DropPath)
 
 
 class Masked(Module):
-    """A site of one member: multiplies by its mask.
+    """A site of one member that multiplies by its mask.
 
     Args:
         factors: 0 where the member drops, 1/(1-p) elsewhere; without the rows' dimension.
@@ -38,12 +38,12 @@ class Masked(Module):
         self.register_buffer("factors", factors)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The input as the member leaves it."""
+        """Return the input with the member's mask applied."""
         return input * self.factors.to(input.dtype)
 
 
 class Select(Module):
-    """A site of one member: takes the units that it keeps.
+    """A site of one member that selects the kept units.
 
     Args:
         units: int64, their numbers, along dimension 1.
@@ -56,7 +56,7 @@ class Select(Module):
         self.register_buffer("units", units)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The kept units of the input."""
+        """Return the kept units of the input."""
         return input.index_select(1, self.units)
 
 
@@ -68,7 +68,7 @@ def member(
     runs: Sequence[Sequence[RunStep]],
     shared: bool,
 ) -> Module:
-    """A member as an ordinary module, in eval mode.
+    """Return a member as an ordinary module in eval mode.
 
     Args:
         model: the ensemble's, unwrapped.
@@ -105,7 +105,7 @@ def member(
 
 
 def _kept(number: int, members: MemberMasks, use: SiteUse) -> Tensor:
-    """What the member keeps, bool (own, ...)."""
+    """Return the mask of the member at one use, bool, in the shape of the use."""
     if math.isnan(use.p):
         raise ValueError(f"member: {use.path} draws more than decisions on elements, which no mask holds")
     masks = members.masks(use.path, use.call)
@@ -130,18 +130,18 @@ def _check(model: Module, uses: Sequence[SiteUse]) -> None:
 
 
 def _scale(layer: Module, p: float) -> float:
-    """What is kept is multiplied by."""
+    """Return the factor of kept units."""
     is_unscaled = getattr(layer, "scale_by_keep", True) is False
     return 1.0 if is_unscaled else 0.0 if p == 1 else 1 / (1 - p)
 
 
 def _is_simple(mask: Tensor) -> bool:
-    """Whether a decision is one for each unit, and the member keeps any."""
+    """Return whether there is one decision for each unit, and the member keeps any unit."""
     return mask.dim() >= 2 and mask.numel() == mask.shape[1] and bool(mask.any())
 
 
 def _thin(root: Module, steps: Sequence[RunStep], keep: dict[str, Tensor], rate: dict[str, float]) -> None:
-    """Layers of a run with the member's units alone."""
+    """Replace the layers of a run by ones that have the member's units only."""
     units = [keep[step.site].flatten().nonzero().flatten() for step in steps]
     first = steps[0]
     if first.before is not None:
@@ -154,7 +154,7 @@ def _thin(root: Module, steps: Sequence[RunStep], keep: dict[str, Tensor], rate:
 
 
 def _exchange(root: Module, path: str, columns: Tensor | None, rows: Tensor | None, scale: float) -> None:
-    """A layer for one of fewer inputs and outputs."""
+    """Replace a layer by one with fewer inputs and outputs."""
     old: Any = root.get_submodule(path)
     weight, bias = old.weight, old.bias
     if columns is not None:
@@ -179,7 +179,7 @@ def _put(root: Module, path: str, module: Module) -> None:
 
 
 class Frozen(Module):
-    """Some members as one module, in eval mode: mean and variance of what they give.
+    """Several members as one module in eval mode that computes their mean and variance.
 
     Args:
         members: as `member` makes them.
@@ -194,7 +194,7 @@ class Frozen(Module):
         self.class_dim = class_dim
 
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        """Mean and, unbiased, variance over the members; of probabilities in a classification."""
+        """Return the mean and the unbiased variance over members, of probabilities in a classification."""
         read = reader(self.task, self.class_dim)
         outputs = torch.stack([read(one(*arguments, **named)) for one in self.members])
         mean = outputs.mean(0)
@@ -202,15 +202,15 @@ class Frozen(Module):
 
 
 def number_of(number: Any) -> int:
-    """A number of a member, or of several, checked.
+    """Return a member's number, or a number of members, checked.
 
     Raises:
         TypeError, ValueError: if it is no integer, or negative.
     """
     try:
-        found = operator.index(number)
+        index = operator.index(number)
     except TypeError:
         raise TypeError(f"a member's number is {number!r}; expected an integer") from None
-    if found < 0:
+    if index < 0:
         raise ValueError(f"a member's number is {number}; expected 0 or more")
-    return found
+    return index

@@ -39,12 +39,16 @@ Slope = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a net's output under all masks.
+    """Mean and covariance of a model's output under all masks: what `DropoutEnsemble.moments` returns.
+
+    Use it in place of sampling where a model consists of supported layers; all tensors are float64 on the CPU.
 
     Args:
-        mean: (rows, ...), float64.
-        variance: like the mean.
-        covariance: (rows, outputs, outputs); None where it was not carried.
+        mean: mean output over masks, (rows, ...).
+        variance: variance over masks, like the mean.
+        covariance: covariance of a row's flattened outputs, (rows, outputs, outputs); None for covariance="diagonal".
+
+    Reference: Wang and Manning: Fast dropout training (ICML 2013).
     """
 
     mean: Tensor
@@ -53,14 +57,14 @@ class Moments:
 
     @staticmethod
     def joined(parts: Sequence[Moments]) -> Moments:
-        """Of all rows, from those of some."""
+        """Return the moments of all rows from those of parts."""
         spreads = [part.covariance for part in parts if part.covariance is not None]
         mean, variance = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "variance"))
         return Moments(mean, variance, torch.cat(spreads) if spreads else None)
 
 
 class _Value:
-    """What is known of a tensor in the net: its mean, and its covariance over all but the rows, flat.
+    """The mean of a tensor in the net, and its covariance over all flattened dimensions but the rows.
 
     Args:
         mean: (rows, ...).
@@ -76,18 +80,18 @@ class _Value:
 
     @property
     def is_full(self) -> bool:
-        """Whether the covariance is."""
+        """Return whether the whole covariance is carried, not its diagonal."""
         return self.spread is not None and self.spread.dim() == 3
 
     @property
     def variance(self) -> Tensor:
-        """Like the mean."""
+        """The variance, in the shape of the mean."""
         assert self.spread is not None
         variance = self.spread.diagonal(dim1=1, dim2=2) if self.is_full else self.spread
         return variance.clamp_min(0).reshape(self.mean.shape)
 
     def linear(self, function: Callable[[Tensor], Tensor], squared: Callable[[Tensor], Tensor] | None) -> _Value:
-        """Through a linear function of one row's numbers.
+        """Apply a linear function of one row's numbers.
 
         Args:
             function: with its constant.
@@ -107,7 +111,7 @@ class _Value:
         return _Value(mean, slope(slope(self.spread).transpose(1, 2)), slope)
 
     def dropped(self, p: float, channels: bool) -> _Value:
-        """Through dropout: what it adds is uncorrelated between units, and within a channel one factor's."""
+        """Apply dropout, which adds variance that is uncorrelated between units, or between channels."""
         ratio = p / (1 - p)
         second = self.mean.square() if self.spread is None else self.mean.square() + self.variance
         if not self.is_full and channels and self.mean.dim() > 2:
@@ -126,7 +130,7 @@ class _Value:
         return _Value(self.mean, self.spread + ratio * same * (self.spread + flat[:, :, None] * flat[:, None, :]))
 
     def relu(self) -> _Value:
-        """Through a ReLU of normal numbers.
+        """Apply a ReLU, as if its input were normal.
 
         Reference: Frey and Hinton: Variational learning in nonlinear Gaussian belief networks (Neural Computation
             1999); the covariance to second order in the correlation.
@@ -274,7 +278,7 @@ def _refusal(name: str) -> str:
 
 
 def carrier(model: Module, covariance: Covariance) -> Callable[[Tensor], Moments]:
-    """What carries mean and covariance through a net; arguments and errors as `DropoutEnsemble.moments`.
+    """Return a function that carries mean and covariance through a net; arguments and errors as `DropoutEnsemble.moments`.
 
     Reference: Wang and Manning: Fast dropout training (ICML 2013); Postels et al.: Sampling-free epistemic uncertainty
         estimation (ICCV 2019).

@@ -1,18 +1,18 @@
-"""What an ensemble predicts: the mean of its members, how much they differ, how far the mean is from all of them."""
+"""The prediction of an ensemble: the members' mean, their disagreement, and the error of the mean."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from puredrop._records import Records
 from puredrop._text import table
-
-if TYPE_CHECKING:
-    import pandas
 
 __all__ = ["Prediction"]
 
@@ -20,21 +20,38 @@ _SHOWN_ROWS = 5
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The members' outputs in figures, for each row; tensors in float64, on the CPU.
+class Prediction(Records):
+    """The members' mean for each row, how much members differ, and how far the mean may be from that of all members.
+
+    `DropoutEnsemble.predict` returns it. It prints as a table, also in notebooks. Tensors are float64 on the CPU; their
+    first dimension is the row, and the others are those of the model's output.
 
     Args:
-        mean: of the members: of probabilities in a classification, of outputs else.
-        variance: between members, plus the noise of a regression if that was given (law of total variance).
-        standard_error: of the mean: how far it may be from that of all members, for want of more members.
-        members: members that were run; int64 (rows,) where rows stopped at different numbers.
-        entropy: of a classification: of the mean, nats, its bias for want of members taken away (jackknife).
-        expected_entropy: of a classification: the mean of the members' entropies, nats.
+        mean: mean over members: of class probabilities in a classification, of the outputs otherwise.
+        variance: variance between members, unbiased, like the mean; the noise of a regression is added if it was given
+            (law of total variance). NaN for a single member.
+        standard_error: standard error of the mean, like the mean: how much it would vary with other members. NaN where
+            one block of 16 balanced members, or one member, was run.
+        members: number of members that were run; int64 (rows,) where rows stopped at different numbers.
+        entropy: classification only: entropy of the mean probabilities in nats, (rows, ...), corrected by a jackknife
+            for the finite number of members.
+        expected_entropy: classification only: mean of the members' entropies in nats, (rows, ...).
         interval: with `tolerance` or `until`: (rows, ..., 2), bounds that hold the mean of all members.
-        skipped: path of what drops in the model and is no part of any member -> why.
-        slow: why members were run one after the other; "" if many at once.
-        outputs: (members, rows, ...): outputs of the first members, for quantiles; float32.
-        class_dim: dimension of the classes; None if there are none.
+        skipped: path of a module or call that drops and is off in all members -> the reason.
+        slow: the reason for running members one after the other; "" if many ran at once.
+        outputs: outputs of the first members, (members, rows, ...), float32; None if they did not fit into memory.
+        class_dim: dimension of the classes in the model's output; None if the task is no classification.
+
+    Reference: Depeweg et al.: Decomposition of uncertainty in Bayesian deep learning (ICML 2018), on entropy, expected
+        entropy and mutual information.
+
+    >>> import puredrop
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 3))
+    >>> prediction = puredrop.DropoutEnsemble(net).predict(torch.randn(5, 4), members=32)
+    >>> len(prediction), prediction.mean.shape, prediction.entropy.shape
+    (5, torch.Size([5, 3]), torch.Size([5]))
+    >>> sorted(prediction.records()[0])[:3]
+    ['entropy', 'expected_entropy', 'label']
     """
 
     mean: Tensor
@@ -51,103 +68,103 @@ class Prediction:
 
     @property
     def mutual_information(self) -> Tensor | None:
-        """Of a classification: entropy less expected entropy, nats: what the members disagree about.
+        """Entropy less expected entropy in nats: the members' disagreement; None unless a classification.
 
-        The jackknife may leave it a little below 0 where there is next to none.
+        The jackknife may leave it slightly below 0 where members agree.
         """
         if self.entropy is None or self.expected_entropy is None:
             return None
         return self.entropy - self.expected_entropy
 
     def quantile(self, q: float | Sequence[float]) -> Tensor:
-        """Of the members' outputs, from those that were kept (`predict(keep=)`).
+        """Return quantiles of the outputs of those members that were kept (`predict(keep=)`).
 
         Args:
-            q: in [0, 1], one or several.
+            q: one or several levels in [0, 1].
 
         Returns:
-            Like the mean; for several, with one dimension more in front.
+            float64, like the mean; for several levels with one more dimension in front.
 
         Raises:
-            ValueError: if q lies outside [0, 1], or no outputs were kept.
+            ValueError: if a level lies outside [0, 1], or no outputs were kept.
         """
-        levels = torch.as_tensor(q, dtype=torch.float64)
-        if not bool(((levels >= 0) & (levels <= 1)).all()):
+        if not all(0 <= level <= 1 for level in np.atleast_1d(q)):
             raise ValueError(f"q is {q!r}; expected numbers in [0, 1]")
         if self.outputs is None:
             raise ValueError("no outputs were kept; call predict(..., keep=256), which holds so many outputs in memory")
-        ordered = self.outputs.double().sort(0).values
-        at = levels * (len(ordered) - 1)
-        below = at.floor().long()
-        above = (below + 1).clamp_max(len(ordered) - 1)
-        share = (at - below).reshape(*levels.shape, *[1] * (ordered.dim() - 1))
-        return ordered[below] * (1 - share) + ordered[above] * share
+        # Not torch.quantile, which takes 16 million numbers at most.
+        return torch.from_numpy(np.quantile(self.outputs.double().numpy(), q, axis=0))
 
     @staticmethod
     def joined(parts: Sequence[Prediction]) -> Prediction:
-        """Of all rows, from those of some."""
+        """Return one prediction for the rows of several."""
         first = parts[0]
         if len(parts) == 1:
             return first
-        found: dict[str, Any] = {}
-        for one in fields(Prediction):
-            values = [getattr(part, one.name) for part in parts]
-            if isinstance(values[0], Tensor) and one.name != "outputs":
-                found[one.name] = torch.cat(values)
+        changes: dict[str, Any] = {}
+        for attribute in fields(Prediction):
+            values = [getattr(part, attribute.name) for part in parts]
+            if isinstance(values[0], Tensor) and attribute.name != "outputs":
+                changes[attribute.name] = torch.cat(values)
         outputs = [part.outputs for part in parts if part.outputs is not None]
         few = min((len(one) for one in outputs), default=0)
-        found["outputs"] = torch.cat([one[:few] for one in outputs], 1) if len(outputs) == len(parts) else None
-        return replace(first, **found)
+        changes["outputs"] = torch.cat([one[:few] for one in outputs], 1) if len(outputs) == len(parts) else None
+        return replace(first, **changes)
 
-    def rows(self, which: Tensor) -> Prediction:
-        """Some of the rows.
+    def rows(self, numbers: Tensor) -> Prediction:
+        """Return the prediction of some of the rows.
 
         Args:
-            which: int64 numbers of rows.
+            numbers: int64 numbers of rows.
         """
-        found: dict[str, Any] = {}
-        for one in fields(Prediction):
-            value = getattr(self, one.name)
+        changes: dict[str, Any] = {}
+        for attribute in fields(Prediction):
+            name, value = attribute.name, getattr(self, attribute.name)
             if isinstance(value, Tensor):
-                found[one.name] = value[:, which] if one.name == "outputs" else value[which]
-            elif one.name == "members" and isinstance(value, int):
-                found[one.name] = torch.full((len(which),), value)
-        return replace(self, **found)
+                changes[name] = value[:, numbers] if name == "outputs" else value[numbers]
+            elif name == "members" and isinstance(value, int):
+                changes[name] = torch.full((len(numbers),), value)
+        return replace(self, **changes)
 
     def __len__(self) -> int:
         return len(self.mean)
 
-    def frame(self) -> pandas.DataFrame:
-        """As a table, a line for each row; columns of flattened outputs are numbered.
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures of all rows, with the number of members and what was skipped; None stands for NaN."""
+        members = self.members if isinstance(self.members, int) else self.members.tolist()
+        rows = [{name: None if math.isnan(value) else value for name, value in row.items()} for row in self.records()]
+        facts = {"members": members, "class_dim": self.class_dim, "skipped": dict(self.skipped), "slow": self.slow}
+        return {**facts, "rows": rows}
 
-        Raises:
-            ModuleNotFoundError: without pandas.
-        """
-        import pandas as pd
+    def records(self) -> list[dict[str, Any]]:
+        """Return a dictionary for each row: label, mean, errors, entropies; flattened outputs are numbered."""
+        columns = self._columns()
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
-        rows = len(self)
+    def _columns(self) -> dict[str, Any]:
         columns: dict[str, Any] = {}
+        if self.class_dim is not None and self.mean.dim() == 2:
+            columns["label"] = self.mean.argmax(1).numpy()
         for name, value in self._values().items():
-            flat = value.reshape(rows, -1)
+            flat = value.reshape(len(self), -1)
             names = [name] if flat.shape[1] == 1 else [f"{name}_{i}" for i in range(flat.shape[1])]
             columns.update(zip(names, flat.T.numpy(), strict=True))
-        if self.class_dim is not None and self.mean.dim() == 2:
-            columns = {"label": self.mean.argmax(1).numpy(), **columns}
-        return pd.DataFrame(columns)
+        return columns
 
     def _values(self) -> dict[str, Tensor]:
-        found = {"mean": self.mean, "standard_error": self.standard_error, "variance": self.variance}
+        values = {"mean": self.mean, "standard_error": self.standard_error, "variance": self.variance}
         if self.entropy is not None and self.expected_entropy is not None:
             information = self.mutual_information
             assert information is not None
-            found |= {"entropy": self.entropy, "expected_entropy": self.expected_entropy}
-            found["mutual_information"] = information
+            values |= {"entropy": self.entropy, "expected_entropy": self.expected_entropy}
+            values["mutual_information"] = information
         if isinstance(self.members, Tensor):
-            found["members"] = self.members
-        return found
+            values["members"] = self.members
+        return values
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and lines of the first rows."""
+        """Return the heads and lines of the first rows, or means over all rows where a row has too many outputs."""
         if self.mean.dim() > 2 or (self.class_dim is None and self.mean.dim() == 2 and self.mean.shape[1] > 3):
             return ["figure", "mean over rows and outputs"], [
                 [name, f"{float(value.double().mean()):.4g}"] for name, value in self._values().items()
@@ -158,11 +175,13 @@ class Prediction:
             if self.entropy is not None and self.expected_entropy is not None:
                 top = int(mean.argmax())
                 information = float(self.entropy[row] - self.expected_entropy[row])
-                cells = [str(top), f"{float(mean[top]):.3f} ± {float(error[top]):.3f}"]
+                cells = [str(top), f"{float(mean[top]):.3f}" + _plus_minus(error[top], ".3f")]
                 cells += [f"{float(self.entropy[row]):.3f}", f"{information:.3f}"]
             else:
                 each = zip(mean.flatten(), error.flatten(), variance.flatten(), strict=True)
-                cells = [f"{m:.4g} ± {e:.2g}  (sd {v**0.5:.3g})" for m, e, v in each]
+                cells = [
+                    f"{m:.4g}{_plus_minus(e, '.2g')}{'' if v.isnan() else f'  (sd {v**0.5:.3g})'}" for m, e, v in each
+                ]
             lines.append([str(row), *cells])
         if self.entropy is not None:
             return ["row", "class", "probability ± se", "entropy", "mutual information"], lines
@@ -177,6 +196,8 @@ class Prediction:
 
     def _notes(self) -> list[str]:
         notes = [f"not part of any member: {path}: {why}" for path, why in self.skipped.items()]
+        if bool(self.standard_error.isnan().all()):
+            notes.append("no standard error: it needs two blocks of 16 balanced members; run members=32 or more")
         return notes + ([f"members ran one after the other: {self.slow}"] if self.slow else [])
 
     def __repr__(self) -> str:
@@ -192,3 +213,8 @@ class Prediction:
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines)
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
         return f"<p>{self._summary}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+
+def _plus_minus(error: Tensor, form: str) -> str:
+    """Return the error of a figure with its sign; empty where it is not known."""
+    return "" if error.isnan() else f" ± {float(error):{form}}"

@@ -1,4 +1,4 @@
-"""Members streamed over batches of rows, until there are enough of them."""
+"""The loop of a prediction: members run on batches of rows until there are enough of them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Noise = float | Tensor | Callable[[Any], Tensor] | None
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How many members are run, and what is kept of them; as `DropoutEnsemble.predict` says.
+    """The options of `DropoutEnsemble.predict`, checked.
 
     Raises:
-        TypeError, ValueError: for an argument outside what is said there.
+        TypeError, ValueError: for an argument outside of what `predict` takes.
     """
 
     members: int = 64
@@ -71,7 +71,7 @@ class PredictOptions:
 
     @property
     def stops(self) -> bool:
-        """Whether rows say themselves when there are members enough."""
+        """Return whether each row stops at its own number of members."""
         return self.until is not None or self.tolerance is not None
 
 
@@ -80,9 +80,9 @@ class Predictor:
 
     Args:
         engine: the model.
-        look: what is known of it.
+        survey: where the model drops, and the memory that members take.
         class_dim: dimension of the classes in a member's output, if it is one of probabilities.
-        options: of the call.
+        options: of this call.
     """
 
     def __init__(self, engine: Engine, survey: Survey, class_dim: int | None, options: PredictOptions) -> None:
@@ -90,42 +90,42 @@ class Predictor:
         self.survey = survey
         self.class_dim = class_dim
         self.options = options
-        self._limit = sys.maxsize  # what memory has shown to hold
-        self._done = options.first_row
+        self._limit = sys.maxsize  # members at once that memory has been seen to hold
+        self._first = options.first_row
         self._kept_bytes = 0
 
     def run(self, inputs: Inputs, x: Any) -> Prediction:
-        """All rows of the data."""
+        """Return the prediction of all rows."""
         with self.engine.opened():
-            found = Prediction.joined(list(self.stream(inputs, x)))
+            prediction = Prediction.joined(list(self.stream(inputs, x)))
         if self.options.progress is True:
             print(file=sys.stderr)
-        return found
+        return prediction
 
     def stream(self, inputs: Inputs, x: Any) -> Iterator[Prediction]:
-        """The predictions of one batch after the other; the engine must be open."""
+        """Yield the prediction of one batch after the other; the engine must be open."""
         per_row = BLOCK * self.survey.per_row
         rows = int(
             max(1, min(self.options.batch_size, (self.options.memory - BLOCK * self.survey.per_member) // per_row))
         )
-        for batch in inputs.batches(x, rows, self._done):
+        for batch in inputs.batches(x, rows, self._first):
             yield self._stopping(batch) if self.options.stops else self._fixed(batch)
-            self._done += batch.rows
+            self._first += batch.rows
 
     def _fixed(self, batch: Batch) -> Prediction:
         running = self._running(self.options.members)
         for outputs in self._blocks(batch, self.options.members):
             self._add(running, outputs, batch.rows)
             self._report(running.count)
-            del outputs  # they hold a whole chunk: without this and its like in _blocks 17 MB more of 370
+            del outputs  # a block keeps its whole chunk alive: the two `del` save 17 of 370 MB
         return self._prediction(running, running.count)
 
-    def _running(self, most: int) -> RunningStatistics:
-        keep = min(64, most) if self.options.keep is None else self.options.keep
+    def _running(self, limit: int) -> RunningStatistics:
+        keep = min(64, limit) if self.options.keep is None else self.options.keep
         return RunningStatistics(self.class_dim, self.engine.members.balanced, keep)
 
     def _add(self, running: RunningStatistics, outputs: Tensor, rows: int) -> None:
-        """Of a regression with noise of its own the noise stands behind the output.
+        """Add outputs to the sums; a regression with noise has its variance in the last dimension.
 
         Raises:
             ValueError: if outputs do not have a row for each of the input.
@@ -141,27 +141,27 @@ class Predictor:
         running.add(outputs)
 
     def _blocks(self, batch: Batch, number: int, first: int = 0) -> Iterator[Tensor]:
-        """Members' outputs, a block at a time, computed many at a time."""
+        """Yield the members' outputs a block at a time; as many as memory holds are computed at once."""
         at, parts = first, []
         while at < number:
             size = min(self._chunk(batch.rows), number - at)
-            # Whole blocks, or equal parts of one.
+            # Chunks are whole blocks, or parts of one block by powers of two, so that blocks are complete.
             size = size // BLOCK * BLOCK if size >= BLOCK else min(1 << size.bit_length() - 1, BLOCK - at % BLOCK)
             parts.append(self._try(batch, range(at, at + size)))
             at += len(parts[-1])
             if at % BLOCK == 0 or at >= number:
                 blocks, parts = torch.cat(parts).split(BLOCK), []
                 yield from blocks
-                del blocks  # before the next are computed
+                del blocks  # frees them before the next ones are computed
 
     def _chunk(self, rows: int) -> int:
         return min(self.survey.at_once(rows, self.options.memory), self._limit)
 
     def _try(self, batch: Batch, numbers: range) -> Tensor:
-        """Run members; where memory does not suffice, half as many at once from then on."""
+        """Run members; if memory does not suffice, run half as many at once from then on."""
         while True:
             try:
-                return self.engine.outputs(batch, numbers, self._done)
+                return self.engine.outputs(batch, numbers, self._first)
             except (RuntimeError, MemoryError) as error:
                 if not _is_memory(error) or len(numbers) == 1:
                     raise
@@ -177,9 +177,9 @@ class Predictor:
     def _report(self, members: int) -> None:
         progress = self.options.progress
         if callable(progress):
-            progress(self._done, members)
+            progress(self._first, members)
         elif progress:
-            print(f"\rrow {self._done}: {members} members", end="", file=sys.stderr, flush=True)
+            print(f"\rrow {self._first}: {members} members", end="", file=sys.stderr, flush=True)
 
     def _prediction(
         self, running: RunningStatistics, number: int | Tensor, interval: Tensor | None = None
@@ -194,7 +194,7 @@ class Predictor:
         if outputs is not None and self.options.keep is None:
             self._kept_bytes += outputs.nbytes
             outputs = outputs if self._kept_bytes <= self.options.memory else None
-        found = Prediction(
+        prediction = Prediction(
             running.mean.cpu(),
             variance.cpu(),
             running.standard_error.cpu(),
@@ -206,15 +206,15 @@ class Predictor:
             class_dim=self.class_dim,
         )
         if self.class_dim is None:
-            return found
-        return replace(found, entropy=running.entropy.cpu(), expected_entropy=running.expected_entropy.cpu())
+            return prediction
+        return replace(prediction, entropy=running.entropy.cpu(), expected_entropy=running.expected_entropy.cpu())
 
     def _stopping(self, batch: Batch) -> Prediction:
-        """Rows of a batch until each has members enough; those that have are not run any more."""
+        """Run members on a batch until each row has enough; rows that have are left out of the next runs."""
         options = self.options
         running, confidence = self._running(options.max_members), None
         rows = torch.arange(batch.rows)
-        done: list[tuple[Tensor, Prediction]] = []
+        parts: list[tuple[Tensor, Prediction]] = []
         at = 0
         while len(rows):
             number = min(at + BLOCK, options.max_members)
@@ -232,19 +232,19 @@ class Predictor:
             if bool(is_done.any()):
                 part = self._prediction(running, running.count, self._interval(confidence))
                 stopped = is_done.nonzero().flatten()
-                done.append((rows[stopped], part.rows(stopped)))
+                parts.append((rows[stopped], part.rows(stopped)))
                 going = (~is_done).nonzero().flatten()
                 rows, batch = rows[going], batch.chosen(going)
-                running.chosen(going)
-                confidence.chosen(going)
-        order = torch.cat([which for which, _ in done]).argsort()
-        return Prediction.joined([part for _, part in done]).rows(order)
+                running.select(going)
+                confidence.select(going)
+        order = torch.cat([numbers for numbers, _ in parts]).argsort()
+        return Prediction.joined([prediction for _, prediction in parts]).rows(order)
 
     def _unit(self, outputs: Tensor) -> Tensor:
-        """Outputs as numbers in [0, 1].
+        """Scale outputs to [0, 1] by the bounds.
 
         Raises:
-            ValueError: if they may lie elsewhere.
+            ValueError: if there are no bounds, or an output lies outside.
         """
         low, high = self.options.bounds or (0.0, 1.0)
         if self.class_dim is None and self.options.bounds is None:
@@ -252,12 +252,12 @@ class Predictor:
         if float(outputs.min()) < low - 1e-6 or float(outputs.max()) > high + 1e-6:
             raise ValueError(
                 f"bounds is {self.options.bounds}, but the members give {float(outputs.min()):.4g} to "
-                f"{float(outputs.max()):.4g}; expected bounds that no output leaves"
+                f"{float(outputs.max()):.4g}; expected bounds that hold all outputs"
             )
         return ((outputs.cpu().double() - low) / (high - low)).clamp(0, 1)
 
     def _alpha(self, value: Tensor) -> float:
-        """Of one mean, so that all of a row hold together."""
+        """Return the error probability of a single mean, so that all means of a row hold together."""
         return (1 - self.options.confidence) / max(1, value[0].numel())
 
     def _scale(self) -> tuple[float, float]:
@@ -265,11 +265,11 @@ class Predictor:
         return low, high - low
 
     def _announce(self, values: Tensor) -> None:
-        if self.options.tolerance is None or self._done:
+        if self.options.tolerance is None or self._first:
             return
         alpha, tolerance = self._alpha(values[0]), self.options.tolerance / self._scale()[1]
         spread = values.var(0).flatten(1).amax(1).median()
-        least, most = (expected_members(tolerance, alpha, one) for one in (0.0, float(spread)))
+        least, most = (expected_members(tolerance, alpha, variance) for variance in (0.0, float(spread)))
         print(
             f"a tolerance of {self.options.tolerance:g} takes {least} members at least, for a typical row about {most}"
             + (f"; max_members={self.options.max_members} ends it before" if most > self.options.max_members else ""),
@@ -277,7 +277,7 @@ class Predictor:
         )
 
     def _is_done(self, confidence: ConfidenceSequence) -> Tensor:
-        """Which rows have members enough, bool (rows,)."""
+        """Return whether each row has enough members, bool (rows,)."""
         lower, upper = confidence.lower, confidence.upper
         if self.options.tolerance is not None:
             half = (upper - lower).flatten(1) / 2 if upper.dim() > 1 else (upper - lower)[:, None] / 2

@@ -1,4 +1,4 @@
-"""What is kept of members' outputs while they stream by: it does not grow with their number."""
+"""Sums over members' outputs as they arrive; their memory does not grow with the number of members."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RunningStatistics:
     Args:
         class_dim: dimension of the classes in a member's output, where outputs are probabilities; None for others.
         balanced: whether only blocks of members are independent of each other, and not members.
-        kept: how many members' outputs are kept, for quantiles.
+        kept: number of members whose outputs are kept.
     """
 
     class_dim: int | None
@@ -43,7 +43,7 @@ class RunningStatistics:
     _replicates: int = 0
 
     def add(self, outputs: Tensor) -> None:
-        """The next members' outputs, (members, rows, ...): at most a block of them, of one block."""
+        """Add the next members' outputs, (members, rows, ...): at most a block, all of the same block."""
         members = len(outputs)
         if self.count < self.kept:
             self.outputs.append(outputs[: self.kept - self.count].float().cpu())
@@ -66,22 +66,22 @@ class RunningStatistics:
             self._sizes[group] += members
         else:
             for group in range(_GROUPS):
-                own = away[(group - self.count) % _GROUPS :: _GROUPS]
-                self._groups[group] += own.sum(0)
-                self._sizes[group] += len(own)
+                part = away[(group - self.count) % _GROUPS :: _GROUPS]
+                self._groups[group] += part.sum(0)
+                self._sizes[group] += len(part)
         self.count += members
 
     def add_noise(self, variances: Tensor) -> None:
-        """The same members' variances of what they were not told, (members, rows, ...); before `add`."""
+        """Add the same members' variances of the noise, (members, rows, ...); call it before `add`."""
         total = variances.double().sum(0)
         self._noises = total if self.count == 0 else self._noises + total
 
     @property
     def noise(self) -> Tensor:
-        """The mean of these."""
+        """The mean variance of the noise."""
         return self._noises / self.count
 
-    def chosen(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Go on with some of the rows."""
         for name in ("_shift", "_sums", "_squares", "_blocks", "_weighted", "_noises"):
             if hasattr(self, name):
@@ -89,7 +89,7 @@ class RunningStatistics:
         if self._entropies.dim():
             self._entropies = self._entropies[rows.to(self._shift.device)]
         self._groups = self._groups[:, rows.to(self._groups.device)]
-        self.outputs = [one[:, rows] for one in self.outputs]
+        self.outputs = [part[:, rows] for part in self.outputs]
 
     def _begin(self, outputs: Tensor) -> None:
         self._shift = outputs.double().mean(0)
@@ -99,25 +99,28 @@ class RunningStatistics:
         self._entropies = torch.zeros((), dtype=torch.float64, device=self._shift.device)
 
     def _dim(self, members: int) -> int:
-        """Where the classes lie, behind so many dimensions of members."""
+        """Return the dimension of the classes after so many dimensions of members."""
         assert self.class_dim is not None
         return self.class_dim + members if self.class_dim >= 0 else self.class_dim
 
     @property
     def mean(self) -> Tensor:
-        """Of all members."""
+        """The mean over all members."""
         return self._shift + self._sums / self.count
 
     @property
     def variance(self) -> Tensor:
-        """Between members, unbiased where they are independent; NaN for one."""
+        """The variance between members, unbiased where they are independent; NaN for a single one."""
         if self.count < 2:
             return torch.full_like(self._shift, torch.nan)
         return ((self._squares - self._sums.square() / self.count) / (self.count - 1)).clamp_min(0)
 
     @property
     def standard_error(self) -> Tensor:
-        """Of the mean, from independent replicates: members, or blocks of balanced ones; NaN for a single one."""
+        """The standard error of the mean from independent replicates: members, or blocks of balanced ones.
+
+        NaN for a single replicate.
+        """
         if not self.balanced:
             return (self.variance / self.count).sqrt()
         if self._replicates < 2:
@@ -128,12 +131,12 @@ class RunningStatistics:
 
     @property
     def expected_entropy(self) -> Tensor:
-        """The mean of members' entropies, nats."""
+        """The mean of the members' entropies in nats."""
         return self._entropies / self.count
 
     @property
     def entropy(self) -> Tensor:
-        """Of the mean, nats, its bias of order 1/members taken away by leaving out a group at a time.
+        """The entropy of the mean in nats; leaving out a group at a time removes its bias of order 1/members.
 
         Reference: Quenouille: Notes on bias in estimation (Biometrika 1956).
         """
@@ -144,9 +147,9 @@ class RunningStatistics:
         less, inverse = torch.zeros_like(whole), 0.0
         for total, size in zip(self._groups, self._sizes, strict=True):
             if size:
-                rest = self.count - size
-                less += self._entropy(self._shift + (self._sums - total) / rest) - whole
-                inverse += 1 / rest - 1 / self.count
+                others = self.count - size
+                less += self._entropy(self._shift + (self._sums - total) / others) - whole
+                inverse += 1 / others - 1 / self.count
         return whole - less / inverse / self.count
 
     def _entropy(self, mean: Tensor) -> Tensor:
