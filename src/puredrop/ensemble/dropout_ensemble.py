@@ -30,26 +30,26 @@ __all__ = ["DropoutEnsemble"]
 class DropoutEnsemble(SurveyedModel):
     """A model with dropout as the ensemble of its 2^n thinned sub-networks, which share its weights.
 
-    Member i is one function for ever: its masks are functions of seed, site and i alone, whatever the device, the
-    batch or the number of members. The model may be any module; it is in eval mode but for what drops, so that
-    BatchNorm and the rest do as in evaluation, and is as it was after each call. Its weights are read when it is
-    called. One thread at a time.
+    Use it to get uncertainty from a model that was trained with dropout: `predict` runs members, each with its own
+    dropout mask, and returns their mean and disagreement. Member i is always the same function: its masks depend on
+    seed, site and i alone, not on the device, the batch or the number of members. The model is in eval mode except for
+    its dropout, and is restored after each call; its weights are read at each call. Use one thread at a time.
 
     Args:
-        model: trained with dropout; layers of torch, timm, torchvision, transformers and ours, functional dropout,
-            attention and recurrent dropout are reached. What draws random numbers of its own is off, and named.
-        task: "classification": outputs are logits, and probabilities along class_dim are averaged; "regression":
-            outputs are averaged; or a function from what the model returns to the tensor that is averaged.
+        model: module trained with dropout. Layers of torch, timm, torchvision, transformers and puredrop, functional
+            dropout, attention and recurrent dropout are reached; other random modules are off and named in `skipped`.
+        task: "classification" averages probabilities, the softmax of the outputs along class_dim; "regression"
+            averages outputs; a function from what the model returns to a tensor averages that tensor.
         class_dim: dimension of the classes in the model's output.
-        seed: any integer.
-        sample_dim: dimension of the rows in what the model is given and in what it drops from.
-        masks: "shared": a member has one mask, for all rows, as the sub-networks of the theory; "independent": it
-            has one for each row, counted from the first that is predicted.
-        balanced: whether members come in blocks of 16 whose masks balance each other, which makes the error of the mean
-            smaller; each alone is iid. By default with shared masks.
+        seed: integer from which all masks are derived.
+        sample_dim: dimension of the rows in the model's inputs and in the tensors that dropout gets.
+        masks: "shared" gives a member one mask for all rows, as in the theory of sub-networks; "independent" gives it
+            one for each row, counted from the first row that is predicted.
+        balanced: whether members come in blocks of 16 with stratified masks, so that their mean has a smaller error;
+            each member alone is still iid. None balances shared masks only.
 
     Raises:
-        TypeError, ValueError: for an argument outside what is said above.
+        TypeError, ValueError: if an argument has another type or value.
 
     Reference: Srivastava et al.: Dropout (JMLR 2014); Gal and Ghahramani: Dropout as a Bayesian approximation (ICML
         2016).
@@ -92,37 +92,42 @@ class DropoutEnsemble(SurveyedModel):
         first_row: int = 0,
         **named_inputs: Any,
     ) -> Prediction:
-        """Run members on data and say what they agree and disagree about.
+        """Run members on data and return their mean and their disagreement.
 
-        What no decision reaches is computed once for all members of a chunk; memory does not grow with their number.
+        `ensemble(x)` is the same. Work that no mask reaches is done once for many members, and memory does not grow
+        with their number. Options win over inputs of the same name; pass such inputs by position.
 
         Args:
-            x: rows: a tensor, an array or a DataFrame; a tuple or a mapping of them, as the model takes them; or a
-                DataLoader, of whose batches what the model does not take (labels) is left out.
-            members: how many members.
-            noise: of a regression: the variance of what is observed about the truth, added to the variance: a number, a
+            inputs: the model's inputs, rows first: tensors, arrays or DataFrames (`predict(x, z)`); or alone a tuple or
+                a mapping of them, or a DataLoader, of whose batches the model gets what its forward takes.
+            members: number of members.
+            noise: variance of the noise around a regression's truth, added to the variance between members: a number, a
                 tensor, or a function from what the model returns to variances.
             until: "top_class" stops a row as soon as its most probable class is certain.
-            tolerance: run until the mean of all members lies in an interval of half this width, in place of
-                members. This is dear: .01 takes about 740 members at least. Both run members that are not
-                balanced, since their guarantee is for independent ones, and at most max_members of them.
-            bounds: (lowest, highest) output, for a tolerance of other outputs than probabilities.
-            confidence: that all of a row's intervals hold the truth, whenever one stops.
-            batch_size: rows at once at most.
-            memory: bytes that may be used at once, about.
-            keep: outputs of so many members are kept for `Prediction.quantile`; if not given, 64 while they fit into
-                `memory`.
-            progress: True to be told on stderr; or a function of (rows done, members run on the next ones).
-            first_row: how many rows lie before these, where they are a part of more and masks are independent.
+            tolerance: half-width of an interval for the mean of all members; rows run until theirs is as short. At
+                0.01 this takes 740 members or more. Such runs use independent, not balanced, members.
+            bounds: (lowest, highest) possible output; needed with tolerance unless outputs are probabilities.
+            confidence: probability that all intervals of a row hold the truth, whenever it stops.
+            max_members: most members that until and tolerance may run.
+            batch_size: most rows at once.
+            memory: bytes that may be used at once, approximately.
+            keep: number of members whose outputs are kept in `Prediction.outputs`; None keeps 64 if they fit.
+            progress: True prints progress to stderr; a function gets (rows done, members of the next rows).
+            first_row: number of rows that precede these, for independent masks.
+            named_inputs: the model's inputs by the names of its forward (`predict(**batch)`).
 
         Returns:
-            The prediction; it prints.
+            The prediction; it prints as a table.
 
         Raises:
-            TypeError, ValueError: for an argument outside what is said above; for NaN in x, whose rows are named; if
-                the model drops nothing that can be reached.
+            TypeError, ValueError: for an argument outside of this; for a name that neither predict nor the model's
+                forward takes; for NaN in an input, whose rows are named; if no dropout of the model is reached.
 
         Reference: Gal and Ghahramani: Dropout as a Bayesian approximation (ICML 2016).
+
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 3))
+        >>> DropoutEnsemble(net).predict(torch.randn(5, 4), members=32).members
+        32
         """
         options = PredictOptions(
             members,
@@ -151,22 +156,22 @@ class DropoutEnsemble(SurveyedModel):
     __call__ = predict
 
     def acquire(self, *inputs: Any, k: int, by: By = "bald", members: int = 64, **named_inputs: Any) -> Tensor:
-        """Which rows to label next: those about which the members disagree most.
+        """Return the rows to label next: those on which the members disagree most.
 
-        Rows are taken one by one, so that several of the k may be alike.
+        Rows are scored one by one, so several of the k may be alike.
 
         Args:
-            x: as for `predict`.
-            k: how many.
-            by: "bald", the mutual information of label and member; "entropy" of the mean; or, of a regression, the
-                "variance".
-            members: members.
+            inputs, named_inputs: as for `predict`.
+            k: number of rows to choose.
+            by: "bald", the mutual information of label and member; "entropy" of the mean; or "variance", for a
+                regression.
+            members: number of members.
 
         Returns:
-            int64 (k,), numbers of rows, the first first.
+            int64 (k,), numbers of rows, the most informative first.
 
         Raises:
-            ValueError: if k is no number of rows, or by does not fit the task.
+            ValueError: if k is not between 1 and the number of rows, or by does not fit the task.
 
         Reference: Houlsby et al.: Bayesian active learning for classification and preference learning (2011); Gal,
             Islam and Ghahramani: Deep Bayesian active learning with image data (ICML 2017).
@@ -174,17 +179,17 @@ class DropoutEnsemble(SurveyedModel):
         return acquire(self.predict(*inputs, members=members, keep=0, **named_inputs), k, by)
 
     def weight_scaling(self, *inputs: Any, batch_size: int = 1024, **named_inputs: Any) -> Tensor:
-        """What one pass in the model's eval mode gives: every unit active, nothing dropped.
+        """Return the output of one pass in eval mode, where every unit is active.
 
-        It stands for the members' mean, and is that exactly only where outputs are linear in the masks; in a
-        classification it is their geometric mean where logits are.
+        This is the usual approximation of the members' mean. It is exact where outputs are linear in the masks; in a
+        classification whose logits are, it is the members' geometric mean.
 
         Args:
-            x: as for `predict`.
-            batch_size: rows at once at most.
+            inputs, named_inputs: as for `predict`.
+            batch_size: most rows at once.
 
         Returns:
-            Like `Prediction.mean`.
+            float64, like `Prediction.mean`.
 
         Reference: Baldi and Sadowski: Understanding dropout (NeurIPS 2013).
         """
@@ -198,17 +203,21 @@ class DropoutEnsemble(SurveyedModel):
     def exact(
         self, *inputs: Any, mean: Literal["arithmetic", "geometric"] = "arithmetic", **named_inputs: Any
     ) -> Tensor:
-        """The mean of all members, by running every one: of at most 20 units, 2^20 members.
+        """Return the mean of all members by running each of them: for models of at most 20 units, 2^20 members.
+
+        Use it to judge approximations on small models.
 
         Args:
-            x: as for `predict`.
-            mean: "arithmetic", of what is averaged; "geometric", of a classification: the softmax of the mean logits.
+            inputs, named_inputs: as for `predict`.
+            mean: "arithmetic" averages probabilities or outputs; "geometric", for a classification, is the softmax of
+                the mean logits.
 
         Returns:
-            Like `Prediction.mean`.
+            float64, like `Prediction.mean`.
 
         Raises:
-            ValueError: if there are more units, or noise that is no decision; for a geometric mean of a regression.
+            ValueError: if the model drops more units, or adds noise other than dropout; for the geometric mean of a
+                regression.
 
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 3))
         >>> bool((DropoutEnsemble(net).exact(torch.randn(5, 4)).sum(1) - 1 < 1e-6).all())
@@ -225,27 +234,28 @@ class DropoutEnsemble(SurveyedModel):
         engine = self._engine(main_output if mean == "geometric" else self._read(), members)
         with engine.opened():
             batches = self._inputs().batches(x, 256)
-            found = torch.cat([exact(engine, batch, seen.uses, 256) for batch in batches])
-        return probabilities(found, self.class_dim) if mean == "geometric" else found
+            total = torch.cat([exact(engine, batch, seen.uses, 256) for batch in batches])
+        return probabilities(total, self.class_dim) if mean == "geometric" else total
 
     def moments(self, *inputs: Any, covariance: Covariance = "full", **named_inputs: Any) -> Moments:
-        """Mean and covariance of the outputs under all masks, carried through the layers without sampling.
+        """Carry mean and covariance of the model's output under all masks through the layers, without sampling.
 
-        Of what the model returns (logits in a classification), for masks that are independent between units. Exact
-        where layers are linear; a ReLU takes its input for normal: good for many active inputs and moderate rates, bad
-        for few, or for p above .5. The diagonal covariance underrates the deviation (docs/ensemble.md).
+        The output is what the model returns (logits in a classification), under masks that are independent between
+        units. Linear layers are exact. A ReLU treats its input as normal, which is good for many active inputs and
+        moderate rates, and bad for few inputs or p above 0.5. The diagonal covariance underestimates the deviation
+        (docs/ensemble.md).
 
         Args:
-            x: as for `predict`, for a model that takes one tensor.
-            covariance: "full", (rows, units, units) numbers for each layer; or "diagonal", which takes units for
+            inputs, named_inputs: as for `predict`, for a model of one tensor.
+            covariance: "full" carries (rows, units, units) numbers for each layer; "diagonal" treats units as
                 independent of each other.
 
         Returns:
             float64 mean, variance and, if full, covariance.
 
         Raises:
-            ValueError: for a layer or function that is not carried, by name: known are Linear, convolutions, ReLU,
-                dropout of elements and channels, average pooling, Flatten, and sums.
+            ValueError: for a layer or function that is not supported, with its name; supported are Linear,
+                convolutions, ReLU, dropout of elements and channels, average pooling, Flatten, and sums.
 
         Reference: Wang and Manning: Fast dropout training (ICML 2013).
         """
@@ -260,16 +270,18 @@ class DropoutEnsemble(SurveyedModel):
         return Moments.joined(parts)
 
     def member(self, number: int, *inputs: Any, **named_inputs: Any) -> Module:
-        """One member as an ordinary module of its own, smaller where units are whole inputs and outputs of layers.
+        """Return one member as an ordinary module, smaller where whole inputs and outputs of layers are dropped.
 
-        In eval mode, with copies of the weights; it can be saved, trained further and exported.
+        It is in eval mode with copies of the weights; it can be saved, trained further and exported.
+        `ensemble[17]` is `ensemble.member(17)`.
 
         Args:
-            number: which.
-            x: some rows, where the ensemble has seen none yet.
+            number: the member's number, 0 or more.
+            inputs, named_inputs: some rows, needed if the ensemble has run on none yet.
 
         Raises:
-            ValueError: for what drops and is no layer of its own (functions, attention, recurrent dropout).
+            ValueError: for dropout outside of dropout layers (functions, attention, recurrent dropout).
+            RuntimeError: if the ensemble has run on no rows yet and none are given.
 
         >>> layers = torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3)
         >>> net = torch.nn.Sequential(*layers)
@@ -281,19 +293,27 @@ class DropoutEnsemble(SurveyedModel):
         )
 
     def freeze(self, *inputs: Any, members: int = 16, **named_inputs: Any) -> Module:
-        """The first members as one module that returns their mean and variance: for torch.export, ONNX and a server.
+        """Return the first members as one module that computes their mean and variance.
 
-        What is the same in all members it holds once.
+        Use it for torch.export, ONNX and servers.
+
+        Parameters that are the same in all members are held once.
 
         Args:
-            members: how many.
-            x: some rows, where the ensemble has seen none yet.
+            inputs, named_inputs: some rows, needed if the ensemble has run on none yet.
+            members: number of members.
 
         Returns:
-            A module in eval mode, of which each call gives (mean, variance), as of `Prediction` with so many members.
+            A module in eval mode; each call returns (mean, variance), as `Prediction` has them for so many members.
 
         Raises:
-            ValueError: as `member`, and if members is below 1.
+            ValueError: as for `member`, and if members is below 1.
+            RuntimeError: if the ensemble has run on no rows yet and none are given.
+
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 3))
+        >>> mean, variance = DropoutEnsemble(net).freeze(torch.randn(2, 4), members=4)(torch.randn(5, 4))
+        >>> mean.shape
+        torch.Size([5, 3])
         """
         if number_of(members) < 1:
             raise ValueError(f"members is {members}; expected 1 or more")
@@ -305,7 +325,7 @@ class DropoutEnsemble(SurveyedModel):
     def _parts(
         self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[SiteUse, ...], list[list[RunStep]]]:
-        """What members are made from."""
+        """Return the uses of sites and the runs of layers that a member is made from."""
         if not self._members.is_shared:
             raise ValueError("masks is 'independent', where a member has one mask for each row; expected 'shared'")
         if inputs or named:

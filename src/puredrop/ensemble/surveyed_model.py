@@ -81,10 +81,10 @@ class SurveyedModel(ABC):
 
     @property
     def units(self) -> int:
-        """Decisions that a member makes for one row, of rows as they were in the first call.
+        """The number of units that a member keeps or drops in one row.
 
         Raises:
-            RuntimeError: before that.
+            RuntimeError: before the first call, which shows it.
         """
         if self._survey is None:
             raise RuntimeError(
@@ -94,12 +94,12 @@ class SurveyedModel(ABC):
 
     @property
     def num_members(self) -> int:
-        """2^units."""
+        """The number of members, 2^units."""
         return PowerOfTwo(2**self.units)
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Path of what drops in the model and is no part of any member -> why; empty before the first call."""
+        """Path of a module or call that drops and is off in all members -> the reason; empty before the first call."""
         return dict(self._survey.skipped) if self._survey else {}
 
     def survey(self, *inputs: Any, **named_inputs: Any) -> Self:
