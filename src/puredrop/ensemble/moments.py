@@ -278,7 +278,7 @@ def _refusal(name: str) -> str:
 
 
 def carrier(model: Module, covariance: Covariance) -> Callable[[Tensor], Moments]:
-    """Return a function that carries mean and covariance through a net; arguments and errors as `DropoutEnsemble.moments`.
+    """Return a function that carries moments through a net; arguments and errors as `DropoutEnsemble.moments`.
 
     Reference: Wang and Manning: Fast dropout training (ICML 2013); Postels et al.: Sampling-free epistemic uncertainty
         estimation (ICCV 2019).
