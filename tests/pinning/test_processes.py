@@ -111,7 +111,7 @@ def test_names_for_unequal_batches(ranks):
 
 def test_unequal_batches_without_names_are_refused_before_the_step(ranks):
     for rank, found in enumerate(ranks("ddp_unequal")):
-        assert f"this process was given {4 + rank} samples in this step, others 4 to 5" in found["error"]
+        assert f"this process got {4 + rank} samples in this step, others 4 to 5" in found["error"]
         assert "run.sample_ids" in found["error"]
         assert found["unchanged"]
 
@@ -166,7 +166,7 @@ def test_data_and_tensor_parallel(ranks):
     expected = mlp_alone()["masks"]
     for found in ranks("two_dimensions", 4):
         assert "the model's shards lie on [2] of 4 processes; say which processes share" in found["refused"][0]
-        assert "processes, and it is fully sharded too; say which of these share" in found["refused"][1]
+        assert "processes, and it is fully sharded too; say which processes share" in found["refused"][1]
         for forward, whole in zip(found["masks"], expected, strict=True):
             assert same(forward, [mask.chunk(2)[found["dp"]] for mask in whole])
 
