@@ -11,10 +11,20 @@ from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtyp
 from puredrop.ops._eager import transparent
 from puredrop.ops._kernel import check_overlap
 from puredrop.ops._shards import is_spread, over_shards
-from puredrop.ops._source import PACKED, DropoutOverride, KeySource, SiteKeySource, active, resolve_key, with_sample_dim
+from puredrop.ops._source import (
+    PACKED,
+    AnyKey,
+    DropoutOverride,
+    KeySource,
+    SiteKeySource,
+    active,
+    resolve_key,
+    with_sample_dim,
+)
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
 __all__ = [
+    "AnyKey",
     "PACKED",
     "DropoutOverride",
     "SiteKeySource",
@@ -40,7 +50,6 @@ __all__ = [
 ]
 
 Rate = float | Tensor
-AnyKey = Key | Tensor | KeySource | DropoutOverride | None
 
 
 def _are_plain(key: Key | Tensor | None, p: Rate, place: Place) -> bool:

@@ -1,4 +1,4 @@
-"""Operators that multiply by noise drawn from a key: schema, kernel, fake and derivatives, for all that run them."""
+"""The operators of torch.ops.puredrop, which multiply by noise drawn from a key: schema, kernel, derivatives, vmap."""
 
 from __future__ import annotations
 
@@ -25,15 +25,49 @@ _ARGUMENTS = (
 
 
 def _define(name: str, kernel: Operator) -> Operator:
-    """An operator that is linear in its input and its own derivative: backward draws the noise again.
+    """Define an operator that is linear in its input and its own derivative: backward draws the noise again.
 
     Args:
-        name: what it is called below torch.ops.puredrop.
-        kernel: input, key, p, place -> output; arguments and result as `dropout` has them.
+        name: name of the operator in torch.ops.puredrop.
+        kernel: function (input, key, p, place) -> output, with arguments and result as `dropout` has them.
 
     Returns:
         The operator, differentiable any number of times, for eager code, compilers and torch.func.
     """
+    operator = _register(name, kernel)
+    apply = _differentiable(operator)
+
+    # `register_autograd` would serve backward alone, but silently gives a zero tangent in forward mode.
+    def autograd_kernel(*arguments: Any) -> Tensor:
+        if torch._C._are_functorch_transforms_active():
+            # Only a compiler, or a call of the operator by hand, gets here with a transform open.
+            raise NotImplementedError(
+                "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function "
+                f"and transform it outside, or use autograd (by hand call puredrop.functional.{name}, not "
+                "torch.ops.puredrop)"
+            )
+        return apply(*arguments)
+
+    _library.impl(name, autograd_kernel, "Autograd")
+
+    def call(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+        # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
+        return (operator if torch.compiler.is_compiling() else apply)(
+            input,
+            key,
+            p,
+            list(place.shared_dims),
+            place.window_shape and list(place.window_shape),
+            place.window_offset and list(place.window_offset),
+            place.sample_ids,
+            place.sample_dim,
+        )
+
+    return call
+
+
+def _register(name: str, kernel: Operator) -> Callable[..., Tensor]:
+    """Register schema, kernel, fake kernel and vmap rule of an operator below torch.ops.puredrop."""
 
     def unpacked(
         input: Tensor,
@@ -51,17 +85,26 @@ def _define(name: str, kernel: Operator) -> Operator:
     _library.define(name + _ARGUMENTS)
     _library.impl(name, unpacked, "CompositeExplicitAutograd")
     torch.library.register_fake(f"puredrop::{name}", lambda input, *arguments: torch.empty_like(input), lib=_library)
-    operator = getattr(torch.ops.puredrop, name).default
+    operator: Callable[..., Tensor] = getattr(torch.ops.puredrop, name).default
+    torch.library.register_vmap(
+        f"puredrop::{name}",
+        lambda info, in_dims, *arguments: _mapped(operator, info.batch_size, in_dims, *arguments),
+        lib=_library,
+    )
+    return operator
 
-    class Linear(torch.autograd.Function):
-        """Nothing of the input's size is saved: key, rate and ids are all that backward needs."""
+
+def _differentiable(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the operator as the `apply` of a Function that autograd and torch.func differentiate."""
+
+    class Noise(torch.autograd.Function):
+        """Nothing of the input's size is saved: backward needs key, rate and ids alone."""
 
         @staticmethod
         def forward(input: Tensor, *arguments: Any) -> Tensor:
             # This class is the operator's autograd kernel too; without the guard it would call itself.
             with torch._C._AutoDispatchBelowAutograd():
-                output: Tensor = operator(input, *arguments)
-            return output
+                return operator(input, *arguments)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,71 +114,37 @@ def _define(name: str, kernel: Operator) -> Operator:
             ctx.place = (shared_dims, window_shape, window_offset, sample_dim)
 
         @staticmethod
-        def apply_to(ctx: Any, tangent: Tensor) -> Tensor:
-            key, p, sample_ids = ctx.saved_tensors
-            shared_dims, window_shape, window_offset, sample_dim = ctx.place
-            return apply(tangent, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim)
-
-        @staticmethod
         def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-            return Linear.apply_to(ctx, gradients[0]), *[None] * 7
+            return drawn_again(ctx, gradients[0]), *[None] * 7
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
             assert tangents[0] is not None  # no other argument can carry one
-            return Linear.apply_to(ctx, tangents[0])
+            return drawn_again(ctx, tangents[0])
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-            return _mapped(Linear.apply, info.batch_size, in_dims, *arguments)
+            return _mapped(apply, info.batch_size, in_dims, *arguments)
 
-    def apply(*arguments: Any) -> Tensor:
-        # torch.func's transforms need the Function itself; the compilers need the operator as one opaque node.
-        output: Tensor = operator(*arguments) if torch.compiler.is_compiling() else Linear.apply(*arguments)
-        return output
+    apply: Callable[..., Tensor] = Noise.apply
 
-    # `register_autograd` would do for backward alone, but gives a zero tangent in forward mode without a word.
-    def autograd_kernel(*arguments: Any) -> Tensor:
-        if torch._C._are_functorch_transforms_active():
-            # Only a compiler, or a call of the operator by hand, gets here with a transform open.
-            raise NotImplementedError(
-                "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function "
-                f"and transform it outside, or use autograd (by hand call puredrop.functional.{name}, not "
-                "torch.ops.puredrop)"
-            )
-        output: Tensor = Linear.apply(*arguments)
-        return output
+    def drawn_again(ctx: Any, tangent: Tensor) -> Tensor:
+        key, p, sample_ids = ctx.saved_tensors
+        shared_dims, window_shape, window_offset, sample_dim = ctx.place
+        again = operator if torch.compiler.is_compiling() else apply
+        return again(tangent, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim)
 
-    _library.impl(name, autograd_kernel, "Autograd")
-    torch.library.register_vmap(
-        f"puredrop::{name}",
-        lambda info, in_dims, *arguments: _mapped(operator, info.batch_size, in_dims, *arguments),
-        lib=_library,
-    )
-
-    def call(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
-        return apply(
-            input,
-            key,
-            p,
-            list(place.shared_dims),
-            place.window_shape and list(place.window_shape),
-            place.window_offset and list(place.window_offset),
-            place.sample_ids,
-            place.sample_dim,
-        )
-
-    return call
+    return apply
 
 
 def _mapped(
     call: Callable[..., Tensor], batch_size: int, in_dims: tuple[Any, ...], *arguments: Any
 ) -> tuple[Tensor, int]:
-    """Under vmap every slice is a tensor of its own with the key it is given: one key, one mask for all of them."""
+    """Map an operator over slices, each of which is a whole tensor with its key: one key gives all slices one mask."""
     pairs = [(a, dim if isinstance(a, Tensor) else None) for a, dim in zip(arguments, in_dims, strict=True)]
     if any(dim is not None for _, dim in pairs[1:]):  # a key, rate or ids per slice
         slices = ([a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(batch_size))
-        return torch.stack([call(*one) for one in slices]), 0
+        return torch.stack([call(*slice_arguments) for slice_arguments in slices]), 0
     input, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = arguments
     # One key for all slices: the mapped dimension is one more that shares its decisions.
     output = call(
@@ -152,14 +161,14 @@ def _mapped(
 
 
 def _dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
-    # A compiler that traces into this kernel (under torch.func it may) can follow the reference alone.
+    # A compiler that traces into this kernel, as it may under torch.func, can follow only the reference.
     is_traced = torch.compiler.is_compiling()
     if input.device.type == "cpu" and input.layout == torch.strided and not is_traced and library() is not None:
         return _kernel.run(_kernel.DROPOUT, input, int(key.item()) % 2**64, float(p.item()), place)
     return _reference.dropout(input, key, p, place)
 
 
-# Each takes a float tensor of any shape, a key (0-d int64 tensor), a rate (0-d float tensor in [0, 1]; data, so that
-# another value needs no recompilation) and the input's place, and returns a new tensor like the input.
+# Each operator takes a float tensor of any shape, a key (0-d int64 tensor), a rate (0-d float tensor in [0, 1]) and the
+# input's place, and returns a new tensor like the input. Key and rate are data: new values need no recompilation.
 dropout = _define("dropout", _dropout)
 gaussian_dropout = _define("gaussian_dropout", _reference.gaussian_dropout)
