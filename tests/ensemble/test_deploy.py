@@ -9,6 +9,7 @@ from torch import nn
 
 import puredrop
 from dropping import model_of
+from puredrop.ensemble.export import FROZEN_FORMAT
 
 LAYERED = ["mlp", "input dropout", "convolutions", "residual"]
 
@@ -83,6 +84,12 @@ def test_frozen_members_are_exported(name, tmp_path):
     program = torch.export.export(frozen, (x,))
     for found, wanted in zip(program.module()(x), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+    torch.export.save(program, tmp_path / "frozen.pt2")
+    state = torch.export.load(tmp_path / "frozen.pt2").state_dict
+    assert int(state["frozen_format"]) == FROZEN_FORMAT
+    frozen.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"frozen_format is 99; expected 1: .* call freeze"):
+        frozen.load_state_dict({**state, "frozen_format": torch.tensor(99)})
     torch.onnx.export(frozen, (x,), tmp_path / "frozen.onnx", dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "frozen.onnx")
     outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})

@@ -19,7 +19,7 @@ from puredrop.members.outputs import Task, reader
 from puredrop.members.sites import SiteUse
 from puredrop.members.thinned import RunStep
 
-__all__ = ["Frozen", "Masked", "Select", "member", "number_of"]
+__all__ = ["FROZEN_FORMAT", "Frozen", "Masked", "Select", "member", "number_of"]
 
 _SITES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.DropPath)
 
@@ -178,6 +178,10 @@ def _put(root: Module, path: str, module: Module) -> None:
     root.get_submodule(parent)._modules[name] = module
 
 
+FROZEN_FORMAT = 1
+"""Format of a frozen ensemble: mean and unbiased variance of its members, in this order."""
+
+
 class Frozen(Module):
     """Several members as one module in eval mode that computes their mean and variance.
 
@@ -187,11 +191,24 @@ class Frozen(Module):
         class_dim: dimension of the classes.
     """
 
+    frozen_format: Tensor
+
     def __init__(self, members: Sequence[Module], task: Task, class_dim: int) -> None:
         super().__init__()
         self.members = torch.nn.ModuleList(members)
         self.task = task
         self.class_dim = class_dim
+        # As a buffer the number travels with the state and with an exported program.
+        self.register_buffer("frozen_format", torch.tensor(FROZEN_FORMAT))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        number = state_dict.get(f"{prefix}frozen_format")
+        if number is not None and int(number) != FROZEN_FORMAT:
+            raise ValueError(
+                f"frozen_format is {int(number)}; expected {FROZEN_FORMAT}: another version of puredrop froze this "
+                "ensemble; call freeze() again with this version"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
         """Return the mean and the unbiased variance over members, of probabilities in a classification."""
