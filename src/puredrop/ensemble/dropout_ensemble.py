@@ -230,7 +230,7 @@ class DropoutEnsemble(SurveyedModel):
         x = self._data("exact", inputs, named_inputs)
         seen = self._surveyed(x)
         # Each row's mean is over the same masks, whether rows share them or not.
-        members = replace(self._members, is_shared=True, given=enumerated_masks(seen.uses))
+        members = replace(self._members, is_shared=True, chosen_masks=enumerated_masks(seen.uses))
         engine = self._engine(main_output if mean == "geometric" else self._read(), members)
         with engine.opened():
             batches = self._inputs().batches(x, 256)

@@ -201,14 +201,14 @@ class Frozen(Module):
         # As a buffer the number travels with the state and with an exported program.
         self.register_buffer("frozen_format", torch.tensor(FROZEN_FORMAT))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         number = state_dict.get(f"{prefix}frozen_format")
         if number is not None and int(number) != FROZEN_FORMAT:
             raise ValueError(
                 f"frozen_format is {int(number)}; expected {FROZEN_FORMAT}: another version of puredrop froze this "
                 "ensemble; call freeze() again with this version"
             )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
         """Return the mean and the unbiased variance over members, of probabilities in a classification."""

@@ -234,7 +234,7 @@ class Predictor:
                 stopped = is_done.nonzero().flatten()
                 parts.append((rows[stopped], part.rows(stopped)))
                 going = (~is_done).nonzero().flatten()
-                rows, batch = rows[going], batch.chosen(going)
+                rows, batch = rows[going], batch.select(going)
                 running.select(going)
                 confidence.select(going)
         order = torch.cat([numbers for numbers, _ in parts]).argsort()

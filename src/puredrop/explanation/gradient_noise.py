@@ -172,12 +172,12 @@ def gradient_noise(
         raise ValueError("model has no parameter that requires a gradient")
     key = Key(seed).fold_in("gradient")
     with prepared.instrument() as runner, torch.enable_grad():
-        first = data.chosen(torch.arange(batch))
+        first = data.select(torch.arange(batch))
         check(loss, runner.forward(first, keep_all).detach(), targets[:batch], targets)
         gradients = _Gradients(runner, loss, weights)
         drawn = []
         for number, rows in enumerate(_rows(key, prepared.rows, batch, batches)):
-            few, y_few = data.chosen(rows), targets[rows.to(targets.device)]
+            few, y_few = data.select(rows), targets[rows.to(targets.device)]
             members = range(number * draws, (number + 1) * draws)
             separate = [gradients.drawn(few, y_few, member, is_shared=False) for member in members]
             shared = [gradients.drawn(few, y_few, member, is_shared=True) for member in members]

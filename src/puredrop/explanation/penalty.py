@@ -308,7 +308,7 @@ def _leaving(leaves: list[tuple[Tensor, int | None]]) -> Intervention:
 
 def _is_linear(runner: Runner) -> bool:
     """Return whether outputs are affine in all factors: f(1 + a) + f(1 + b) = f(1 + a + b) + f(1), on a few rows."""
-    batch = runner.prepared.batches[0].chosen(torch.arange(min(8, runner.prepared.batches[0].rows)))
+    batch = runner.prepared.batches[0].select(torch.arange(min(8, runner.prepared.batches[0].rows)))
 
     def at(a: bool, b: bool) -> Tensor:
         """Return the outputs at factors of one, moved by either of two random points."""

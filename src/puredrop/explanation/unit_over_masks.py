@@ -99,10 +99,10 @@ def unit_over_masks(prepared: PreparedModel, masks: int = 4000) -> UnitOverMasks
     if prepared.survey.per_row > _LARGE:
         masks //= 4
     size = max(1, min(masks, 1000))
-    row = prepared.batches[0].chosen(torch.zeros(size, dtype=torch.long))
+    row = prepared.batches[0].select(torch.zeros(size, dtype=torch.long))
     with prepared.instrument() as runner:
         parts = [_after_site(runner, row, True, first) for first in range(0, masks, size)]
-        two = prepared.batches[0].chosen(torch.zeros(2, dtype=torch.long))
+        two = prepared.batches[0].select(torch.zeros(2, dtype=torch.long))
         one_pass = _after_site(runner, two, False, 0)[1][0]
     path, values = parts[0][0], torch.cat([part for _, part in parts])
     spread = values.std(0)

@@ -1,4 +1,4 @@
-"""Members' outputs on a batch: many members in one forward, or, which is the reference, one forward for each."""
+"""The engine that runs members on a batch: many in one forward, or one forward for each, which is the reference."""
 
 from __future__ import annotations
 
@@ -23,40 +23,44 @@ __all__ = ["Engine", "MemberMasks"]
 
 @dataclass(frozen=True)
 class MemberMasks:
-    """Which functions the members are.
+    """The masks of all members, which make each of them a function.
 
     Args:
-        seed: of all their masks.
+        seed: integer from which all masks are derived.
         is_shared: whether a member has one mask for all rows, or one for each.
         balanced: whether members of a block are balanced against each other.
-        given: path, call -> masks that are given in place of drawn ones.
+        chosen_masks: path, call -> masks to use in place of drawn ones.
     """
 
     seed: int
     is_shared: bool = True
     balanced: bool = True
-    given: Callable[[str, int], Masks] | None = None
+    chosen_masks: Callable[[str, int], Masks] | None = None
 
     def base(self, path: str) -> Key:
-        """The key of a site's members: the contract's, "ensemble" in place of the step."""
+        """Return the key of a site's members: the contract's key with "ensemble" in place of the step."""
         return Key(self.seed).fold_in("").fold_in(path).fold_in("ensemble")
 
     def masks(self, path: str, call: int) -> Masks:
-        """Of a use."""
-        return self.given(path, call) if self.given else DrawnMasks(self.base(path).fold_in(call), self.balanced)
+        """Return the masks for one use of a site."""
+        return (
+            self.chosen_masks(path, call)
+            if self.chosen_masks
+            else DrawnMasks(self.base(path).fold_in(call), self.balanced)
+        )
 
 
 class Engine:
-    """What runs members of a model.
+    """The runner of members of a model.
 
     Args:
-        drive: the model.
-        members: which functions they are.
-        read: from what the model returns to the tensor that is averaged.
-        runs: of layers that are computed together.
+        instrumented: the model.
+        members: the masks of all members.
+        read: function from what the model returns to the tensor that is averaged.
+        runs: layers that are computed together.
         is_batched: whether many members run in one forward.
         cache: numbers of a layer's input that members of a run have at once.
-        act: what sites do in the place of dropping, as of `Moment`.
+        intervention: the action of sites in place of dropping, as of `MemberForward`.
     """
 
     def __init__(
@@ -75,24 +79,24 @@ class Engine:
         self.is_batched = is_batched
         self.intervention = intervention
         self.uses: list[SiteUse] = []
-        """Of the last forward."""
+        """The uses of sites in the last forward."""
         self._compact = CompactRuns(runs if is_batched else [], instrumented.now, cache)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Take the model over."""
+        """Take the model over until the block ends."""
         with ExitStack() as stack:
             stack.enter_context(self.instrumented.opened())
             self._compact.install(stack, self.instrumented.model, self.instrumented.override)
             yield
 
     def outputs(self, batch: Batch, numbers: Sequence[int], first: int = 0) -> Tensor:
-        """What some members give.
+        """Return the outputs of some members.
 
         Args:
             batch: the rows.
-            numbers: of the members.
-            first: how many rows came before.
+            numbers: the members' numbers.
+            first: number of rows before the batch.
 
         Returns:
             (members, ...).
@@ -101,14 +105,14 @@ class Engine:
         return run(batch, numbers, None if self.members.is_shared else first)
 
     def _run_one_by_one(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
-        return torch.stack([self._forward(batch, [one], torch.tensor(one), first) for one in numbers])
+        return torch.stack([self._forward(batch, [number], torch.tensor(number), first) for number in numbers])
 
     def _run_together(self, batch: Batch, numbers: Sequence[int], first: int | None) -> Tensor:
         def forward(member: Tensor) -> Tensor:
             return self._forward(batch, numbers, member, first)
 
         with warnings.catch_warnings():
-            # What has no rule for many members at once is run for one after the other, which is what is wanted.
+            # Operators without a batching rule run for one member after the other, which is right, if slow.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             outputs: Tensor = torch.func.vmap(forward, randomness="error")(torch.tensor(numbers))
         return outputs

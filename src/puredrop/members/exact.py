@@ -1,4 +1,4 @@
-"""The mean of all members, by running every one of them: the truth beside which approximations are judged."""
+"""The mean of all members by running each of them: the truth that approximations are compared with."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from puredrop.members.sites import SiteUse
 __all__ = ["MOST_UNITS", "exact", "enumerated_masks"]
 
 MOST_UNITS = 20
-"""Units of a model that may be enumerated: 2^20 members."""
+"""The most units that are enumerated: 2^20 members."""
 
 
 def enumerated_masks(uses: Sequence[SiteUse]) -> Callable[[str, int], Masks]:
-    """Path, call -> masks that list all states of the units that a forward decides.
+    """Return a function path, call -> masks that enumerate all states of the units of a forward.
 
     Raises:
-        ValueError: if there are more than can be enumerated, or something is drawn that is no decision.
+        ValueError: if there are too many units, or a site draws noise other than dropout.
     """
     first, places = 0, {}
     for use in uses:
@@ -40,7 +40,7 @@ def enumerated_masks(uses: Sequence[SiteUse]) -> Callable[[str, int], Masks]:
 
 
 def _probabilities(numbers: Tensor, uses: Sequence[SiteUse]) -> Tensor:
-    """Of members, float64: p for each unit that is dropped, 1-p for each that is kept."""
+    """Return the members' probabilities, float64: the product of p for each dropped and 1-p for each kept unit."""
     weights, first = torch.ones(len(numbers), dtype=torch.float64), 0
     for use in uses:
         kept = ((numbers[:, None] >> torch.arange(first, first + use.units)) & 1).sum(1, dtype=torch.float64)
@@ -50,13 +50,13 @@ def _probabilities(numbers: Tensor, uses: Sequence[SiteUse]) -> Tensor:
 
 
 def exact(engine: Engine, batch: Batch, uses: Sequence[SiteUse], chunk: int) -> Tensor:
-    """The mean over all members of what the engine reads, float64; the engine must be open.
+    """Return the mean of the engine's outputs over all members, float64; the engine must be open.
 
     Args:
-        engine: whose members have the masks that are listed.
+        engine: runs the members under enumerated masks.
         batch: the rows.
-        uses: of one forward.
-        chunk: members at once.
+        uses: the uses of sites in one forward.
+        chunk: number of members at once.
     """
     number = 2 ** sum(use.units for use in uses)
     total: Tensor | None = None

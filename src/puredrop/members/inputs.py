@@ -1,4 +1,4 @@
-"""What a model is given: tensors, arrays, tables, mappings, or a loader of them, as batches of rows."""
+"""The inputs of a model: tensors, arrays, tables, mappings, or a loader of them, read as batches of rows."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _GUESSES = ("num_samples", "n_samples", "samples", "n", "num_members", "n_member
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of data, as a model is called with them.
+    """Rows of data with the arguments that a model is called with.
 
     Args:
-        args, kwargs: of the call.
-        rows: how many.
-        dim: where they lie in each tensor.
+        args, kwargs: arguments of the call.
+        rows: number of rows.
+        dim: dimension of the rows in each tensor.
     """
 
     args: tuple[Any, ...]
@@ -38,25 +38,25 @@ class Batch:
     dim: int
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """With each tensor that holds rows changed; other things stay."""
+        """Return the batch with each tensor that holds rows changed; other arguments stay."""
 
-        def walk(one: Any) -> Any:
-            if isinstance(one, Tensor):
-                return change(one) if one.dim() > self.dim and one.shape[self.dim] == self.rows else one
-            if isinstance(one, (tuple, list)):
-                return type(one)(map(walk, one))
-            return {name: walk(value) for name, value in one.items()} if isinstance(one, dict) else one
+        def walk(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return change(x) if x.dim() > self.dim and x.shape[self.dim] == self.rows else x
+            if isinstance(x, (tuple, list)):
+                return type(x)(map(walk, x))
+            return {name: walk(value) for name, value in x.items()} if isinstance(x, dict) else x
 
         args, kwargs = walk(self.args), walk(self.kwargs)
         rows = next((t.shape[self.dim] for t in tensors_in((args, kwargs)) if t.dim() > self.dim), self.rows)
         return Batch(args, kwargs, rows, self.dim)
 
-    def chosen(self, which: Tensor) -> Batch:
-        """Some of the rows."""
-        return self.mapped(lambda one: one.index_select(self.dim, which.to(one.device)))
+    def select(self, rows: Tensor) -> Batch:
+        """Return the batch of some of the rows."""
+        return self.mapped(lambda tensor: tensor.index_select(self.dim, rows.to(tensor.device)))
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """The rows, so many at a time."""
+        """Yield the rows, at most `size` at a time."""
         if size >= self.rows:
             yield self
             return
@@ -68,7 +68,7 @@ class Batch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that there are."""
+        """All tensors among the arguments."""
         return list(tensors_in((self.args, self.kwargs)))
 
 
@@ -85,7 +85,7 @@ class Call:
 
 
 def tensors_in(of: Any) -> Iterator[Tensor]:
-    """All tensors in a tensor, or in mappings, tuples and lists of them."""
+    """Yield all tensors in a tensor, or in mappings, tuples and lists of tensors."""
     if isinstance(of, Tensor):
         yield of
     elif isinstance(of, Mapping):
@@ -95,11 +95,11 @@ def tensors_in(of: Any) -> Iterator[Tensor]:
 
 
 class Inputs:
-    """Reads what a user gives.
+    """A reader of the inputs that a user gives.
 
     Args:
-        model: that will be called.
-        dim: where rows lie.
+        model: the model to be called.
+        dim: dimension of the rows.
     """
 
     def __init__(self, model: Module, dim: int) -> None:
@@ -115,7 +115,7 @@ class Inputs:
 
         Args:
             args, kwargs: the model's inputs, as the user gave them.
-            options: names of the arguments that the called method has beside them.
+            options: names of the other arguments of the called method.
 
         Raises:
             TypeError: if there are no inputs, or some that the model's forward does not take.
@@ -137,7 +137,9 @@ class Inputs:
         if len(args) == 1 and not kwargs:
             return args[0]
         if any(map(self.is_loader, (*args, *kwargs.values()))):
-            raise TypeError("a DataLoader is given beside other inputs; expected it alone, since it gives them all")
+            raise TypeError(
+                "a DataLoader is given beside other inputs; expected the DataLoader alone, which yields all inputs"
+            )
         if not self._binds(args, kwargs):
             raise TypeError(
                 f"the model does not take {len(args)} inputs and the names {sorted(kwargs)}; expected "
@@ -146,7 +148,7 @@ class Inputs:
         return Call(args, kwargs)
 
     def batches(self, x: Any, size: int, first: int = 0) -> Iterator[Batch]:
-        """The rows in their order, at most so many at a time; a loader's batches as they come.
+        """Yield the rows in their order, at most `size` at a time; a loader's batches as they come.
 
         Args:
             x: the data.
@@ -158,7 +160,7 @@ class Inputs:
             ValueError: for data without rows, or with NaN in them, which are named.
         """
         at = first
-        for one in self._given(x):
+        for one in self._loaded(x):
             batch = self._batch(one)
             _refuse_nan(batch, at)
             at += batch.rows
@@ -167,19 +169,19 @@ class Inputs:
             raise ValueError("x has no rows; expected one at least")
 
     def is_loader(self, x: Any) -> bool:
-        """Whether it gives batches, and is not one."""
+        """Return whether an object yields batches and is no batch itself."""
         if isinstance(x, list):  # of batches, or of the arguments of one call
             return len(x) > 0 and isinstance(x[0], (Mapping, tuple))
         is_data = isinstance(x, (Tensor, np.ndarray, Mapping, tuple, str)) or hasattr(x, "to_numpy")
         return isinstance(x, Iterable) and not is_data
 
-    def _given(self, x: Any) -> Iterable[Any]:
+    def _loaded(self, x: Any) -> Iterable[Any]:
         if not self.is_loader(x):
             return [x]
         if isinstance(getattr(x, "sampler", None), torch.utils.data.RandomSampler):
             warnings.warn("the loader shuffles: predictions come in its order, not the data's", stacklevel=2)
-        found: Iterable[Any] = x
-        return found
+        batches: Iterable[Any] = x
+        return batches
 
     def _batch(self, x: Any) -> Batch:
         args, kwargs = self._call(x)
@@ -212,29 +214,29 @@ class Inputs:
             return False
         return True
 
-    def _moved(self, one: Any) -> Any:
-        """Arrays and tables as tensors, on the model's device, numbers of theirs in the model's dtype."""
-        if isinstance(one, Mapping):
-            return {name: self._moved(value) for name, value in one.items()}
-        if isinstance(one, (tuple, list)):
-            return type(one)(map(self._moved, one)) if type(one) in (tuple, list) else one
-        if hasattr(one, "to_numpy"):
-            one = one.to_numpy()
-        if isinstance(one, np.ndarray):
-            if one.dtype.kind not in "fiub":
+    def _moved(self, value: Any) -> Any:
+        """Return arrays and tables as tensors on the model's device, their numbers in the model's dtype."""
+        if isinstance(value, Mapping):
+            return {name: self._moved(item) for name, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(self._moved, value)) if type(value) in (tuple, list) else value
+        if hasattr(value, "to_numpy"):
+            value = value.to_numpy()
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in "fiub":
                 raise TypeError(
-                    f"x holds values of dtype {one.dtype}; expected numbers (encode text and objects first)"
+                    f"x holds values of dtype {value.dtype}; expected numbers (encode text and objects first)"
                 )
-            one = torch.tensor(one)
-            one = one.to(self._dtype) if one.is_floating_point() else one
-        if not isinstance(one, Tensor):
-            if one is None or isinstance(one, (bool, int, float, str)):
-                return one
+            value = torch.tensor(value)
+            value = value.to(self._dtype) if value.is_floating_point() else value
+        if not isinstance(value, Tensor):
+            if value is None or isinstance(value, (bool, int, float, str)):
+                return value
             raise TypeError(
-                f"x holds {type(one).__name__}; expected tensors, arrays, a DataFrame, a tuple or mapping of them, or "
-                "a DataLoader"
+                f"x holds {type(value).__name__}; expected tensors, arrays, a DataFrame, a tuple or mapping of them, "
+                "or a DataLoader"
             )
-        return one.to(self._device) if self._device is not None else one
+        return value.to(self._device) if self._device is not None else value
 
 
 def _refuse_nan(batch: Batch, first: int) -> None:
@@ -249,10 +251,10 @@ def _refuse_nan(batch: Batch, first: int) -> None:
 
 
 def checked_number(name: str, value: Any, least: int = 1) -> int:
-    """An integer argument.
+    """Return an integer argument after a check.
 
     Raises:
-        TypeError, ValueError: if it is none, or below the least.
+        TypeError, ValueError: if the value is no integer, or below the least.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; expected an integer, {least} or more")

@@ -1,4 +1,4 @@
-"""Masks of members: what each member of an ensemble keeps at one use of a site."""
+"""The masks of members: the units that each member of an ensemble keeps at one use of a site."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOW = 0xFFFFFFFF
 
 
 def ranks(key: int, blocks: Sequence[int], count: int, offset: int = 0, device: torch.device | None = None) -> Tensor:
-    """Each unit's order of the members of a block: which sixteenth of [0, 1) its number comes from.
+    """Return each unit's order of the members of a block: the sixteenth of [0, 1) that its number comes from.
 
     Member s of a block has rank a*s + c in the field of 16 elements. c is uniform, so each rank of a single member is
     exactly uniform; a is not 0, so the ranks of a block are a permutation; and any two members have any two different
@@ -53,14 +53,14 @@ def ranks(key: int, blocks: Sequence[int], count: int, offset: int = 0, device: 
     halves = [part for word in words for part in (word & 0xFFFF, word >> 16)]
     bits = torch.stack(halves, 2).flatten(1)[:, offset - 8 * first :][:, :count].unsqueeze(1)
     factor, rank = (1 + (bits >> 4) % (BLOCK - 1)).to(torch.uint8), (bits & (BLOCK - 1)).to(torch.uint8)
-    # The product is linear in the factor's bits: what each of them gives is added, which is xor.
+    # The product is linear in the factor's bits: the products of the bits are added, and adding is xor.
     for bit, products in enumerate(_powers(bits.device)):
         rank = rank ^ ((factor >> bit) & 1) * products
     return rank
 
 
 def _powers(device: torch.device) -> Tensor:
-    """Products of 1, x, x^2, x^3 and each member's number, as polynomials modulo x^4 + x + 1: uint8 (4, 16, 1)."""
+    """Return the products of 1, x, x^2, x^3 and each member's number modulo x^4 + x + 1, uint8 (4, 16, 1)."""
     row = list(range(BLOCK))
     rows = [row]
     for _ in range(3):
@@ -70,14 +70,14 @@ def _powers(device: torch.device) -> Tensor:
 
 
 class Masks(ABC):
-    """Abstract: what members keep at one use of a site."""
+    """Abstract: the masks of all members at one use of a site."""
 
     @abstractmethod
     def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
-        """What is kept, bool (members, count): of `count` units from number `offset` on."""
+        """Return which of `count` units from number `offset` on are kept, bool (members, count)."""
 
     def dropped(self, members: Sequence[int], input: Tensor, p: float, offset: int) -> Tensor | None:
-        """What is left of an input (members or 1, count) if that takes no mask, else None."""
+        """Return an input (members or 1, count) with its units dropped, or None where that needs a mask."""
         return None
 
 
@@ -95,7 +95,7 @@ class DrawnMasks(Masks):
     balanced: bool
 
     def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
-        """As `Masks` says."""
+        """Return the kept units, as `Masks.keep` has them."""
         if not self.balanced:
             return self._draw(members, p, count, offset, device)
         # u = (rank + v) / 16 is below p where rank < floor(16 p), or rank = floor(16 p) and v < 16 p - floor(16 p).
@@ -110,7 +110,7 @@ class DrawnMasks(Masks):
         return (rank > below) | ((rank == below) & self._draw(members, BLOCK * p - below, count, offset, device))
 
     def dropped(self, members: Sequence[int], input: Tensor, p: float, offset: int) -> Tensor | None:
-        """As `Masks` says: the operator itself, in place, which autograd would have to follow."""
+        """Drop by the operator itself, in place; None where autograd would have to follow, or masks are balanced."""
         if self.balanced or (input.requires_grad and torch.is_grad_enabled()):
             return None
         place = _from(offset, input.shape[1])
@@ -120,19 +120,19 @@ class DrawnMasks(Masks):
         return output
 
     def _draw(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
-        """The contract's masks under each member's key."""
+        """Draw the contract's masks under each member's key."""
         ones, place = torch.ones(count, device=device), _from(offset, count)
         return torch.stack([ops.dropout(ones, self.key.fold_in(member), p, place).ne(0) for member in members])
 
 
 def _from(offset: int, count: int) -> ops.Place:
-    """Where units from that number on lie."""
+    """Return the place of units from a number on."""
     return ops.Place(window_shape=(offset + count,), window_offset=(offset,)) if offset else ops.Place()
 
 
 @dataclass(frozen=True)
 class EnumeratedMasks(Masks):
-    """All masks there are: bit j of a member's number says whether it keeps unit j of all that the model drops.
+    """Masks that enumerate all states: bit j of a member's number says whether it keeps the model's unit j.
 
     Args:
         first: how many units other uses have before this one's.
@@ -141,6 +141,6 @@ class EnumeratedMasks(Masks):
     first: int
 
     def keep(self, members: Sequence[int], p: float, count: int, offset: int, device: torch.device) -> Tensor:
-        """As `Masks` says."""
+        """Return the kept units, as `Masks.keep` has them."""
         numbers = torch.tensor(members, device=device)[:, None]
         return (numbers >> torch.arange(self.first + offset, self.first + offset + count, device=device)) & 1 == 1

@@ -1,4 +1,4 @@
-"""From what a model returns to the tensor whose mean over members is wanted."""
+"""The tensor that is averaged over members, read from what a model returns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Task = Literal["classification", "regression"] | Callable[[Any], Tensor]
 
 
 def reader(task: Task, class_dim: int, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
-    """The function from what the model returns to what is averaged.
+    """Return the function from what the model returns to the tensor that is averaged.
 
     Args:
         task: as of `DropoutEnsemble`.
@@ -37,7 +37,7 @@ def reader(task: Task, class_dim: int, noise: Callable[[Any], Tensor] | None = N
 
 
 def probabilities(logits: Tensor, class_dim: int) -> Tensor:
-    """Of classes, in float32 at least."""
+    """Return the probabilities of classes, in float32 or float64."""
     if not -logits.dim() <= class_dim < logits.dim() or logits.shape[class_dim] < 2:
         raise ValueError(
             f"class_dim is {class_dim}, the model's output has shape {tuple(logits.shape)}; expected logits of two "
@@ -50,7 +50,7 @@ def probabilities(logits: Tensor, class_dim: int) -> Tensor:
 
 
 def main_output(output: Any) -> Tensor:
-    """The tensor among what a model returns: itself, `logits`, or the first.
+    """Return the tensor among what a model returns: itself, `logits`, or the first.
 
     Raises:
         TypeError: if there is none.

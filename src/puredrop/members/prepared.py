@@ -216,7 +216,7 @@ class Runner:
     ) -> Tensor:
         """Return the mean over all 2^n masks of what is read, float64."""
         # Each row's mean is over the same masks, whether rows share them or not.
-        members = MemberMasks(self.prepared.seed, is_shared=True, given=enumerated_masks(self.prepared.uses))
+        members = MemberMasks(self.prepared.seed, is_shared=True, chosen_masks=enumerated_masks(self.prepared.uses))
         return exact(self._engine(members, read, intervention), batch, self.prepared.uses, 256)
 
     def _engine(

@@ -1,4 +1,4 @@
-"""Where members' masks come from in a forward: each site's own source, and what drops in the place of the operator."""
+"""The sites of a forward of members: the source of their masks, and the function that drops in place of ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from puredrop.rng import Key, fold_in
 __all__ = ["Intervention", "MemberForward", "MemberFunction", "MemberSite", "SiteUse", "applied"]
 
 _ENDLESS = 2**31
-"""Rows that a stream of them is taken to have, so that what is drawn for one does not depend on how many follow."""
+"""The assumed number of rows in a stream, so that the draw for one row does not depend on how many follow."""
 
 
 @dataclass
@@ -41,12 +41,12 @@ class SiteUse:
 
     @property
     def place(self) -> str:
-        """The path, and the number of the use where there is more than one."""
+        """The path, with the number of the use after the first one."""
         return f"{self.path}/{self.call}" if self.call else self.path
 
     @property
     def units(self) -> int:
-        """Decisions of one sample."""
+        """The number of decisions for one sample."""
         return torch.Size(self.sizes).numel()
 
 
@@ -55,7 +55,7 @@ Intervention = Callable[[SiteUse, Tensor, int | None], Tensor | None]
 
 @dataclass
 class MemberForward:
-    """A forward of some members that is open.
+    """A running forward of some members.
 
     Args:
         masks: path, call -> the masks of a use.
@@ -64,9 +64,9 @@ class MemberForward:
         member: the number, a tensor; under vmap it stands for all of them.
         rows: samples of the forward.
         first: how many samples come before them; None where all samples share a member's masks.
-        uses: what was used so far.
-        act: what a use does in the place of dropping, if not None: (use, input, where samples lie in it, None if in no
-            dimension) -> output, None where it drops as ever.
+        intervention: the action of a use in place of dropping: (use, input, dimension of the samples in it or None)
+            -> output, or None where the use drops as usual.
+        uses: the uses of sites so far.
     """
 
     masks: Callable[[str, int], Masks]
@@ -80,29 +80,29 @@ class MemberForward:
     counts: dict[str, int] = field(default_factory=dict)
 
     def begin(self, path: str) -> int:
-        """The number of the use of a site that begins."""
+        """Count a use of a site and return its number."""
         call = self.counts.get(path, 0)
         self.counts[path] = call + 1
         return call
 
     def samples_in(self, input: Tensor, dim: int | None, place: ops.Place) -> int | None:
-        """Where samples lie in what a site drops from; None where decisions are no sample's.
+        """Return the dimension of the samples in a site's input; None where they have no decisions of their own.
 
-        Such as those on embeddings of positions, which have another size there, or one for the whole batch.
+        Examples are decisions on embeddings of positions, which have another size there, or one for the whole batch.
         """
         if dim is None or dim in place.shared_dims or not dim < input.dim() or not self.rows:
             return None
         return dim if input.shape[dim] % self.rows == 0 else None
 
     def keep(self, use: SiteUse, device: torch.device) -> Tensor:
-        """What is kept, bool (members, rows or 1, *sizes): of all rows, or of one where rows share."""
+        """Return the masks, bool (members, rows or 1, *sizes); 1 where all rows share them."""
         rows, first = (1, 0) if self.first is None or not use.is_per_row else (self.rows, self.first)
         flat = self.masks(use.path, use.call).keep(self.members, use.p, use.units * rows, use.units * first, device)
         return flat.view(len(self.members), -1, *use.sizes)
 
 
 class MemberSite(ops.SiteKeySource):
-    """In the place of a layer's key: the members' masks.
+    """The key of a layer while members run: it gives the members' masks.
 
     Args:
         now: the moment that is open.
@@ -116,7 +116,7 @@ class MemberSite(ops.SiteKeySource):
         self._dim = None if dim == ops.PACKED else dim
 
     def resolve(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
-        """Of one call: what decides for the members; a key where more is drawn than decisions on a whole tensor."""
+        """Return the members' decisions for one call; a key where the call draws more than decisions on a tensor."""
         moment = self._now()
         call = moment.begin(self._path)
         if kind == "dropout" and place.window_shape is None and place.sample_ids is None:
@@ -129,16 +129,16 @@ class MemberSite(ops.SiteKeySource):
         return key, place
 
     def fold_in(self, data: int | str) -> MemberSite:
-        """As `Key.fold_in`."""
+        """Return the site of a part, such as a boundary between recurrent layers."""
         return MemberSite(self._now, f"{self._path}/{data}", self._dim)
 
     def with_sample_dim(self, dim: int) -> MemberSite:
-        """As a call says where its samples lie."""
+        """Return the same site for another dimension of the samples."""
         return MemberSite(self._now, self._path, dim)
 
 
 def _placed(input: Tensor, place: ops.Place, dim: int, moment: MemberForward) -> ops.Place:
-    """Where rows that share their noise, or follow others, lie in what is drawn from one key."""
+    """Return the place of rows that share their noise, or follow other rows, in the draw from one key."""
     if moment.first is None:
         return ops.Place(tuple(sorted({*place.shared_dims, dim})))
     sizes, offset = list(input.shape), [0] * input.dim()
@@ -149,7 +149,7 @@ def _placed(input: Tensor, place: ops.Place, dim: int, moment: MemberForward) ->
 
 @dataclass(frozen=True)
 class _MemberDecisions(ops.DropoutOverride):
-    """What members keep of one call's input.
+    """The decisions of members on the input of one call.
 
     Args:
         moment: the forward.
@@ -163,7 +163,7 @@ class _MemberDecisions(ops.DropoutOverride):
     dim: int | None
 
     def drop(self, input: Tensor, p: float | Tensor, place: ops.Place, inplace: bool) -> Tensor:
-        """What the members keep, scaled."""
+        """Return the kept values, scaled."""
         # The functions called here are ours: the mode that looks for dropout would only make each of them slower.
         with torch._C.DisableTorchFunction():
             use, dim = self._use(input, float(p), place)
@@ -172,21 +172,21 @@ class _MemberDecisions(ops.DropoutOverride):
             if done is not None:
                 return done
             if torch._C._are_functorch_transforms_active():
-                # In place it would need all members' memory, which an input that no decision has reached does not have.
+                # Not in place: an input that no decision has reached has the memory of one member, not of all.
                 output: Tensor = _DropFunction.apply(input, self.moment.member, self, use, dim)
                 return output
-            output = self.each(input.unsqueeze(0), use, dim).squeeze(0)
+            output = self.dropped(input.unsqueeze(0), use, dim).squeeze(0)
             return input.copy_(output) if inplace else output
 
     def _use(self, input: Tensor, p: float, place: ops.Place) -> tuple[SiteUse, int | None]:
-        """What is decided, and where the samples lie in the input, None if it belongs to none."""
+        """Return the use, and the dimension of the samples in the input; None if decisions belong to no sample."""
         dim = self.moment.samples_in(input, self.dim, place)
         sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
         own = 1 if dim is None else sizes.pop(dim) // self.moment.rows
         return SiteUse(self.path, self.call, p, (own, *sizes), dim is not None), dim
 
-    def each(self, input: Tensor, use: SiteUse, dim: int | None) -> Tensor:
-        """Every member's input, dropped.
+    def dropped(self, input: Tensor, use: SiteUse, dim: int | None) -> Tensor:
+        """Return every member's input after dropout.
 
         Args:
             input: (members or 1, ...).
@@ -211,7 +211,7 @@ class _MemberDecisions(ops.DropoutOverride):
 
 
 def applied(input: Tensor, keep: Tensor, p: float) -> Tensor:
-    """What is kept, scaled by 1/(1-p), and 0 elsewhere, whatever stands there.
+    """Return kept values scaled by 1/(1-p), and 0 elsewhere even if NaN stands there.
 
     As the contract has it: float16 and bfloat16 are multiplied as float32 and rounded once.
     """
@@ -219,7 +219,7 @@ def applied(input: Tensor, keep: Tensor, p: float) -> Tensor:
     zero = torch.zeros((), dtype=input.dtype, device=input.device)
     if input.dtype in (torch.float16, torch.bfloat16):
         return torch.where(keep, (input.float() * scale).to(input.dtype), zero)
-    if input.numel() < keep.numel():  # what members have in common is scaled once
+    if input.numel() < keep.numel():  # an input that members share is scaled once
         return torch.where(keep, input * scale, zero)
     return torch.where(keep, input, zero).mul_(scale)
 
@@ -253,4 +253,4 @@ class _DropFunction(MemberFunction):
         dim: int | None,
     ) -> tuple[Tensor, int]:
         input = input.unsqueeze(0) if in_dims[0] is None else input.movedim(in_dims[0], 0)
-        return members.each(input, use, dim), 0
+        return members.dropped(input, use, dim), 0

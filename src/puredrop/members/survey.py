@@ -1,4 +1,4 @@
-"""A first look at a model: what of it drops, how that is reached, and whether many members can run at once."""
+"""The survey of a model: where it drops, how that is reached, and whether many members can run at once."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = ["Survey", "survey"]
 
 _ROWS, _MEMBERS = 2, 4
 _TOGETHER = 96
-"""Members at once: of 784-512-256-10, what so many have in common is a twentieth of their work already."""
+"""The most members at once: for 784-512-256-10 the work that so many share is a twentieth of their own."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a look has found.
+    """The facts that a survey of a model collects.
 
     Args:
-        sites: where the model drops.
-        plan: how that is reached.
-        uses: of one forward.
-        runs: of layers that can be computed together.
-        slow: why members are run one after the other; "" if many run at once.
-        per_member, per_row: bytes of a member, and of a member's row.
+        sites: every place where the model drops.
+        plan: how members reach these places.
+        uses: the uses of sites in one forward.
+        runs: layers that can be computed together.
+        slow: the reason for running members one after the other; "" if many run at once.
+        per_member, per_row: bytes of a member, and of one row of a member.
     """
 
     sites: Sites
@@ -52,11 +52,11 @@ class Survey:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Path of what drops and is no part of any member -> why."""
+        """Path of a module or call that drops and is off in all members -> the reason."""
         return self.plan.skipped
 
     def at_once(self, rows: int, memory: int) -> int:
-        """Members that so many bytes hold, with so many rows; 1 at least."""
+        """Return the number of members that fit into so many bytes with so many rows, 1 at least."""
         return max(1, min(int(memory // (self.per_member + self.per_row * rows)), _TOGETHER))
 
 
@@ -68,14 +68,14 @@ def survey(
     Args:
         root: the model, unwrapped.
         batch: some rows; two of them are used.
-        members: which functions the members are.
-        read: from what the model returns to the tensor that is averaged.
-        may_be_silent: whether a model will do whose sites all have rate 0.
+        members: the masks of all members.
+        read: function from what the model returns to the tensor that is averaged.
+        may_be_silent: whether a model is accepted whose sites all have rate 0.
 
     Raises:
         ValueError: if no decision of a dropout can be reached, and why.
     """
-    few = batch.chosen(torch.arange(_ROWS) % batch.rows)
+    few = batch.select(torch.arange(_ROWS) % batch.rows)
     sites, plan = _planned(root, few)
     instrumented = InstrumentedModel(root, plan, batch.dim)
     reference = Engine(instrumented, members, read, [], is_batched=False)
@@ -94,19 +94,19 @@ def survey(
     uses = tuple(reference.uses)
     if not may_be_silent and not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
-    for site in sites:  # what was seen to drop in training mode is a part of members, or named
+    for site in sites:  # a site that dropped in training mode belongs to members, or is reported
         is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)
         if site.is_reached and site.p and not is_used:
             plan.skipped.setdefault(site.path, "drops in training mode, but was not reached")
-    found_runs = [] if batch.dim else _runs(root, plan)
-    own = [steps for steps in found_runs if not any(step.site in plan.skipped for step in steps)]
-    found = Survey(sites, plan, uses, own, "", 0.0, 0.0)
-    # One by one in the cache, as many rows will be, so that memory is seen as it will be.
-    return _tried(Engine(instrumented, members, read, own, is_batched=True, cache=1), few, outputs, found)
+    candidates = [] if batch.dim else _runs(root, plan)
+    reached = [steps for steps in candidates if not any(step.site in plan.skipped for step in steps)]
+    untried = Survey(sites, plan, uses, reached, "", 0.0, 0.0)
+    # cache=1 runs one member after the other in a run of layers, as it is with many rows: so memory is measured.
+    return _tried(Engine(instrumented, members, read, reached, is_batched=True, cache=1), few, outputs, untried)
 
 
 def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
-    """Where the model drops, and how that is reached."""
+    """Return where the model drops, and the plan of how members reach it."""
     try:
         seen = observe(Watch, root, few.args, few.kwargs)
     except Exception as error:  # such as a detector's, which wants targets in training mode
@@ -116,7 +116,7 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
 
 
 def _runs(root: Module, plan: Plan) -> list[list[RunStep]]:
-    """In the modes in which members are run."""
+    """Return the runs of layers in the modes in which members run."""
     with restored(root):
         root.eval()
         for path in plan.owners:
@@ -129,7 +129,7 @@ def _is_random(use: SiteUse) -> bool:
 
 
 def _plan(training: dict[Any, Any], evaluated: dict[Any, Any]) -> Plan:
-    """How functions that drop are reached; layers are found when the model is taken over."""
+    """Plan how functions that drop are reached; layers are found when the model is instrumented."""
     plan, names = Plan(), {function.__name__.rstrip("_") for function in FORCED}
     for key, event in training.items():
         if not isinstance(event, Event):
@@ -146,7 +146,7 @@ def _plan(training: dict[Any, Any], evaluated: dict[Any, Any]) -> Plan:
 
 
 def _nothing(sites: Sites, plan: Plan) -> str:
-    """Why there is no ensemble."""
+    """Return the reason why there is no ensemble."""
     if not sites:
         return "model has no dropout: neither seen in a forward nor held by a module; train it with dropout first"
     if plan.skipped:
@@ -158,39 +158,42 @@ def _nothing(sites: Sites, plan: Plan) -> str:
     return f"model has only dropout that leaves nothing to chance: {rates}; set the rates it was trained with"
 
 
-def _tried(engine: Engine, few: Batch, expected: Tensor, found: Survey) -> Survey:
-    """Whether many members at once give what they give one by one, and the memory they take."""
+def _tried(engine: Engine, few: Batch, expected: Tensor, survey: Survey) -> Survey:
+    """Return the survey with the memory of members, and with the reason if many at once differ from one by one.
+
+    Four forwards, of twice as many members and rows each, give the bytes of every operator as a + b members + c rows
+    + d members rows. Only b and d matter, and fewer forwards cannot tell them from a (weights) and c (shared inputs).
+    """
     seen: dict[tuple[int, int], list[int]] = {}
     try:
         with engine.opened():
             for members, rows in itertools.product((_MEMBERS, 2 * _MEMBERS), (1, _ROWS)):
                 with _Sizes() as sizes:
-                    outputs = engine.outputs(few.chosen(torch.arange(rows)), range(members))
+                    outputs = engine.outputs(few.select(torch.arange(rows)), range(members))
                 seen[members, rows] = sizes.bytes
         outputs = outputs[:2]
-    except Exception as error:  # whatever a model's forward does with a tensor that stands for many
-        return replace(found, slow=f"many members at once: {first_line(error, 100)}", per_row=_of_one(few))
-    # To rounding, which lies in half precision at 2^-8 of a number, and adds up.
+    except Exception as error:  # any error of a model's forward with a tensor that stands for many members
+        return replace(survey, slow=f"many members at once: {first_line(error, 100)}", per_row=_of_one(few))
+    # Equal up to rounding, which in half precision is 2^-8 of a number, and adds up.
     share = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.05
     if not torch.allclose(outputs, expected, rtol=10 * share, atol=share * float(expected.abs().max()), equal_nan=True):
         why = "many members at once give other numbers than one by one (in-place dropout of what others read?)"
-        return replace(found, slow=why, per_row=_of_one(few))
+        return replace(survey, slow=why, per_row=_of_one(few))
     per_row, per_member = 1.0, 0.0
     for few_one, few_two, many_one, many_two in zip(*seen.values(), strict=False):
-        # An operator's bytes are of the form a + b members + c rows + d members * rows.
         of_row = (many_two - many_one - few_two + few_one) / _MEMBERS
         per_row = max(per_row, of_row)
         per_member = max(per_member, (many_one - few_one) / _MEMBERS - of_row)
-    return replace(found, per_row=per_row, per_member=per_member)
+    return replace(survey, per_row=per_row, per_member=per_member)
 
 
 def _of_one(few: Batch) -> float:
-    """Bytes of a row of a member that is run alone: as of the input, since the rest is freed before the next."""
+    """Return the bytes of a row of a member that runs alone: its inputs, as the rest is freed before the next."""
     return sum(one.nbytes for one in few.tensors) / few.rows
 
 
 class _Sizes(TorchDispatchMode):
-    """The bytes that each operator reads and writes, in their order."""
+    """The bytes that each operator reads and writes, in the order of the operators."""
 
     def __init__(self) -> None:
         super().__init__()

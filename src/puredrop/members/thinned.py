@@ -1,4 +1,4 @@
-"""Members on compacted weights: runs of layers of which each member computes only what it keeps, in the cache."""
+"""Members on compacted weights: in a run of layers each member computes only kept units, which stay in the cache."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["CACHE", "CompactRuns", "RunStep", "runs"]
 
 _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 CACHE = 2**18
-"""Numbers of a layer's input that members have at once: 1 MB, so that what one layer leaves is in the cache for the
-next; all members of a chunk at once, 784-512-256-10 with 1024 rows takes 1.8 times as long."""
+"""Numbers of a layer's input for the members at once: 1 MB, so that the output of one layer is in the cache for the
+next. With all members of a chunk at once, 784-512-256-10 with 1024 rows takes 1.8 times as long."""
 
 
 class RunStep(NamedTuple):
-    """A site, the layer that alone reads what it leaves, and what follows before the next step.
+    """A site, the only layer that reads its output, and the functions before the next step.
 
     Args:
         site, reader: paths.
@@ -42,7 +42,7 @@ class RunStep(NamedTuple):
 
 
 def runs(root: Module) -> list[list[RunStep]]:
-    """The runs of a model: site, layer, activation, site, layer, ..., each read by the next one alone."""
+    """Return the runs of a model: site, layer, activation, site, layer, ..., each read by the next one alone."""
     chains = [chain for chain in find_chains(root).chains if chain.sample_dim == 0]
     readers = [path for chain in chains for path in chain.after]
     sites = [chain.path for chain in chains]
@@ -77,13 +77,13 @@ def runs(root: Module) -> list[list[RunStep]]:
 
 
 class CompactRuns:
-    """Runs of a model that is driven: at the first site all is computed, the layers behind pass it on.
+    """The runs of an instrumented model: the first site computes the whole run, the layers after it pass it on.
 
     Outside of vmap the layers run as ever.
 
     Args:
         steps: of each run.
-        moment: gives the moment that is open.
+        moment: returns the running forward.
         cache: numbers of a layer's input that members have at once.
     """
 
@@ -95,12 +95,12 @@ class CompactRuns:
         self._passing: set[str] = set()
 
     def begin(self) -> None:
-        """Forget what an earlier forward left."""
+        """Forget the results of an earlier forward."""
         self._results.clear()
         self._passing.clear()
 
     def install(self, stack: ExitStack, model: Module, override: Callable[[ExitStack, Module, Any], None]) -> None:
-        """Give sites and their readers another forward."""
+        """Give sites and their readers another forward until the stack closes."""
         for steps in self._runs:
             layers = [(model.get_submodule(step.site), model.get_submodule(step.reader)) for step in steps]
             for step, (site, reader) in zip(steps, layers, strict=True):
@@ -145,7 +145,7 @@ class CompactRuns:
 
 
 def _fits(site: Any, input: Tensor) -> bool:
-    """Whether many members run, and a sample has one decision for each unit."""
+    """Return whether many members run, and a sample has one decision for each unit."""
     rank = 2 + (1 + _CHANNELS.index(type(site)) if isinstance(site, _CHANNELS) else 0)
     return (
         torch._C._are_functorch_transforms_active()
@@ -185,7 +185,7 @@ def _stage(moment: MemberForward, step: RunStep, site: Any, reader: Any, shape: 
 
 
 def _shape_behind(layer: Any, shape: list[int]) -> list[int]:
-    """Of a layer's output; of a convolution's maps only that they have as many dimensions."""
+    """Return the shape of a layer's output; of a convolution's maps only the number of dimensions is right."""
     return [shape[0], layer.weight.shape[0], *shape[2:]]
 
 
@@ -216,7 +216,7 @@ class _RunFunction(MemberFunction):
 
 
 class _SharedMaskRun:
-    """Members first to last on what they keep, which all rows share.
+    """A run of members on the units that they keep, which all rows share.
 
     Args:
         moment: the forward.
@@ -229,11 +229,11 @@ class _SharedMaskRun:
         self._input = input.contiguous()
         members = len(moment.members)
         self._whole: Tensor | None = None
-        self._rooms: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
         self._panels, self._biases = [], []
         masks = [moment.keep(stage.use, input.device).flatten(1) for stage in stages]
         if len(input) == 1 and stages[0].use.p < 0.5 and isinstance(stages[0].layer, torch.nn.Linear):
-            # Less is dropped than kept: it is subtracted from what all units give, which members have in common.
+            # Fewer units are dropped than kept: subtract them from the output of all units, which members share.
             first, masks[0] = stages[0], ~masks[0]
             scale = 1 / (1 - first.use.p)
             self._whole = torch.nn.functional.linear(self._input[0] * scale, first.weight, first.bias)
@@ -244,9 +244,9 @@ class _SharedMaskRun:
             self._biases.append(None if stage.bias is None else call.biases(stage.bias, members))
 
     def __call__(self, first: int, last: int) -> Tensor:
-        """(members, rows, ...) of some."""
+        """Return the outputs (members, rows, ...) of the members first to last."""
         some = [kept.select(first, last) for kept in self._kept]
-        x = self._taken(some[0], first, last)
+        x = self._gathered(some[0], first, last)
         for i, stage in enumerate(self._stages):
             height = some[i + 1].width if i + 1 < len(some) else stage.weight.shape[0]
             panels, biases = self._panels[i][first:last, :height, : some[i].width], self._biases[i]
@@ -254,41 +254,41 @@ class _SharedMaskRun:
                 x = self._less(x, panels, some[1] if len(some) > 1 else None)
             else:
                 biases = None if biases is None else biases[first:last, :, :height]
-                x = _layer(stage.layer, x, panels, biases, self._room(i, (*x.shape[:2], height), x))
-            x = _activated(x, stage.after)
+                x = _layer(stage.layer, x, panels, biases, self._buffer(i, (*x.shape[:2], height), x))
+            x = _apply_functions(x, stage.after)
         return x
 
-    def _room(self, which: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Memory that is written again for each part: fresh memory made a product take 1.4 times as long."""
+    def _buffer(self, index: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return a buffer that is used again for each part: with fresh memory a product took 1.4 times as long."""
         size = torch.Size(shape).numel()
-        room = self._rooms.get(which)
-        if room is None or room.numel() < size:
-            room = self._rooms[which] = like.new_empty(size)
-        return room[:size].view(shape)
+        buffer = self._buffers.get(index)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[index] = like.new_empty(size)
+        return buffer[:size].view(shape)
 
     def _less(self, x: Tensor, panels: Tensor, rows: Kept | None) -> Tensor:
-        """What all units give, of the outputs that each member keeps, less what the dropped ones do."""
+        """Return the kept outputs from all units, less the contribution of the dropped units."""
         assert self._whole is not None
         count = len(x)
         if rows is None:
             whole = self._whole.expand(count, *self._whole.shape)
         else:
             height = len(self._whole)
-            whole = gather(self._whole, height, rows, 1.0, self._room(-2, (count, height, rows.width), x))
+            whole = gather(self._whole, height, rows, 1.0, self._buffer(-2, (count, height, rows.width), x))
             if count == 1:
                 return whole[0].addmm_(x[0], panels[0].t(), alpha=-1).unsqueeze(0)
         return torch.baddbmm(whole, x, panels.transpose(1, 2), alpha=-1)
 
-    def _taken(self, kept: Kept, first: int, last: int) -> Tensor:
+    def _gathered(self, kept: Kept, first: int, last: int) -> Tensor:
         rows = self._input.shape[1]
         is_common = len(self._input) == 1
         flat = (self._input if is_common else self._input[first:last]).flatten(0, 1)
-        room = self._room(-1, (last - first, rows, kept.width, *flat.shape[2:]), flat)
-        return gather(flat, rows, kept, 1.0, room, step=0 if is_common else rows)
+        buffer = self._buffer(-1, (last - first, rows, kept.width, *flat.shape[2:]), flat)
+        return gather(flat, rows, kept, 1.0, buffer, step=0 if is_common else rows)
 
 
 class _RowMaskRun:
-    """Members whose rows have masks of their own, on whole layers; arguments as of `_SharedMaskRun`."""
+    """A run of members whose rows have masks of their own, on whole layers; arguments as for `_SharedMaskRun`."""
 
     def __init__(self, moment: MemberForward, stages: list[_Stage], input: Tensor) -> None:
         self._moment = moment
@@ -296,15 +296,15 @@ class _RowMaskRun:
         self._input = input
 
     def __call__(self, first: int, last: int) -> Tensor:
-        """(members, rows, ...) of some."""
-        return torch.stack([self._one(i) for i in range(first, last)])
+        """Return the outputs (members, rows, ...) of the members first to last."""
+        return torch.stack([self._run_member(i) for i in range(first, last)])
 
-    def _one(self, i: int) -> Tensor:
+    def _run_member(self, i: int) -> Tensor:
         x = self._input[0 if len(self._input) == 1 else i]
         for stage in self._stages:
             x = self._dropped(x, stage.use, self._moment.members[i])
             x = _layer(stage.layer, x.unsqueeze(0), stage.weight.unsqueeze(0), _row(stage.bias), None).squeeze(0)
-            x = _activated(x, stage.after)
+            x = _apply_functions(x, stage.after)
         return x
 
     def _dropped(self, x: Tensor, use: SiteUse, member: int) -> Tensor:
@@ -321,24 +321,24 @@ def _row(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias[None, None]
 
 
-def _layer(layer: Any, x: Tensor, weights: Tensor, biases: Tensor | None, room: Tensor | None) -> Tensor:
-    """A layer of several members.
+def _layer(layer: Any, x: Tensor, weights: Tensor, biases: Tensor | None, buffer: Tensor | None) -> Tensor:
+    """Apply a layer for several members.
 
     Args:
         layer: whose kind and rule it is.
         x: (members, rows, ...).
         weights, biases: (members, out, in, ...), (members, 1, out).
-        room: memory that the output of a Linear layer may be written to.
+        buffer: memory for the output of a Linear layer.
     """
     if isinstance(layer, torch.nn.Linear):
-        if len(x) == 1:  # a product of its own is faster than a batch of one
-            turned, out = weights[0].t(), None if room is None else room[0]
+        if len(x) == 1:  # a plain product is faster than a batch of one
+            turned, out = weights[0].t(), None if buffer is None else buffer[0]
             product = (
                 torch.mm(x[0], turned, out=out) if biases is None else torch.addmm(biases[0, 0], x[0], turned, out=out)
             )
             return product.unsqueeze(0)
         turned = weights.transpose(1, 2)
-        return torch.bmm(x, turned, out=room) if biases is None else torch.baddbmm(biases, x, turned, out=room)
+        return torch.bmm(x, turned, out=buffer) if biases is None else torch.baddbmm(biases, x, turned, out=buffer)
     convolve: Any = getattr(torch.nn.functional, f"conv{x.dim() - 3}d")
     each = [None] * len(x) if biases is None else biases.flatten(1)
     return torch.stack(
@@ -349,8 +349,8 @@ def _layer(layer: Any, x: Tensor, weights: Tensor, biases: Tensor | None, room: 
     )
 
 
-def _activated(x: Tensor, functions: tuple[Callable[[Any], Any], ...]) -> Tensor:
-    """What nobody else reads may be changed where it is."""
+def _apply_functions(x: Tensor, functions: tuple[Callable[[Any], Any], ...]) -> Tensor:
+    """Apply elementwise functions, ReLU in place: nothing else reads x."""
     for function in functions:
         x = x.relu_() if isinstance(function, torch.nn.ReLU) else function(x)
     return x
