@@ -1,4 +1,4 @@
-"""Masks applied: one operator, its reference and its compiled kernel, and which of them serves a call."""
+"""Operators that apply masks, and the choice between the reference, the compiled kernel and torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Rate = float | Tensor
 
 
 def _are_plain(key: Key | Tensor | None, p: Rate, place: Place) -> bool:
-    """Whether key, rate and ids are numbers, or tensors whose values can be read at no cost."""
+    """Return whether key, rate and ids are numbers, or tensors whose values can be read at no cost."""
     return (
         (key is None or isinstance(key, Key) or _eager.is_plain(key))
         and (not isinstance(p, Tensor) or _eager.is_plain(p))
@@ -66,10 +66,10 @@ def dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = F
 
     Args:
         input: float tensor of any shape.
-        key: `Key` or 0-d int64 tensor; None takes it from what is open, else draws one from torch's generator of the
-            input's device.
-        p: drop probability in [0, 1]; as a 0-d float tensor it is data, so that another value needs no recompilation.
-        place: where the input lies in its logical tensor.
+        key: `Key`, 0-d int64 tensor or key source; None asks the active source, else draws a key from torch's generator
+            of the input's device.
+        p: drop probability in [0, 1]. A 0-d float tensor is data: another value needs no recompilation.
+        place: place of the input in its logical tensor.
         inplace: write the result into the input.
 
     Returns:
@@ -85,7 +85,7 @@ def dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = F
 
 
 def _applied(operator: _operator.Operator, input: Tensor, key: Key | Tensor | None, p: Rate, place: Place) -> Tensor:
-    """One of the operators, on a tensor of any kind."""
+    """Apply an operator to a tensor of any kind, through torch's dispatcher."""
     rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64)
     number = as_key_tensor(key, input.device)
     if is_spread(input):
@@ -94,13 +94,13 @@ def _applied(operator: _operator.Operator, input: Tensor, key: Key | Tensor | No
 
 
 def gaussian_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place) -> Tensor:
-    """Multiply by noise of mean 1 and variance p/(1-p); arguments as `dropout`, p below 1."""
+    """Multiply by noise of mean 1 and variance p/(1-p); arguments as `dropout`, with p below 1."""
     known, place = resolve_key("gaussian_dropout", input, key, place)
     return _applied(_operator.gaussian_dropout, input, known, p, place)
 
 
 def relu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = False) -> Tensor:
-    """`dropout(relu(input))`; arguments as `dropout`."""
+    """Compute `dropout(relu(input))`; arguments as `dropout`."""
     known, place = resolve_key("dropout", input, key, place)
     if _fused.fits(place, input) and _are_plain(known, p, place) and (not inplace or _eager.may_write(input)):
         return _fused.relu_dropout(input, as_key_number(known), float(p), place, inplace)
@@ -109,7 +109,7 @@ def relu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: boo
 
 
 def gelu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, approximate: str = "none") -> Tensor:
-    """`dropout(gelu(input))`; arguments as `dropout`, and as torch's gelu."""
+    """Compute `dropout(gelu(input))`; arguments as `dropout` and as torch's gelu."""
     known, place = resolve_key("dropout", input, key, place)
     if approximate == "none" and _fused.fits(place, input) and _are_plain(known, p, place):
         return _fused.gelu_dropout(input, as_key_number(known), float(p), place)
@@ -119,9 +119,9 @@ def gelu_dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, approximate:
 def bias_dropout_add(
     input: Tensor, bias: Tensor | None, residual: Tensor, key: AnyKey, p: Rate, place: Place
 ) -> Tensor:
-    """`dropout(input + bias) + residual`; arguments as `dropout`, bias and residual broadcast to the input."""
+    """Compute `dropout(input + bias) + residual`; arguments as `dropout`, bias and residual broadcast to the input."""
     known, place = resolve_key("dropout", input, key, place)
-    others = (residual,) if bias is None else (residual, bias)
-    if _fused.fits(place, input, *others) and _are_plain(known, p, place):
+    operands = (residual,) if bias is None else (residual, bias)
+    if _fused.fits(place, input, *operands) and _are_plain(known, p, place):
         return _fused.bias_dropout_add(input, bias, residual, as_key_number(known), float(p), place)
     return dropout(input if bias is None else input + bias, known, p, place) + residual

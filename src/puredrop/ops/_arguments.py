@@ -1,4 +1,4 @@
-"""What a caller may say about a mask, checked and brought into the form the operator takes."""
+"""Arguments that describe a mask, checked and converted to the operator's form."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def as_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
-    """Sizes or offsets, one per dimension, checked.
+    """Check sizes or offsets, one per dimension.
 
     Raises:
-        TypeError: if they are no sequence of integers.
-        ValueError: if one is negative.
+        TypeError: if the values are no sequence of integers.
+        ValueError: if a value is negative.
     """
     try:
         sizes = tuple(values)
@@ -39,15 +39,18 @@ def as_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Window:
-    """Where a tensor lies in a larger logical tensor whose mask it shares: a batch shard, a slice, a micro-batch.
+    """The position of a tensor in a larger logical tensor whose mask it shares.
+
+    Use it when a process or a loop holds only a part of a tensor (a batch shard, a slice, a micro-batch) and must drop
+    what one call on the whole tensor would drop. docs/masks.md explains logical indices.
 
     Args:
         shape: sizes of the whole logical tensor, one per dimension.
-        offset: index of this part's first element, one per dimension.
+        offset: index of this part's first element in the whole tensor, one per dimension.
 
     Raises:
         TypeError: if an entry is not an integer.
-        ValueError: if an entry is negative, or the two differ in length.
+        ValueError: if an entry is negative, or shape and offset differ in length.
 
     >>> Window((64, 512), (32, 0))
     Window(shape=(64, 512), offset=(32, 0))
@@ -68,14 +71,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's place in its logical tensor, in the form the operator takes.
+    """The place of a tensor in its logical tensor, in the operator's form.
 
     Args:
-        shared_dims: sorted, non-negative dimensions over which one decision is shared.
+        shared_dims: sorted, non-negative dimensions over which elements share one decision.
         window_shape: sizes of the logical tensor, or None where they are the tensor's own.
-        window_offset: index of the tensor's first element in it, or None.
+        window_offset: index of the tensor's first element in the logical tensor, or None.
         sample_ids: int64 tensor (n,) that replaces the index along sample_dim, or None.
-        sample_dim: the dimension that sample_ids names, non-negative.
+        sample_dim: dimension that sample_ids names, non-negative.
     """
 
     shared_dims: tuple[int, ...] = ()
@@ -86,7 +89,7 @@ class Place:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the tensor is its own logical tensor, each element with a decision of its own."""
+        """Return whether the tensor is its own logical tensor, with a decision for each element."""
         return not self.shared_dims and self.window_shape is None and self.sample_ids is None
 
 
@@ -94,21 +97,21 @@ WHOLE = Place()
 
 
 def as_rate(p: float | Tensor) -> float | Tensor:
-    """A drop probability, checked as far as that needs no synchronisation.
+    """Check a drop probability, as far as that needs no synchronisation.
 
     Args:
         p: a number, or a 0-d float tensor.
 
     Returns:
-        The same.
+        The same number or tensor.
 
     Raises:
         TypeError: if p is neither a number nor a floating-point tensor.
-        ValueError: if p is NaN or outside [0, 1] (a tensor's value is looked at in eager mode on the CPU); if it is a
+        ValueError: if p is NaN or outside [0, 1] (a tensor's value is read in eager mode on the CPU only); if p is a
             tensor that is not 0-d or requires a gradient.
     """
     if type(p) is float and 0.0 <= p <= 1.0:
-        return p  # what nearly every call passes
+        return p  # nearly every call
     if isinstance(p, Tensor):
         _check_rate_tensor(p)
         if not _readable(p):
@@ -117,7 +120,7 @@ def as_rate(p: float | Tensor) -> float | Tensor:
         raise TypeError(f"p is {p!r}; expected a number in [0, 1] or a 0-d float tensor, the probability of a drop")
     value = p.item() if isinstance(p, Tensor) else p
     if not 0.0 <= value <= 1.0:
-        # The first words are torch's own, so that code which matches on them goes on working.
+        # The first words are torch's own, for code that matches them.
         raise ValueError(
             f"dropout probability has to be between 0 and 1, but got {value}: "
             "p is the share of elements dropped (for 30 % pass p=0.3)"
@@ -135,7 +138,7 @@ def _check_rate_tensor(p: Tensor) -> None:
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether a tensor's values can be looked at without a graph break, a synchronisation or a functorch wrapper."""
+    """Return whether reading a tensor's values needs no graph break, no synchronisation and no functorch wrapper."""
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -151,10 +154,10 @@ def place_of(
     sample_ids: Tensor | None = None,
     sample_dim: int = 0,
 ) -> Place:
-    """Check where a tensor of some shape is said to lie, and say it in the operator's terms.
+    """Check a tensor's place in its logical tensor, and convert it to the operator's form.
 
     Args:
-        shape: the tensor's sizes.
+        shape: sizes of the tensor.
         shared_dims, window, sample_ids, sample_dim: as in `puredrop.functional.dropout`.
 
     Returns:
@@ -162,7 +165,7 @@ def place_of(
 
     Raises:
         TypeError: if an argument is of the wrong type, or sample_ids not int64.
-        ValueError: if a dimension is out of range or repeated, the window does not fit, or the ids do not.
+        ValueError: if a dimension is out of range or repeated, the window does not fit, or the ids do not fit.
     """
     if window is None and sample_ids is None:
         if type(shared_dims) is tuple and not shared_dims:
@@ -209,7 +212,10 @@ def _dims(rank: int, shared_dims: Iterable[int]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _shared(rank: int, shared_dims: range) -> Place:
-    """Channel dropout's place, of which a model has few; a range, since a tuple's 1.0 would pass for its 1."""
+    """Cache the place of channel dropout, of which a model has few.
+
+    The argument is a range because a tuple's 1.0 would hit the cache entry of a tuple's 1.
+    """
     return Place(_dims(rank, shared_dims))
 
 
@@ -263,7 +269,7 @@ def _check_id_values(ids: Tensor, logical: Sequence[int], shared_dims: tuple[int
     low, high = (int(end) for end in ids.aminmax())
     if low < 0:
         raise ValueError(f"sample_ids holds {low}; expected no negative id")
-    # Along the outermost dimension any id is a row of its own; further in, one beyond the size would run into
+    # Along the outermost dimension every id is a row of its own. Further in, an id beyond the size would run into
     # another sample's elements and silently share their mask.
     outer = math.prod(size for d, size in enumerate(logical[:dim]) if d not in shared_dims)
     if outer > 1 and high >= logical[dim]:
@@ -285,13 +291,13 @@ def _check_size(logical: Sequence[int], shared_dims: tuple[int, ...]) -> None:
 
 
 def check_tensor(name: str, value: Tensor) -> int:
-    """Refuse what is no tensor.
+    """Check that a value is a tensor.
 
     Returns:
-        Its number of dimensions.
+        The tensor's number of dimensions.
 
     Raises:
-        TypeError: if it is not a tensor.
+        TypeError: if the value is not a tensor.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {type(value).__name__}; expected a torch.Tensor")
@@ -299,10 +305,10 @@ def check_tensor(name: str, value: Tensor) -> int:
 
 
 def check_dtype(input: Tensor) -> None:
-    """Refuse what a mask cannot scale.
+    """Check that a tensor has a dtype that a mask can scale.
 
     Raises:
-        RuntimeError: if its dtype is not float16, bfloat16, float32 or float64 (the class torch raises).
+        RuntimeError: if the dtype is not float16, bfloat16, float32 or float64 (the class that torch raises).
     """
     if input.dtype in _FLOATS:
         return

@@ -1,6 +1,6 @@
-"""Plain eager calls on the CPU, where nothing watches the operator: straight to the compiled library.
+"""Plain eager calls on the CPU, which go straight to the compiled library.
 
-The dispatcher, and a Function that torch.func understands, would cost more than the kernel on small tensors.
+Torch's dispatcher, and a Function that torch.func understands, would cost more than the kernel on small tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["dropout", "dropout_again", "is_plain", "may_write", "needs_gradient"
 
 _TYPES = (Tensor, torch.nn.Parameter)
 
-# Bound once, since every call asks them.
+# Bound once, because every call calls them.
 _has_storage = torch._C._has_storage  # sparse tensors and those of a transform do not
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
@@ -34,7 +34,7 @@ _is_compiling = torch.compiler.is_compiling
 
 
 class _Transparent(threading.local):
-    """How many of a thread's open function modes do not care for our operators: they need not be watched by them."""
+    """Number of a thread's open function modes that ignore our operators, which need not go through them."""
 
     modes = 0
 
@@ -43,7 +43,7 @@ transparent = _Transparent()
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's memory can be handed to the library, and no mode, transform or tracer would miss the call."""
+    """Return whether the library may read a tensor's memory without a mode, transform or tracer missing the call."""
     return (
         not _is_compiling()
         and type(tensor) in _TYPES
@@ -61,23 +61,24 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """A Function's `apply` for plain tensors: without torch's own look for transforms, which `is_plain` has taken.
+    """Return a Function's `apply` without torch's check for transforms, which `is_plain` has made.
 
-    That look costs 2 us, as much as the kernel on 10 000 elements.
+    Torch's check costs 2 us, as much as the kernel on 10 000 elements.
     """
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd records what is done with these tensors."""
+    """Return whether autograd records operations on these tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def may_write(input: Tensor) -> bool:
-    """Whether autograd lets a Function write into its input: torch looks only after it has written, so we look before.
+    """Return whether autograd lets a Function write into its input.
 
-    A leaf, or a view of one, goes to torch's own in-place copy, which refuses it or knows how.
+    Torch checks that only after the Function has written. A leaf, or a view of a leaf, goes to torch's own in-place
+    copy, which refuses it or handles it.
     """
     return not needs_gradient(input) or not (input.is_leaf or input._is_view())
 
@@ -87,9 +88,9 @@ def dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool = Fal
 
     Args:
         input: float tensor.
-        key: below 2^64.
+        key: number below 2^64.
         p: drop probability in [0, 1].
-        place: where the input lies in its logical tensor.
+        place: place of the input in its logical tensor.
         inplace: write the result into the input.
 
     Returns:
@@ -97,7 +98,7 @@ def dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool = Fal
     """
     if not (input.requires_grad and torch.is_grad_enabled()):
         return run(DROPOUT, input, key, p, place, None, None, inplace)
-    # Ids could change before backward, which only saved tensors notice.
+    # Ids could change before backward; only saved tensors notice that.
     if place.sample_ids is None and (not inplace or may_write(input)):
         output: Tensor = _apply_dropout(input, key, p, place, inplace)
         return output
@@ -106,7 +107,7 @@ def dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool = Fal
 
 
 def dropout_again(gradient: Tensor, key: int, p: float, place: Place) -> Tensor:
-    """The same on whatever arrives in a backward, plain or not."""
+    """Apply the same mask to a gradient, plain or not."""
     return (dropout if is_plain(gradient) else _watched)(gradient, key, p, place)
 
 
@@ -115,7 +116,7 @@ def _watched(input: Tensor, key: int, p: float, place: Place) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps two numbers; backward draws the mask again."""
+    """Store key and rate alone; backward draws the mask again."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, key: int, p: float, place: Place, inplace: bool) -> Tensor:

@@ -1,7 +1,7 @@
-"""Dropout in one pass with what stands before or after it; the specification is the composition of torch's own parts.
+"""Dropout in one pass with the operation before or after it; the composition of torch's functions is the specification.
 
-The one pass is for plain eager calls on the CPU. A compiler fuses the composition itself, and transforms (torch.func,
-forward mode) and second derivatives go through it.
+The one pass serves plain eager calls on the CPU. A compiler fuses the composition itself, and transforms (torch.func,
+forward mode) and second derivatives go through the composition.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from puredrop.ops._eager import dropout_again, is_plain, needs_gradient, plain_a
 __all__ = ["bias_dropout_add", "fits", "gelu_dropout", "relu_dropout"]
 
 
-def fits(place: Place, input: Tensor, *others: Tensor) -> bool:
-    """Whether one pass serves these operands: plain, of one dtype, the others broadcast to the input."""
-    if place.sample_ids is not None and needs_gradient(input, *others):
+def fits(place: Place, input: Tensor, *operands: Tensor) -> bool:
+    """Return whether one pass serves these operands: plain, of one dtype, all broadcast to the input."""
+    if place.sample_ids is not None and needs_gradient(input, *operands):
         return False  # ids could change before backward, which only saved tensors notice
     return is_plain(input) and all(
-        is_plain(other)
-        and other.dtype == input.dtype
-        and (other.shape == input.shape or _expands(other.shape, input.shape))
-        for other in others
+        is_plain(operand)
+        and operand.dtype == input.dtype
+        and (operand.shape == input.shape or _expands(operand.shape, input.shape))
+        for operand in operands
     )
 
 
@@ -35,7 +35,7 @@ def _expands(shape: torch.Size, to: torch.Size) -> bool:
 
 
 def _aligned(operand: Tensor, input: Tensor) -> Tensor:
-    """An operand as the kernel walks it: the input's shape; the input's strides, unless it is broadcast."""
+    """Return an operand in the input's shape and, unless it is broadcast, with the input's strides."""
     if operand.shape != input.shape:
         operand = operand.expand(input.shape)
         if input.is_contiguous() and operand.stride(-1) == 1:
@@ -44,12 +44,12 @@ def _aligned(operand: Tensor, input: Tensor) -> Tensor:
 
 
 def _is_final(*gradients: Tensor) -> bool:
-    """Whether a backward is not itself differentiated and may take the one pass."""
+    """Return whether a backward is not differentiated again, so that the one pass may serve it."""
     return not torch.is_grad_enabled() and all(is_plain(gradient) for gradient in gradients)
 
 
 def relu_dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool) -> Tensor:
-    """`dropout(relu(input))` of a plain tensor, in one pass; keeps its output for backward, as relu does."""
+    """Compute `dropout(relu(input))` of a plain tensor in one pass; store the output for backward, as relu does."""
     if not needs_gradient(input):
         return _kernel.run(_kernel.RELU, input, key, p, place, inplace=inplace)
     output: Tensor = _apply_relu(input, key, p, place, inplace)
@@ -69,7 +69,7 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (output,) = gradients, ctx.saved_tensors
-        # What was dropped or negative is 0 in the output, so no mask is drawn.
+        # Dropped and negative elements are 0 in the output, so no mask is drawn.
         if _is_final(gradient, output):
             key, p, _ = ctx.call
             result = _kernel.run(_kernel.RELU_BACKWARD, _aligned(gradient, output), key, p, Place(), second=output)
@@ -79,7 +79,7 @@ class _Relu(torch.autograd.Function):
 
 
 def gelu_dropout(input: Tensor, key: int, p: float, place: Place) -> Tensor:
-    """`dropout(gelu(input))` of a plain tensor, in one pass; keeps its input for backward, as gelu does."""
+    """Compute `dropout(gelu(input))` of a plain tensor in one pass; store the input for backward, as gelu does."""
     if not needs_gradient(input):
         return _kernel.run(_kernel.GELU, input, key, p, place)
     output: Tensor = _apply_gelu(input, key, p, place)
@@ -105,7 +105,7 @@ class _Gelu(torch.autograd.Function):
 
 
 def bias_dropout_add(input: Tensor, bias: Tensor | None, residual: Tensor, key: int, p: float, place: Place) -> Tensor:
-    """`dropout(input + bias) + residual` of plain tensors that `fits`, in one pass; keeps nothing of their size."""
+    """Compute `dropout(input + bias) + residual` of operands that `fits` accepts; store nothing of their size."""
     if not needs_gradient(input, bias, residual):
         return _add(input, bias, residual, key, p, place)
     output: Tensor = _apply_biasadd(input, bias, residual, key, p, place)

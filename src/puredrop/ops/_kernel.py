@@ -1,4 +1,4 @@
-"""Calls of the compiled library: what csrc/puredrop.h takes, packed from tensors."""
+"""Calls of the compiled library, packed from tensors as csrc/puredrop.h lays them out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HEAD, _DIM = "qqQdQQQQQq", "qQqqqqQ"
 _ALL = 2**64 - 1
 _DIM_SIZE = struct.calcsize(_DIM)
 _pack_head = struct.Struct(_HEAD).pack
-# Tensors that lie contiguous in every operand are one run, whatever their shape.
+# Operands that are all contiguous are one run, whatever their shape.
 _pack_run = struct.Struct(_HEAD + _DIM).pack
 
 
@@ -48,15 +48,15 @@ def run(
     third: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """One pass over a CPU tensor.
+    """Run one pass over a CPU tensor.
 
     Args:
-        op: what to compute, one of this module's names; csrc/puredrop.h says what each is.
+        op: operation, one of this module's names; csrc/puredrop.h defines each.
         input: strided float tensor of any strides.
-        key: below 2^64.
+        key: number below 2^64.
         p: drop probability in [0, 1].
-        place: where the input lies in its logical tensor.
-        second, third: further operands of the op, of the input's shape and dtype.
+        place: place of the input in its logical tensor.
+        second, third: further operands of the operation, of the input's shape and dtype.
         inplace: write into the input, whose elements must not overlap.
 
     Returns:
@@ -69,7 +69,7 @@ def run(
     else:
         output = input
         if not input.is_inference():
-            torch.autograd.graph.increment_version(input)  # the library writes where torch does not look
+            torch.autograd.graph.increment_version(input)  # torch does not see the library's write
     count = input.numel()
     if count == 0:
         return output
@@ -86,7 +86,7 @@ def run(
     else:
         strides = None
         if not is_contiguous:
-            strides = tuple(None if one is None else one.stride() for one in (output, input, second, third))
+            strides = tuple(None if operand is None else operand.stride() for operand in (output, input, second, third))
         ids, named = place.sample_ids, None if place.sample_ids is None else place.sample_dim
         start, dims = _layout(input.shape, strides, place.shared_dims, place.window_shape, place.window_offset, named)
         if ids is not None:
@@ -109,9 +109,9 @@ def _layout(
     window_offset: tuple[int, ...] | None,
     named: int | None,
 ) -> tuple[int, bytes]:
-    """The logical index of the first element, modulo 2^64, and the dimensions as the library reads them, without ids.
+    """Return the first element's logical index, modulo 2^64, and the dimensions as the library reads them, without ids.
 
-    Strides are the operands', or None where all of them are contiguous.
+    Strides are the operands' strides, or None where all operands are contiguous.
     """
     logical, start, stride = [0] * len(shape), 0, 1
     for d in reversed(range(len(shape))):
@@ -125,12 +125,12 @@ def _layout(
         strides = (tuple(math.prod(shape[d + 1 :]) for d in range(len(shape))),) * 4
     fields: list[int] = []
     for d, size in enumerate(shape):
-        fields += (size, logical[d], *(0 if one is None else one[d] for one in strides), 0)
+        fields += (size, logical[d], *(0 if operand is None else operand[d] for operand in strides), 0)
     return start & _ALL, struct.pack(_DIM * len(shape), *fields)
 
 
 def check_overlap(tensor: Tensor) -> None:
-    """Refuse to write into a tensor of which two elements are one memory location.
+    """Check that no two elements of a tensor share a memory location, before a write into the tensor.
 
     Raises:
         RuntimeError: in torch's words; unlike torch, for every such tensor and not for expanded ones alone.
@@ -147,7 +147,7 @@ def check_overlap(tensor: Tensor) -> None:
         reach += (size - 1) * stride
     if nests or tensor.numel() == 0:
         return
-    # Dimensions that reach into each other need not meet: as_strided((2, 3), (3, 2)) does not. So look.
+    # Interleaved dimensions need not overlap (as_strided((2, 3), (3, 2)) does not), so compare all offsets.
     offsets = np.zeros(1, dtype=np.int64)
     for size, stride in sizes_and_strides:
         offsets = (offsets[:, None] + np.arange(size) * stride).ravel()

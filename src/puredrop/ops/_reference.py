@@ -24,12 +24,12 @@ Digits = Sequence[int] | Sequence[Tensor]
 
 
 def threshold(p: float) -> int:
-    """K = round-half-even(p * 2^64), exact: an element is dropped where its 64-bit uniform number is below K."""
+    """Return K = round-half-even(p * 2^64), exact: an element is dropped if its 64-bit uniform number is below K."""
     return round(math.ldexp(p, 64))  # ldexp only moves the exponent; Python rounds a float half to even, exactly
 
 
 def rate_and_digits(p: Tensor) -> tuple[Tensor, Digits]:
-    """The realised rate K / 2^64 and K's base-256 digits, most significant first.
+    """Return the realised rate K / 2^64 and K's base-256 digits, most significant first.
 
     Args:
         p: 0-d float tensor in [0, 1].
@@ -45,16 +45,16 @@ def rate_and_digits(p: Tensor) -> tuple[Tensor, Digits]:
         return rate, [k >> 56, *(k >> (56 - 8 * d) & 255 for d in range(1, _PLANES))]
     # The same with tensors. Rounding first leaves a multiple of 2^-64, and then every step below is exact.
     rate = torch.round(p.double() * 2.0**64) * 2.0**-64
-    rest, digits = rate, []
+    remainder, digits = rate, []
     for _ in range(_PLANES):
-        # The first digit may reach 256 (p = 1); then nothing is left for the others.
-        digits.append(torch.floor(rest * 256))
-        rest = rest * 256 - digits[-1]
+        # The first digit may reach 256 (p = 1); all further digits are 0 then.
+        digits.append(torch.floor(remainder * 256))
+        remainder = remainder * 256 - digits[-1]
     return rate, digits
 
 
 def _bytes(key: Tensor | int, block: Tensor, plane: int) -> Tensor:
-    """The 16 bytes of each Philox block: (...) int64 block numbers -> (..., 16) uint8."""
+    """Return the 16 bytes of each Philox block: (...) int64 block numbers -> (..., 16) uint8."""
     low, high = block & _LOW, (block >> 32) & _LOW
     words = philox(key, (low, high, torch.full_like(low, plane), torch.full_like(low, DRAWS)))
     pairs = torch.stack([words[0] | words[1] << 32, words[2] | words[3] << 32], dim=-1)
@@ -62,12 +62,12 @@ def _bytes(key: Tensor | int, block: Tensor, plane: int) -> Tensor:
 
 
 def digit(key: Tensor | int, index: Tensor, plane: int) -> Tensor:
-    """Digit U_plane of the uniform number that each logical index owns.
+    """Return digit U_plane of the uniform number of each logical index.
 
     Args:
         key: 0-d int64 tensor or int.
         index: int64 tensor of logical indices, modulo 2^64.
-        plane: which digit, 0 (most significant) to 7.
+        plane: number of the digit, 0 (most significant) to 7.
 
     Returns:
         uint8 tensor of the index's shape.
@@ -77,7 +77,7 @@ def digit(key: Tensor | int, index: Tensor, plane: int) -> Tensor:
 
 
 def _digit_of_run(key: Tensor | int, count: int, plane: int, device: torch.device) -> Tensor:
-    """`digit` for the logical indices 0 ... count - 1: there one Philox call serves 16 elements, not one.
+    """Return `digit` for the logical indices 0 ... count - 1, where one Philox call serves 16 elements.
 
     Measured: 14 times faster than `digit` (docs/masks.md, 'What it costs').
     """
@@ -86,13 +86,13 @@ def _digit_of_run(key: Tensor | int, count: int, plane: int, device: torch.devic
 
 
 def _below(draw: Callable[[int, Tensor | None], Tensor], digits: Digits) -> Tensor:
-    """Whether (U0 ... U7) < (P0 ... P7), lexicographically.
+    """Return whether (U0 ... U7) < (P0 ... P7), lexicographically.
 
     Args:
-        draw: (plane, where) -> that digit of the elements at the flat positions `where`, or of all for None.
-        digits: the threshold's.
+        draw: (plane, where) -> that digit of the elements at the flat positions `where`, or of all elements for None.
+        digits: digits of the threshold.
     """
-    # Nothing is below a rest of zeros, so a tie with the digits before it keeps (p = 0.5, 0.25, ...).
+    # No number is below trailing zeros, so a tie before them keeps the element (p = 0.5, 0.25, ...).
     known = not isinstance(digits[0], Tensor)
     planes = max((d + 1 for d in range(_PLANES) if digits[d]), default=1) if known else _PLANES
     leading = draw(0, None)
@@ -114,15 +114,15 @@ def _below(draw: Callable[[int, Tensor | None], Tensor], digits: Digits) -> Tens
 
 
 def logical_index(shape: Sequence[int], place: Place, device: torch.device) -> Tensor:
-    """The logical index of every element: row-major over the logical sizes, blind to strides and memory format.
+    """Return the logical index of every element: row-major over the logical sizes, whatever the memory format.
 
     Args:
-        shape: the tensor's sizes.
-        place: where it lies in its logical tensor.
-        device: where to put the result.
+        shape: sizes of the tensor.
+        place: place of the tensor in its logical tensor.
+        device: device of the result.
 
     Returns:
-        int64 tensor of the shape with 1 in place of every shared dimension, so that it broadcasts over them.
+        int64 tensor of the shape with 1 in every shared dimension, so that it broadcasts over them.
     """
     index = torch.zeros((), dtype=torch.int64, device=device)
     stride = 1
@@ -142,7 +142,7 @@ def logical_index(shape: Sequence[int], place: Place, device: torch.device) -> T
 
 
 def _dropped(key: Tensor | int, digits: Digits, shape: Sequence[int], place: Place, device: torch.device) -> Tensor:
-    """Which elements are dropped: bool, of the shape with 1 in place of every shared dimension."""
+    """Return the dropped elements as bool, of the shape with 1 in every shared dimension."""
     drawn = [1 if d in place.shared_dims else size for d, size in enumerate(shape)]
     if isinstance(digits[0], int) and digits[0] == _ABOVE_EVERY_BYTE:
         return torch.ones(drawn, dtype=torch.bool, device=device)
@@ -158,13 +158,13 @@ def _dropped(key: Tensor | int, digits: Digits, shape: Sequence[int], place: Pla
 
 
 def dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
-    """Dropout by selection, y = dropped ? +0 : x * s with s = 1 / (1 - rate), so that a dropped NaN or Inf gives 0.
+    """Drop by selection: y = dropped ? +0 : x * s with s = 1 / (1 - rate), so that a dropped NaN or Inf gives 0.
 
     Args:
         input: float16, bfloat16, float32 or float64 tensor of any shape and strides.
         key: 0-d int64 tensor.
         p: 0-d float tensor in [0, 1].
-        place: where the input lies in its logical tensor.
+        place: place of the input in its logical tensor.
 
     Returns:
         A new tensor with the input's shape, dtype and memory format.
@@ -184,16 +184,16 @@ def dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
 
 
 def normal(key: Tensor | int, shape: Sequence[int], place: Place, device: torch.device) -> Tensor:
-    """Standard normal noise (Box and Muller 1958): one Philox call of domain 2 serves four elements.
+    """Draw standard normal noise (Box and Muller 1958): one Philox call of domain 2 serves four elements.
 
     Args:
         key: 0-d int64 tensor or int.
-        shape: sizes of a tensor.
-        place: where it lies in its logical tensor.
-        device: where to put the result.
+        shape: sizes of the tensor.
+        place: place of the tensor in its logical tensor.
+        device: device of the result.
 
     Returns:
-        float64 tensor, of the shape with 1 in place of every shared dimension.
+        float64 tensor, of the shape with 1 in every shared dimension.
     """
     drawn = [1 if d in place.shared_dims else size for d, size in enumerate(shape)]
     count = math.prod(drawn)
@@ -216,7 +216,7 @@ def normal(key: Tensor | int, shape: Sequence[int], place: Place, device: torch.
 
 
 def gaussian_dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
-    """Multiplication by 1 + sqrt(p / (1 - p)) z, z standard normal: the mean and variance of dropout's own noise.
+    """Multiply by 1 + sqrt(p / (1 - p)) z, with z standard normal: the mean and variance of dropout's own noise.
 
     Arguments and result as `dropout`; p below 1.
 

@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes (DTensor): each draws its part of the one mask."""
+"""Tensors that are spread over processes (DTensor): each process draws its part of the one mask."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["is_spread", "over_shards"]
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, without loading what defines it."""
+    """Return whether a tensor is a DTensor, without importing torch.distributed.tensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def over_shards(function: Callable[[Tensor, Place], Tensor], input: Any, place: Place) -> Tensor:
-    """Apply an operator to the part that this process holds, with the window that the tensor's layout says.
+    """Apply an operator to this process's part of a tensor, with the window that the tensor's layout gives.
 
     Args:
-        function: local tensor and its place -> a tensor like it.
-        input: a DTensor; terms of a sum that is still to be taken are summed first.
-        place: of the whole tensor.
+        function: operator (local tensor, place) -> a tensor like the local one.
+        input: a DTensor; pending sums (Partial placements) are reduced first.
+        place: place of the whole tensor.
 
     Returns:
         A DTensor of the same layout.
@@ -36,19 +36,19 @@ def over_shards(function: Callable[[Tensor, Place], Tensor], input: Any, place: 
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    placements = [Replicate() if isinstance(one, Partial) else one for one in input.placements]
+    placements = [Replicate() if isinstance(placement, Partial) else placement for placement in input.placements]
     if placements != list(input.placements):
         input = input.redistribute(input.device_mesh, placements)
-    for one in placements:
-        if type(one) not in (Replicate, Shard):
+    for placement in placements:
+        if type(placement) not in (Replicate, Shard):
             raise NotImplementedError(
-                f"input is a DTensor placed {one}; expected Replicate or Shard, whose parts are windows "
+                f"input is a DTensor placed {placement}; expected Replicate or Shard, whose parts are windows "
                 "(redistribute it first)"
             )
     local = input.to_local()
     sizes, start = compute_local_shape_and_global_offset(input.shape, input.device_mesh, placements)
-    own = place.window_offset or (0,) * input.dim()
-    offset = tuple(a + b for a, b in zip(own, start, strict=True))
+    base = place.window_offset or (0,) * input.dim()
+    offset = tuple(a + b for a, b in zip(base, start, strict=True))
     ids = place.sample_ids
     if ids is not None:
         d = place.sample_dim
