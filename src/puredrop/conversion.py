@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from puredrop import nn
 from puredrop._hints import hints
 from puredrop._records import Records
+from puredrop._torch import children
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 
@@ -247,12 +248,10 @@ def _exchange(model: M, substitute: Callable[[Module], Module | None]) -> M:
         return cast(M, whole)
     replaced: dict[Module, Module] = {}  # a module that stands in two places stays one module
     for parent in list(model.modules()):
-        for name, child in parent._modules.items():  # named_children leaves out a second name of one module
-            if child is None:
-                continue
+        for name, child in children(parent).items():
             if child not in replaced and (layer := substitute(child)) is not None:
                 replaced[child] = layer
-            parent._modules[name] = replaced.get(child, child)
+            parent.register_module(name, replaced.get(child, child))
     return model
 
 

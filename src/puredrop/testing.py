@@ -226,7 +226,7 @@ class LayerConformance:
     def test_compiled_equals_eager(self) -> None:
         """Check that compiled code gives the same output under the same key."""
         inputs, layer = self.example(), self.make(self.p, Key(4))
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled: Any = torch.compile(
             lambda *args: self.output(layer, *args), fullgraph=self.fullgraph, backend="aot_eager"
         )

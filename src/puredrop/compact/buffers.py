@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puredrop._torch import is_sole_reference
+
 __all__ = ["Buffer"]
 
 
@@ -44,7 +46,7 @@ class Buffer:
         with self._lock:
             storage = self._storage
             # A use count of 1 is our own reference.
-            is_free = storage is not None and torch._C._storage_Use_Count(storage._cdata) == 1
+            is_free = storage is not None and is_sole_reference(storage)
             if is_free and storage.device == like.device and storage.nbytes() >= size:
                 empty = torch.empty(0, dtype=like.dtype, device=like.device)
                 return empty.set_(storage, 0, shape)  # type: ignore[call-overload, no-any-return]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from puredrop._text import first_line
+from puredrop._torch import DropoutNd
 from puredrop.compare.data import Data
 from puredrop.compare.network import Parameters
 from puredrop.conversion import convert
@@ -25,7 +26,7 @@ __all__ = ["UserModel", "load_model"]
 # Attributes that hold the rate of a module which drops by itself; nn.Dropout's family, attention and recurrent
 # layers, and the names that stochastic depth goes by.
 _RATES: dict[type[nn.Module], str] = {
-    nn.modules.dropout._DropoutNd: "p",
+    DropoutNd: "p",
     nn.MultiheadAttention: "dropout",
     nn.RNNBase: "dropout",
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import nn
+from puredrop._torch import with_parameters
 from puredrop.conversion import Swapped, as_ours
 from puredrop.members.engine import MemberMasks
 from puredrop.members.outputs import Task, reader
@@ -162,11 +163,8 @@ def _exchange(root: Module, path: str, columns: Tensor | None, rows: Tensor | No
     if rows is not None:
         weight = weight[rows.to(weight.device)]
         bias = None if bias is None else bias[rows.to(weight.device)]
-    new = copy.copy(old)
-    new._parameters = {
-        "weight": torch.nn.Parameter(weight.contiguous()),
-        "bias": None if bias is None else torch.nn.Parameter(bias.clone()),
-    }
+    bias = None if bias is None else torch.nn.Parameter(bias.clone())
+    new = with_parameters(old, {"weight": torch.nn.Parameter(weight.contiguous()), "bias": bias})
     names = ("in_channels", "out_channels") if hasattr(old, "in_channels") else ("in_features", "out_features")
     for name, size in zip(names, (weight.shape[1], weight.shape[0]), strict=True):
         setattr(new, name, size)
@@ -175,7 +173,7 @@ def _exchange(root: Module, path: str, columns: Tensor | None, rows: Tensor | No
 
 def _put(root: Module, path: str, module: Module) -> None:
     parent, _, name = path.rpartition(".")
-    root.get_submodule(parent)._modules[name] = module
+    root.get_submodule(parent).register_module(name, module)
 
 
 FROZEN_FORMAT = 1

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Module
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from puredrop._torch import BatchNorm
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
 from puredrop.members.prepared import PreparedModel, Runner, keep_all, ones_mask, prepare, random_signs
@@ -25,7 +25,7 @@ __all__ = ["QUESTION", "Shift", "VarianceShift", "measure", "section", "variance
 
 
 def _has_batchnorm(model: Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
+    return any(isinstance(module, BatchNorm) for module in model.modules())
 
 
 QUESTION = Question("batchnorm", "Does it disturb BatchNorm?", _has_batchnorm)
@@ -142,7 +142,7 @@ def variance_shift(
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
     prepared = prepare(model, x, seed=seed, batch_size=batch_size)
-    norms = {path: one for path, one in prepared.root.named_modules() if isinstance(one, _BatchNorm)}
+    norms = {path: one for path, one in prepared.root.named_modules() if isinstance(one, BatchNorm)}
     if not norms:
         return VarianceShift((), (), members, prepared.rows, prepared.skipped)
     with prepared.instrument() as runner, _InputRecorder(norms) as watched:
@@ -173,7 +173,7 @@ measure = variance_shift
 class _InputRecorder:
     """Records the input of each BatchNorm, while it is open."""
 
-    def __init__(self, norms: dict[str, _BatchNorm]) -> None:
+    def __init__(self, norms: dict[str, BatchNorm]) -> None:
         self._norms = norms
         self.order: list[str] = []
         self.inputs: dict[str, Tensor] = {}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop import ops
+from puredrop._torch import safe_softmax
 from puredrop.functional.element import dropout
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
@@ -77,7 +78,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None:
         scores = scores + _additive(attn_mask, query.dtype)
     # Rows in which every key is masked become zeros, as in torch. Compilers know the operator, not torch._safe_softmax.
-    weights: Tensor = torch.ops.aten._safe_softmax.default(scores, -1)
+    weights: Tensor = safe_softmax(scores)
     dropped = dropout(weights, rate, key=dropout_key, window=window, sample_ids=sample_ids, sample_dim=sample_dim)
     return dropped @ value
 

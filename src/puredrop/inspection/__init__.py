@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import Module
 
+from puredrop._torch import COMPILED
 from puredrop.inspection.load import load
 from puredrop.inspection.site import Site, Sites
 from puredrop.inspection.state import restored
@@ -70,7 +71,7 @@ def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[st
     """Run a model in training and in eval mode under a kind of watch; arguments and errors as `sites`."""
     if not isinstance(model, Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, COMPILED, model)  # what torch.compile wraps
     args, kwargs = spread(model, args, kwargs)
     notes: list[Site] = []
     watches: list[W] = []

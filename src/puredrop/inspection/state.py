@@ -53,8 +53,7 @@ def restored(model: Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
     ]
     python, numpy = random.getstate(), np.random.get_state()
     # A forward that another thread runs meanwhile is that thread's business.
@@ -72,4 +71,4 @@ def restored(model: Module) -> Iterator[None]:
             module.training = mode
         with torch.no_grad():
             for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer.copy_(before)  # the forward may have put another tensor there
+                setattr(module, name, buffer.copy_(before))  # the forward may have put another tensor there

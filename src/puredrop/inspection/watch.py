@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
-from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from puredrop._torch import DropoutNd
 from puredrop.functional.interception import recognise
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def holds_dropout(module: Module) -> bool:
     if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
         return bool(module.dropout)
     named = re.search(r"drop|stochasticdepth", type(module).__name__, re.IGNORECASE)
-    return isinstance(module, _DropoutNd) or (named is not None and rate_of(module) is not None)
+    return isinstance(module, DropoutNd) or (named is not None and rate_of(module) is not None)
 
 
 def kind_of(module: Module) -> str:

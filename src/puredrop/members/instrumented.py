@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import ops
+from puredrop._torch import children, transforms_active
 from puredrop.conversion import Swapped, as_ours
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.state import restored
@@ -84,7 +85,7 @@ class _Mode(Interception):
             args, named = _with(args, named, 5, _STATISTICS[func], False)
         elif func in FORCED and self._is_forced():
             args, named = _with(args, named, 2, FORCED[func], True)
-        elif func is F.linear and torch._C._are_functorch_transforms_active() and _has_bias(args):
+        elif func is F.linear and transforms_active() and _has_bias(args):
             return _Linear.apply(*args)
         return super().__torch_function__(func, types, args, named)
 
@@ -217,11 +218,11 @@ class InstrumentedModel:
     def _exchange(self, stack: ExitStack, ours: dict[Module, Module]) -> None:
         self.model = ours.get(self.root, self.root)
         for parent in list(self.root.modules()):
-            for name, child in parent._modules.items():
-                layer = ours.get(child, child) if child is not None else child
+            for name, child in children(parent).items():
+                layer = ours.get(child, child)
                 if layer is not child:
-                    stack.callback(parent._modules.__setitem__, name, child)
-                    parent._modules[name] = layer
+                    stack.callback(parent.register_module, name, child)
+                    parent.register_module(name, layer)
 
     def _watch(self, stack: ExitStack, path: str, module: Module) -> None:
         """Know when a module is being run, and whether it draws random numbers of its own."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from puredrop import ops
+from puredrop._torch import transforms_active, without_modes
 from puredrop.members.masks import Masks
 from puredrop.rng import Key, fold_in
 
@@ -165,13 +166,13 @@ class _MemberDecisions(ops.DropoutOverride):
     def drop(self, input: Tensor, p: float | Tensor, place: ops.Place, inplace: bool) -> Tensor:
         """Return the kept values, scaled."""
         # The functions called here are ours: the mode that looks for dropout would only make each of them slower.
-        with torch._C.DisableTorchFunction():
+        with without_modes():
             use, dim = self._use(input, float(p), place)
             self.moment.uses.append(use)
             done = self.moment.intervention(use, input, dim) if self.moment.intervention else None
             if done is not None:
                 return done
-            if torch._C._are_functorch_transforms_active():
+            if transforms_active():
                 # Not in place: an input that no decision has reached has the memory of one member, not of all.
                 output: Tensor = _DropFunction.apply(input, self.moment.member, self, use, dim)
                 return output

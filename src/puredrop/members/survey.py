@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from puredrop._text import first_line
+from puredrop._torch import watch_operators
 from puredrop.inspection import Sites, observe
 from puredrop.inspection.state import restored
 from puredrop.inspection.watch import Event, Watch, positions
@@ -168,9 +169,9 @@ def _tried(engine: Engine, few: Batch, expected: Tensor, survey: Survey) -> Surv
     try:
         with engine.opened():
             for members, rows in itertools.product((_MEMBERS, 2 * _MEMBERS), (1, _ROWS)):
-                with _Sizes() as sizes:
+                sizes = seen[members, rows] = []
+                with watch_operators(partial(_note_bytes, sizes)):
                     outputs = engine.outputs(few.select(torch.arange(rows)), range(members))
-                seen[members, rows] = sizes.bytes
         outputs = outputs[:2]
     except Exception as error:  # any error of a model's forward with a tensor that stands for many members
         return replace(survey, slow=f"many members at once: {first_line(error, 100)}", per_row=_of_one(few))
@@ -192,21 +193,12 @@ def _of_one(few: Batch) -> float:
     return sum(one.nbytes for one in few.tensors) / few.rows
 
 
-class _Sizes(TorchDispatchMode):
-    """The bytes that each operator reads and writes, in the order of the operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Torch's hook."""
-        output = func(*args, **(kwargs or {}))
-        seen: dict[int, int] = {}
-        for one in (*args, output):
-            if isinstance(one, Tensor):
-                seen[id(one)] = one.nbytes
-            elif isinstance(one, (tuple, list)):  # such as of torch.stack
-                seen |= [(id(each), each.nbytes) for each in one if isinstance(each, Tensor)]
-        self.bytes.append(sum(seen.values()))
-        return output
+def _note_bytes(noted: list[int], values: tuple[Any, ...]) -> None:
+    """Append the bytes of an operator's tensors, each counted once."""
+    sizes: dict[int, int] = {}
+    for value in values:
+        if isinstance(value, Tensor):
+            sizes[id(value)] = value.nbytes
+        elif isinstance(value, (tuple, list)):  # such as of torch.stack
+            sizes |= [(id(item), item.nbytes) for item in value if isinstance(item, Tensor)]
+    noted.append(sum(sizes.values()))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import functional, nn, ops
+from puredrop._torch import transforms_active, without_modes
 from puredrop.compact.functions import LayerCall
 from puredrop.compact.kept import Kept
 from puredrop.compact.panels import gather
@@ -120,7 +121,7 @@ class CompactRuns:
                 shape = _shape_behind(reader, shape)
                 self._passing |= {step.site, step.reader}
             # Nothing in a run drops by a function: the mode that looks for such calls would only slow each of them.
-            with torch._C.DisableTorchFunction():
+            with without_modes():
                 self._results[steps[-1].reader] = _RunFunction.apply(input, moment.member, moment, stages, self._cache)
             # The layers behind have to be called, or hooks on them would be missed, but their result is known here.
             # They pass this tensor on; NaN, so that a wrong reader would show it.
@@ -148,7 +149,7 @@ def _fits(site: Any, input: Tensor) -> bool:
     """Return whether many members run, and a sample has one decision for each unit."""
     rank = 2 + (1 + _CHANNELS.index(type(site)) if isinstance(site, _CHANNELS) else 0)
     return (
-        torch._C._are_functorch_transforms_active()
+        transforms_active()
         and input.dim() == rank
         and not getattr(site, "shared_dims", ())
         and input.dtype in (torch.float32, torch.float64)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from puredrop import ops
 from puredrop._hints import hints
+from puredrop._torch import DropoutNd
 from puredrop.rng import Key, check_key
 
 __all__ = ["HasKey", "Keyed"]
@@ -73,7 +73,7 @@ class HasKey(nn.Module):
         )
 
 
-class Keyed(HasKey, _DropoutNd):
+class Keyed(HasKey, DropoutNd):
     """Abstract: a layer with a checked rate and a key, whose `forward` decides what is dropped.
 
     Derive your own dropout layer from it, and test the layer with `puredrop.testing.LayerConformance`.

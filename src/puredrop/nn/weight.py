@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from puredrop import functional
+from puredrop._torch import recurrent_weights, set_recurrent_weights
 from puredrop.nn.keyed import Keyed
 from puredrop.rng import Key
 
@@ -89,8 +90,9 @@ def drop_connect(
     registered = getattr(module, "parametrizations", {})
     if name in registered and any(isinstance(parametrization, DropConnect) for parametrization in registered[name]):
         raise ValueError(f"{name} of {type(module).__name__} is dropped already; a second mask would change its rate")
-    if name not in registered and name not in module._parameters:
-        raise ValueError(f"name is {name!r}; expected a parameter of the module, one of {list(module._parameters)}")
+    parameters = dict(module.named_parameters(recurse=False))
+    if name not in registered and name not in parameters:
+        raise ValueError(f"name is {name!r}; expected a parameter of the module, one of {list(parameters)}")
     # Unsafe: torch then does not try the parametrization once, which would draw a key.
     parametrize.register_parametrization(module, name, DropConnect(p, key=key, shared_dims=shared_dims), unsafe=True)
     module.parametrizations[name].train(module.training)  # type: ignore[index, union-attr]
@@ -162,14 +164,12 @@ def _called_with(
     """Run a module with other tensors for some parameters; recurrent networks read their weights from a list."""
     if not isinstance(module, torch.nn.RNNBase):
         return torch.func.functional_call(module, weights, arguments, named)
-    originals = module._flat_weights
-    module._flat_weights = [
-        weights.get(name, weight) for name, weight in zip(module._flat_weights_names, originals, strict=True)
-    ]
+    originals = recurrent_weights(module)
+    set_recurrent_weights(module, {name: weights.get(name, weight) for name, weight in originals.items()})
     try:
         return module(*arguments, **named)
     finally:
-        module._flat_weights = originals
+        set_recurrent_weights(module, originals)
 
 
 class EmbeddingDropout(Keyed):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from puredrop._torch import is_batched
+
 __all__ = ["Place", "WHOLE", "Window", "as_rate", "as_sizes", "check_dtype", "check_tensor", "place_of"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -143,7 +145,7 @@ def _readable(tensor: Tensor) -> bool:
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and type(tensor) is Tensor
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_batched(tensor)
     )
 
 

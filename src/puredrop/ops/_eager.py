@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from puredrop._backend import library
+from puredrop._torch import is_view, plain_checks
 from puredrop.ops import _operator
 from puredrop.ops._arguments import Place
 from puredrop.ops._kernel import DROPOUT, run
@@ -23,14 +23,24 @@ __all__ = ["dropout", "dropout_again", "is_plain", "may_write", "needs_gradient"
 
 _TYPES = (Tensor, torch.nn.Parameter)
 
-# Bound once, because every call calls them.
-_has_storage = torch._C._has_storage  # sparse tensors and those of a transform do not
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_transforms = torch._C._are_functorch_transforms_active
-_tracer = torch._C._get_tracing_state
-_profiler = torch._C._autograd._profiler_enabled
 _is_compiling = torch.compiler.is_compiling
+_dispatch_modes: Callable[[], int]
+_function_modes: Callable[[], int]
+_transforms: Callable[[], bool]
+_tracer: Callable[[], Any]
+_profiler: Callable[[], bool]
+_levels: dict[str, int]
+_level: str
+
+
+def _bind(tensor: Tensor) -> bool:
+    """Bind the checks of `is_plain` at its first call, since every call asks them; then answer for `_has_storage`."""
+    global _has_storage, _dispatch_modes, _function_modes, _transforms, _tracer, _profiler, _levels, _level
+    (_has_storage, _dispatch_modes, _function_modes, _transforms, _tracer, _profiler, _levels, _level) = plain_checks()
+    return _has_storage(tensor)
+
+
+_has_storage: Callable[[Tensor], bool] = _bind  # sparse tensors and those of a transform have none
 
 
 class _Transparent(threading.local):
@@ -55,7 +65,7 @@ def is_plain(tensor: Tensor) -> bool:
         and not _transforms()
         and not _tracer()
         and not _profiler()
-        and forward_ad._current_level < 0
+        and _levels[_level] < 0
         and library() is not None
     )
 
@@ -80,7 +90,7 @@ def may_write(input: Tensor) -> bool:
     Torch checks that only after the Function has written. A leaf, or a view of a leaf, goes to torch's own in-place
     copy, which refuses it or handles it.
     """
-    return not needs_gradient(input) or not (input.is_leaf or input._is_view())
+    return not needs_gradient(input) or not (input.is_leaf or is_view(input))
 
 
 def dropout(input: Tensor, key: int, p: float, place: Place, inplace: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from puredrop._backend import library
+from puredrop._torch import below_autograd, transforms_active
 from puredrop.ops import _kernel, _reference
 from puredrop.ops._arguments import Place
 
@@ -39,7 +40,7 @@ def _define(name: str, kernel: Operator) -> Operator:
 
     # `register_autograd` would serve backward alone, but silently gives a zero tangent in forward mode.
     def autograd_kernel(*arguments: Any) -> Tensor:
-        if torch._C._are_functorch_transforms_active():
+        if transforms_active():
             # Only a compiler, or a call of the operator by hand, gets here with a transform open.
             raise NotImplementedError(
                 "puredrop: derivatives by torch.func inside of torch.compile are not supported; compile the function "
@@ -102,9 +103,8 @@ def _differentiable(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
         @staticmethod
         def forward(input: Tensor, *arguments: Any) -> Tensor:
-            # This class is the operator's autograd kernel too; without the guard it would call itself.
-            with torch._C._AutoDispatchBelowAutograd():
-                return operator(input, *arguments)
+            # This class is the operator's autograd kernel too, which would call itself.
+            return below_autograd(operator, input, *arguments)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

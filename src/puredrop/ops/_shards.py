@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from puredrop._torch import local_part
 from puredrop.ops._arguments import Place
 
 __all__ = ["is_spread", "over_shards"]
@@ -34,7 +35,6 @@ def over_shards(function: Callable[[Tensor, Place], Tensor], input: Any, place: 
         NotImplementedError: for a layout whose parts are no windows (strided shards).
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     placements = [Replicate() if isinstance(placement, Partial) else placement for placement in input.placements]
     if placements != list(input.placements):
@@ -46,7 +46,7 @@ def over_shards(function: Callable[[Tensor, Place], Tensor], input: Any, place: 
                 "(redistribute it first)"
             )
     local = input.to_local()
-    sizes, start = compute_local_shape_and_global_offset(input.shape, input.device_mesh, placements)
+    sizes, start = local_part(input.shape, input.device_mesh, placements)
     base = place.window_offset or (0,) * input.dim()
     offset = tuple(a + b for a, b in zip(base, start, strict=True))
     ids = place.sample_ids

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch.nn import Module
 
 from puredrop._hints import hints
+from puredrop._torch import forward_pre_hooks
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 from puredrop.pinning._batches import Batches
@@ -109,7 +110,7 @@ def reproducible(
 
 def pinned(root: Module) -> Forward | None:
     """Return the forward that pins a model, None if it is not pinned."""
-    hooks = (getattr(hook, "__self__", None) for hook in root._forward_pre_hooks.values())
+    hooks = (getattr(hook, "__self__", None) for hook in forward_pre_hooks(root))
     return next((hook for hook in hooks if isinstance(hook, Forward)), None)
 
 

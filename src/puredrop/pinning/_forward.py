@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop._torch import backward_number, is_recorded
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.state import logical_thread
 from puredrop.inspection.watch import positions
@@ -20,7 +21,7 @@ from puredrop.pinning._batches import Batches, Tally
 from puredrop.pinning._forward_state import ForwardState
 from puredrop.pinning._hooks import Hooks
 from puredrop.pinning._ranks import holds_parts
-from puredrop.pinning._recompute import in_backward, watch_checkpoints
+from puredrop.pinning._recompute import watch_checkpoints
 from puredrop.pinning._samples import Samples, count_of
 from puredrop.pinning._sites import Keys, PinnedSite
 from puredrop.rng import Key
@@ -136,11 +137,7 @@ class Forward(ForwardState):
         """
         if self.is_released or (self.depth == 0 and not self.hooks.are_on and not self._drops()):
             return
-        is_recorded = _is_exporting() or torch._C._get_tracing_state() is not None
-        fx = sys.modules.get("torch.fx.experimental.proxy_tensor")
-        if fx is not None and not torch.compiler.is_compiling():
-            is_recorded = is_recorded or fx.get_proxy_mode() is not None  # inside make_fx, or an export that uses it
-        if is_recorded:
+        if _is_exporting() or is_recorded():
             self.refuse_tracer()
         self.open_by_hook(args, kwargs)
 
@@ -196,7 +193,7 @@ class Forward(ForwardState):
             raise RuntimeError(
                 "a forward of the pinned model is opened by hand while another is open; close that first"
             )
-        if in_backward() != -1 and not self.is_replayed:
+        if backward_number() != -1 and not self.is_replayed:
             raise RuntimeError(
                 "the pinned model is run in backward, but not by torch.utils.checkpoint, so the forward that it "
                 "repeats is unknown; use torch.utils.checkpoint"

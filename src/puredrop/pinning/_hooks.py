@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import Module
+
+from puredrop._torch import remove_hooks
 
 __all__ = ["Enter", "Hooks", "Leave", "may_call"]
 
@@ -73,14 +74,4 @@ class Hooks:
         """Leave the modules as they were; found by what they are, since copies have them too."""
         self.are_on = False
         for module, _, _ in self.modules:
-            remove(module, lambda hook: isinstance(hook, (Enter, Leave)) and hook.forward is forward)
-
-
-def remove(module: Module, is_one: Callable[[Any], bool]) -> None:
-    """Take hooks off a module."""
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for number in [number for number, hook in hooks.items() if is_one(hook)]:
-            del hooks[number]
-            module._forward_hooks_always_called.pop(number, None)
-            module._forward_pre_hooks_with_kwargs.pop(number, None)
-            module._forward_hooks_with_kwargs.pop(number, None)
+            remove_hooks(module, lambda hook: isinstance(hook, (Enter, Leave)) and hook.forward is forward)

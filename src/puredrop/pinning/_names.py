@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch.nn import Module
 
-__all__ = ["named", "unwrapped"]
+from puredrop._torch import WRAPPERS, children
 
-# Attributes in which torch.compile, FSDP 1 and checkpoint_wrapper hold the wrapped module.
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+__all__ = ["named", "unwrapped"]
 
 
 def unwrapped(model: Module) -> Module:
@@ -26,7 +25,8 @@ def unwrapped(model: Module) -> Module:
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
             continue
-        inner = next((model._modules[name] for name in _WRAPPED if name in model._modules), None)
+        held = children(model)
+        inner = next((held[name] for name in WRAPPERS if name in held), None)
         if inner is None:
             return model
         model = inner
@@ -36,6 +36,6 @@ def unwrapped(model: Module) -> Module:
 def named(root: Module) -> Iterator[tuple[str, Module]]:
     """Yield each module once with its first path, without wrappers and the names that they insert."""
     for path, module in root.named_modules():
-        if any(name in module._modules for name in _WRAPPED):
+        if not children(module).keys().isdisjoint(WRAPPERS):
             continue
-        yield ".".join(part for part in path.split(".") if part not in _WRAPPED), module
+        yield ".".join(part for part in path.split(".") if part not in WRAPPERS), module

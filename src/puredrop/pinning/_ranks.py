@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop._torch import flat_group, fsdp_mesh
 from puredrop.ops import is_spread
 
 __all__ = ["Ranks", "check_whole", "holds_parts", "ranks_of"]
@@ -67,7 +68,7 @@ def ranks_of(mesh: Any, group: Any, root: Module) -> Ranks:
     if mesh is not None:
         if mesh.ndim == 1:
             return Ranks(mesh.get_local_rank(), mesh.size(), mesh.get_group())
-        return Ranks(mesh.mesh.flatten().tolist().index(dist.get_rank()), mesh.size(), mesh._flatten().get_group())
+        return Ranks(mesh.mesh.flatten().tolist().index(dist.get_rank()), mesh.size(), flat_group(mesh))
     if group is not None:
         return Ranks(dist.get_rank(group), dist.get_world_size(group), group)
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -98,10 +99,9 @@ def _parts(root: Module) -> tuple[list[Any], set[Any]]:
     if "torch.distributed.tensor" not in sys.modules:
         return [], fully_sharded
     for module in root.modules():
-        state = getattr(module, "_get_fsdp_state", None)
-        group = getattr(state(), "_fsdp_param_group", None) if state else None
-        if group is not None:
-            fully_sharded.add(group.mesh_info.mesh)
+        mesh = fsdp_mesh(module)
+        if mesh is not None:
+            fully_sharded.add(mesh)
     spread: list[Any] = [parameter for parameter in root.parameters() if is_spread(parameter)]
     sharded = [parameter for parameter in spread if any(placement.is_shard() for placement in parameter.placements)]
     return [parameter for parameter in sharded if parameter.device_mesh not in fully_sharded], fully_sharded

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch.utils import checkpoint
 
+from puredrop._torch import checkpoint_frame
 from puredrop.inspection.state import logical_thread, stateful
 from puredrop.ops import active
 from puredrop.pinning._forward_state import ForwardState
 
-__all__ = ["in_backward", "unwatch_checkpoints", "watch_checkpoints"]
-
-in_backward = torch._C._current_graph_task_id
-"""Return the number of the running backward, -1 if there is none."""
+__all__ = ["unwatch_checkpoints", "watch_checkpoints"]
 
 _Function = Callable[..., Any]
 
@@ -103,9 +100,11 @@ def watch_checkpoints(forward: ForwardState) -> None:
     last.
     """
     stateful.add(forward)
-    weakref.finalize(forward, _remove_unused)  # for a model that is deleted without being released
+    weakref.finalize(forward, _remove_unused).atexit = False  # for a model that is deleted without being released
     if not _patches:
-        _patches.append(_Patch(checkpoint._CheckpointFrame, "__init__", _wrap_frame))
+        frame = checkpoint_frame()
+        if frame is not None:
+            _patches.append(_Patch(frame, "__init__", _wrap_frame))
         _patches.append(_Patch(checkpoint.CheckpointFunction, "forward", _wrap_function))
 
 
@@ -117,6 +116,6 @@ def unwatch_checkpoints(forward: ForwardState) -> None:
 
 def _remove_unused() -> None:
     """Remove the patches if no model is pinned."""
-    if not len(stateful):
+    if not any(True for _ in stateful):  # its length may still count the model that is being deleted
         while _patches:
             _patches.pop().remove()

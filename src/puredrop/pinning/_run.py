@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
+from puredrop._torch import remove_hooks
 from puredrop.nn.keyed import HasKey
 from puredrop.pinning._batches import Tally
 from puredrop.pinning._forward import Forward
-from puredrop.pinning._hooks import remove
 from puredrop.pinning._recompute import unwatch_checkpoints
 from puredrop.pinning._samples import count_of
 from puredrop.pinning._sites import PinnedSite, SharedSite
@@ -214,7 +214,7 @@ def unpin(forward: Forward) -> None:
             vars(module)["key"] = _without(module.key, forward)
     if forward.hooks.are_on:
         forward.hooks.take_off(forward)
-    remove(forward.root, lambda hook: getattr(hook, "__self__", None) is forward)
+    remove_hooks(forward.root, lambda hook: getattr(hook, "__self__", None) is forward)
     unwatch_checkpoints(forward)
     forward.is_released = True
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puredrop._torch import backward_number
 from puredrop.ops import Place, SiteKeySource, active, is_spread
 from puredrop.pinning._forward_state import ForwardState
 from puredrop.pinning._ranks import check_whole
-from puredrop.pinning._recompute import in_backward
 from puredrop.pinning._samples import Layout, Samples, Windows, placed
 from puredrop.rng import Key, as_number, fold_in, folded
 
@@ -84,7 +84,7 @@ class PinnedSite(SiteKeySource):
         """Return the key of this use in the open forward, and its place among the step's samples."""
         forward, layout = self.keys.forward, self.layout
         is_traced = torch.compiler.is_compiling()
-        if not is_traced and in_backward() != -1 and not forward.is_replayed:
+        if not is_traced and backward_number() != -1 and not forward.is_replayed:
             raise RuntimeError(
                 f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so the use that it "
                 "repeats is unknown; use torch.utils.checkpoint"

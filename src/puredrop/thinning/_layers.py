@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import nn
+from puredrop._torch import transforms_active
 from puredrop.compact.buffers import Buffer
 from puredrop.compact.functions import LayerCall, conv, linear, put, take
 from puredrop.conversion import Swapped
@@ -103,7 +104,7 @@ def _needs_dense(*tensors: Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        or transforms_active()
         or any(type(tensor) not in (Tensor, torch.nn.Parameter, Packed) or tensor.is_meta for tensor in tensors)
     )
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puredrop._torch import without_subclass
 from puredrop.compact.kept import Kept
 from puredrop.thinning.groups import GroupSplit
 
@@ -77,7 +78,7 @@ class Packed(Tensor):
         is_element = func in ELEMENTWISE and isinstance(first, Packed) and first.packing.site is not None
         if not is_plain and not is_element:
             raise RuntimeError(_unknown(getattr(func, "__name__", str(func))))
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_subclass():
             output = func(*args, **(kwargs or {}))
         if not isinstance(first, Packed) or not isinstance(output, Tensor):
             return output
@@ -87,7 +88,7 @@ class Packed(Tensor):
 
     def dropped(self) -> Packed:
         """Return the values as they are behind the dropout layer; the layer that reads them scales them."""
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_subclass():
             return pack(self.view_as(self), replace(self.packing, site=None))
 
 
@@ -101,7 +102,7 @@ def _unknown(name: str) -> str:
 
 def pack(values: Tensor, packing: Packing) -> Packed:
     """Return a plain tensor of packed values as a `Packed`."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_subclass():
         packed = values.as_subclass(Packed)
     packed.packing = packing
     return packed
@@ -109,5 +110,5 @@ def pack(values: Tensor, packing: Packing) -> Packed:
 
 def plain(packed: Packed) -> Tensor:
     """Return packed values as a plain tensor, for functions that know the layout."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_subclass():
         return packed.as_subclass(Tensor)

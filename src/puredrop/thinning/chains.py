@@ -15,6 +15,7 @@ from torch import fx
 from torch.nn import Module
 
 from puredrop._text import first_line
+from puredrop._torch import FEED_FORWARD, BatchNorm, ConvNd, has_hooks
 from puredrop.functional.interception import drops
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
@@ -32,7 +33,6 @@ _ACTIVATIONS = tuple(
 )
 _METHODS = ("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_")
 # Torch's Transformer layers branch on their arguments, so only their feed-forward method is followed.
-_BLOCKS = {torch.nn.TransformerEncoderLayer: "_ff_block", torch.nn.TransformerDecoderLayer: "_ff_block"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _regions(module: Module, path: str, reasons: dict[str, str]) -> Iterator[_Re
     """Yield the largest parts of a model whose forwards can be traced."""
     if not any(holds_dropout(role) for role in module.modules()):
         return
-    tracer = _ChainTracer(_BLOCKS.get(type(module), "forward"))
+    tracer = _ChainTracer(FEED_FORWARD.get(type(module), "forward"))
     inner: dict[str, Any] = dict(module.named_children())
     try:
         graph = tracer.trace(module, _defaults(getattr(type(module), tracer.traced_func_name)))
@@ -162,7 +162,7 @@ def _regions(module: Module, path: str, reasons: dict[str, str]) -> Iterator[_Re
     else:
         region = _Region(module, path, [node for node in graph.nodes if node.op.startswith("call_")])
         yield region
-        if type(module) in _BLOCKS:
+        if type(module) in FEED_FORWARD:
             reasons[path] = f"in {type(module).__name__} only the feed-forward block is looked at"
             inner = {}
         else:
@@ -217,7 +217,7 @@ def _judge(
         sample_dim = 0
     elif sample_dim is None:
         attention = getattr(region.root, "self_attn", None)
-        sample_dim = int(type(region.root) in _BLOCKS and not getattr(attention, "batch_first", True))
+        sample_dim = int(type(region.root) in FEED_FORWARD and not getattr(attention, "batch_first", True))
     search.chains.append(Chain(module, path, *chain, sample_dim))
 
 
@@ -230,7 +230,7 @@ def _chain(
         return _no_units(module)
     if getattr(module, "shared_dims", ()):
         return "it shares dimensions already, shared_dims"
-    if _has_hooks(module):
+    if has_hooks(module):
         return "it has hooks, which would see thinned values"
     before, before_path, between, reason = _producer(region, node, kind, uses)
     after = _consumers(region, node, kind)
@@ -252,7 +252,7 @@ def _producer(
         if len(at.users) > 1:
             return None, "", (), f"its input ({at.target}) is read elsewhere, too"
         if _is_elementwise(module, at):
-            if module is not None and _has_hooks(module):
+            if module is not None and has_hooks(module):
                 return None, "", (), f"{region.path_of(at)} has hooks, which would see thinned values"
             between = (module or _function(at), *between)
             at = at.args[0]
@@ -302,25 +302,18 @@ def _unfit(module: Module | None, kind: type[Module], node: fx.Node) -> str | No
     wanted = CONVOLUTIONS.get(kind, torch.nn.Linear)
     name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
     if type(module) is not wanted:
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNorm):
             return f"{name} stands before it, whose running statistics need every channel"
-        if wanted is torch.nn.Linear and isinstance(module, torch.nn.modules.conv._ConvNd):
+        if wanted is torch.nn.Linear and isinstance(module, ConvNd):
             return "it drops single elements of maps; Dropout1d to Dropout3d drop channels"
         return f"{name} stands before it, where {wanted.__name__} and an elementwise activation are looked for"
     assert module is not None
-    if _has_hooks(module):
+    if has_hooks(module):
         return f"{name} has hooks, which would see thinned values"
-    if isinstance(module, torch.nn.modules.conv._ConvNd):
+    if isinstance(module, ConvNd):
         if module.groups != 1 or module.padding_mode != "zeros":
             return f"{name} has groups or a padding other than zeros"
         is_even = any(d * (k - 1) % 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
         if module.padding == "same" and is_even:
             return f"{name} pads more on one side"
     return None
-
-
-def _has_hooks(module: Module) -> bool:
-    """Return whether hooks see a module's input or output."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
