@@ -36,7 +36,7 @@ class InterceptedCall:
         input: the tensor that is dropped from; for attention the query, for recurrent networks the input.
         p: drop probability in [0, 1].
         training: whether the call drops anything.
-        under: function that makes the same call with puredrop's operator under a key.
+        keyed_call: function that makes the same call with puredrop's operator under a key.
         sample_dim: the samples' dimension in the dropped tensor; None where it is the model's own.
     """
 
@@ -44,12 +44,12 @@ class InterceptedCall:
     input: Tensor
     p: float
     training: bool
-    under: KeyedCall
+    keyed_call: KeyedCall
     sample_dim: int | None = None
 
-    def ours(self, key: Any) -> Any:
+    def with_key(self, key: Any) -> Any:
         """Make the same call with puredrop's operator under a key, a key source, or None."""
-        return self.under(ops.with_sample_dim(key, self.sample_dim))
+        return self.keyed_call(ops.with_sample_dim(key, self.sample_dim))
 
 
 def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> Callable[..., InterceptedCall]:
@@ -211,6 +211,6 @@ class intercept(Interception):  # noqa: N801, used as a function is, after `with
         def serve(call: InterceptedCall) -> Any:
             count = counts.get(call.kind, 0)
             counts[call.kind] = count + 1
-            return call.ours(None if key is None else key.fold_in(call.kind).fold_in(count))
+            return call.with_key(None if key is None else key.fold_in(call.kind).fold_in(count))
 
         super().__init__(serve)

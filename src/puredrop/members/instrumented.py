@@ -249,4 +249,4 @@ class InstrumentedModel:
 
     def _serve(self, call: InterceptedCall) -> Any:
         """A function of torch's that drops, by ours."""
-        return call.ours(self._functional(call.kind) if call.training and call.p else None)
+        return call.with_key(self._functional(call.kind) if call.training and call.p else None)

@@ -52,5 +52,5 @@ class MultiheadAttention(HasKey, torch.nn.MultiheadAttention):
         """Compute torch's attention; in training mode drop weights."""
         if not self.training or self.dropout == 0:
             return super().forward(*arguments, **named)
-        with Interception(lambda call: call.ours(self.key)):
+        with Interception(lambda call: call.with_key(self.key)):
             return super().forward(*arguments, **named)

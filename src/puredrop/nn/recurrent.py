@@ -26,7 +26,7 @@ class _Recurrent(HasKey, torch.nn.RNNBase):
         """Run torch's network; in training mode drop between its layers."""
         if not self.training or self.dropout == 0 or self.num_layers == 1:
             return super().forward(*arguments, **named)
-        with Interception(lambda call: call.ours(self.key)):
+        with Interception(lambda call: call.with_key(self.key)):
             return super().forward(*arguments, **named)
 
 

@@ -264,10 +264,10 @@ class Forward(ForwardState):
     def _serve(self, call: InterceptedCall) -> Any:
         """Serve a call of torch's functional dropout by our function."""
         if call.kind == "attention" and call.training and not call.p:
-            return call.ours(None)  # attention without dropout is not a site
+            return call.with_key(None)  # attention without dropout is not a site
         if call.training:
             self._served = True
-        return call.ours(self._site_of(call.kind))
+        return call.with_key(self._site_of(call.kind))
 
     def _site_of(self, kind: str) -> PinnedSite:
         """Return the site of a function that is called."""
