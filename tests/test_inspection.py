@@ -1,3 +1,4 @@
+import json
 import random
 import warnings
 from collections import UserDict
@@ -225,3 +226,56 @@ def test_the_table():
         "1     dropout  0.3  1x2    1     off      torch.nn.Dropout",
     ]
     assert table[0] == Site("1", "dropout", 0.3, (1, 2), "torch.nn.Dropout", 1, False)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x, z):
+        return self.drop(x + z)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.ones(2, 4),),
+        ([torch.ones(2, 4), torch.zeros(2)],),
+        (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 4), torch.zeros(4)), 2),),
+        ({"input": torch.ones(2, 4), "labels": torch.zeros(2)},),
+    ],
+)
+def test_inputs_are_given_in_any_form(inputs):
+    before = torch.get_rng_state()
+    (site,) = puredrop.sites(nn.Dropout(0.5), *inputs)
+    assert site.shape == (2, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("inputs", [((torch.ones(2, 4), torch.ones(2, 4)),), ({"x": torch.ones(2, 4), "z": 1},)])
+def test_several_inputs_are_given_as_one(inputs):
+    assert [site.shape for site in puredrop.sites(Two(), *inputs)] == [(2, 4)]
+
+
+def test_without_inputs_the_error_says_what_the_forward_needs():
+    with pytest.raises(TypeError, match=r"no inputs.*forward\(x, z\).*sites\(model, x\)"):
+        puredrop.sites(Two())
+    with pytest.raises(ValueError, match="DataLoader has no batches"):
+        puredrop.sites(Two(), torch.utils.data.DataLoader([]))
+
+
+def test_a_forward_that_takes_a_list_is_given_the_list():
+    class Lists(nn.Module):
+        def forward(self, images: list[torch.Tensor], targets=None):
+            return nn.functional.dropout(torch.stack(images), 0.5, self.training)
+
+    assert [site.shape for site in puredrop.sites(Lists(), [torch.ones(3), torch.ones(3)])] == [(2, 3)]
+
+
+def test_sites_for_other_programs():
+    found = puredrop.sites(nn.Dropout(0.5), torch.ones(2, 4))
+    (row,) = found.to_dict()["sites"]
+    assert row == found[0].to_dict() and row["shape"] == [2, 4] and row["p"] == 0.5
+    assert json.loads(found.to_json()) == found.to_dict()
+    assert list(found.frame().columns) == list(row)

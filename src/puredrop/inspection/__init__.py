@@ -1,10 +1,9 @@
-"""Where a model drops: every place of one forward, seen and listed."""
+"""Sites of a model: every place where one forward drops, observed and listed."""
 
 from __future__ import annotations
 
-import inspect
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -13,12 +12,13 @@ import torch
 from torch.nn import Module
 
 from puredrop._torch import COMPILED
+from puredrop.inspection.inputs import call_arguments
 from puredrop.inspection.load import load
 from puredrop.inspection.site import Site, Sites
 from puredrop.inspection.state import restored
 from puredrop.inspection.watch import Event, Visit, Watch, holds_dropout, kind_of, rate_of
 
-__all__ = ["Observed", "Site", "Sites", "load", "observe", "outermost", "sites", "spread"]
+__all__ = ["call_arguments", "Observed", "Site", "Sites", "load", "observe", "outermost", "sites"]
 
 W = TypeVar("W", bound=Watch)
 Found = dict[Hashable, Visit | Event]
@@ -27,22 +27,27 @@ Found = dict[Hashable, Visit | Event]
 def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
     """List every place where a model drops, by running it once in training mode and once in eval mode.
 
-    Seen are dropout modules, functional dropout, attention dropout, dropout between recurrent layers, and every other
-    call that advances a generator of torch's, such as a stochastic depth written by hand; further the modules that
-    hold a dropout which the forward never calls, and what cannot be looked into. Modes, buffers and generators are as
-    before when it returns; no gradient is computed; compiled parts run uncompiled.
+    Use it before you rely on dropout: to see which rates are in effect, which dropout modules the forward never calls,
+    and what still drops in eval mode. The list holds dropout modules, functional dropout, attention dropout, dropout
+    between recurrent layers, and every other call that advances one of torch's generators, such as a handwritten
+    stochastic depth; then the modules that hold a dropout which the forward never calls, and what cannot be inspected.
+    The model's modes and buffers and all generators are restored; no gradient is computed; compiled parts run
+    uncompiled.
 
     Args:
         model: any module.
-        args, kwargs: what it is called with. A mapping (a dict, a Hugging Face BatchEncoding) given alone is passed by
-            keywords if the forward takes them so.
+        args: the inputs of the model's forward; or one object that holds them all: a tuple, a mapping (a dict, a
+            Hugging Face BatchEncoding), a batch `[x, y]` whose targets the forward does not take, or a DataLoader,
+            whose first batch is used.
+        kwargs: inputs of the forward by name.
 
     Returns:
-        The sites in the order of the forward, then those never reached; prints as a table.
+        The sites in the order of the forward, then those never reached; prints as a table, and has `to_dict`, `to_json`
+        and `frame`.
 
     Raises:
-        TypeError: if the model is no module.
-        Whatever the forward raises, untouched.
+        TypeError: if the model is not a module, or there are no inputs and its forward needs some.
+        Exception: whatever the forward raises, unchanged.
 
     >>> sites(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)), torch.ones(1, 2))
     path  kind     p    shape  uses  in eval  where
@@ -53,10 +58,10 @@ def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
 
 @dataclass(frozen=True)
 class Observed(Generic[W]):
-    """Two forwards under watch.
+    """Record of two forwards, one in training mode and one in eval mode.
 
     Args:
-        sites: what was seen.
+        sites: the observed sites.
         training, evaluated: the watches, in training mode and in eval mode.
         stuck: paths of modules that `model.eval()` leaves in training mode.
     """
@@ -72,7 +77,7 @@ def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[st
     if not isinstance(model, Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     model = getattr(model, COMPILED, model)  # what torch.compile wraps
-    args, kwargs = spread(model, args, kwargs)
+    args, kwargs = call_arguments(model, args, kwargs)
     notes: list[Site] = []
     watches: list[W] = []
     with restored(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -108,7 +113,7 @@ def _site(one: Visit | Event, path: str, in_eval: bool, note: str) -> Site:
 
 
 def _never(model: Module, reached: Found) -> list[Site]:
-    """Modules that hold a dropout and were not called; some lend their rate to a function beside them."""
+    """Return the modules that hold a dropout and were not called; some give their rate to a function next to them."""
     found = []
     for path, module in model.named_modules():
         if not holds_dropout(module) or path in reached:
@@ -132,7 +137,7 @@ def _scripted(model: Module) -> list[Site]:
 
 
 def outermost(paths: Sequence[str]) -> list[str]:
-    """Those of some modules' paths that lie within none of the others."""
+    """Return the paths of modules that lie within none of the other modules."""
     return [one for one in paths if not any(one != other and _is_within(one, other) for other in paths)]
 
 
@@ -140,19 +145,7 @@ def _is_within(path: str, other: str) -> bool:
     return not other or path.startswith(f"{other}.")
 
 
-def spread(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch given as one mapping, by keywords if the forward takes them."""
-    if len(args) != 1 or kwargs or not isinstance(args[0], Mapping):
-        return args, kwargs
-    named = dict(args[0])
-    try:
-        inspect.signature(model.forward).bind(**named)
-    except TypeError:
-        return args, kwargs
-    return (), named
-
-
 def _outside() -> tuple[Any, ...]:
-    """Where the generators stand that are not torch's."""
+    """Return the positions of Python's and NumPy's generators."""
     name, keys, *rest = np.random.get_state()
     return random.getstate(), name, np.asarray(keys).tobytes(), *rest

@@ -1,9 +1,11 @@
-"""A place where a model drops, and how a list of them reads."""
+"""A place where a model drops, and the list of all places as a table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from puredrop._records import Records
 from puredrop._text import table
 
 __all__ = ["Site", "Sites"]
@@ -38,12 +40,24 @@ class Site:
 
     @property
     def is_reached(self) -> bool:
-        """Whether the forward came here in training mode."""
+        """Return whether the forward reached the site in training mode."""
         return self.uses > 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the site's fields as a dictionary; a shape is a list, as in JSON."""
+        return {**asdict(self), "shape": None if self.shape is None else list(self.shape)}
 
-class Sites(list[Site]):
-    """A list of sites that prints as a table."""
+
+class Sites(list[Site], Records):
+    """List of sites that prints as a table, and can be handed to other programs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sites as plain dictionaries under the key "sites"."""
+        return {"sites": self.records()}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one dictionary for each site."""
+        return [site.to_dict() for site in self]
 
     def __str__(self) -> str:
         if not self:

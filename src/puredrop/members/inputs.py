@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.inspection import spread
+from puredrop.inspection import call_arguments
 
 __all__ = ["Batch", "Inputs", "Call", "checked_number", "tensors_in"]
 
@@ -195,17 +195,7 @@ class Inputs:
         """Return the arguments of a call; of a batch what the model does not take, such as labels, is left out."""
         if isinstance(x, Call):
             return x.args, x.kwargs
-        if isinstance(x, Mapping):
-            takes_all = any(p.kind is p.VAR_KEYWORD for p in self._signature.parameters.values())
-            known = {name: x[name] for name in x if takes_all or name in self._signature.parameters}
-            args, named = spread(self._model, (known,), {})
-            return (args, named) if named else ((dict(x),), {})
-        if isinstance(x, (tuple, list)):
-            args = tuple(x)
-            while len(args) > 1 and not self._binds(args, {}):
-                args = args[:-1]
-            return args, {}
-        return (x,), {}
+        return call_arguments(self._model, (x,), {})
 
     def _binds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         try:
