@@ -26,7 +26,7 @@ from puredrop.compare.options import CompareOptions
 from puredrop.compare.results import load_results
 from puredrop.compare.run import load_data, make_network
 from puredrop.explanation.analysis import Explanation, Subject, analyse
-from puredrop.inspection.load import made
+from puredrop.inspection.load import make_model
 from puredrop.inspection.weights import load_weights
 from puredrop.report.environment import environment
 
@@ -103,7 +103,7 @@ def _weights(folder: Path) -> dict[str, Parameters]:
 
 
 def _of_factory(request: ExplainRequest) -> Subject:
-    model, _ = made(request.model)
+    model, _ = make_model(request.model)
     model.eval()
     if request.weights is None:
         print("no --weights: the model is taken as the factory makes it", file=sys.stderr)
@@ -111,7 +111,7 @@ def _of_factory(request: ExplainRequest) -> Subject:
         load_weights(model, request.weights, "--weights")
     undropped = None
     if request.against is not None:
-        undropped, _ = made(request.model)
+        undropped, _ = make_model(request.model)
         load_weights(undropped.eval(), request.against, "--against")
     return replace(_on_data(request, model), undropped=undropped)
 

@@ -23,7 +23,7 @@ from puredrop.cli.progress import progress
 from puredrop.cli.requests import PredictRequest
 from puredrop.cli.rows_file import read_rows
 from puredrop.ensemble import DropoutEnsemble
-from puredrop.inspection.load import made
+from puredrop.inspection.load import make_model
 from puredrop.inspection.weights import load_weights
 
 __all__ = ["PredictJob", "execute", "prepare"]
@@ -81,7 +81,7 @@ class PredictJob:
         """Make the folder, or go on with that of the same job; return the number of parts that it holds.
 
         Raises:
-            ValueError: if the folder belongs to another job, or another version made it.
+            ValueError: if the folder belongs to another job, or another version make_model it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         state = self.folder / "job.json"
@@ -142,7 +142,7 @@ def prepare(request: PredictRequest) -> PredictJob:
     x, _ = read_rows(request.data, request.columns)
     if not isinstance(x, np.ndarray):
         raise ValueError(f"--columns is {','.join(request.columns or ())}; expected numbers, in one array")
-    model, _ = made(request.model)
+    model, _ = make_model(request.model)
     if request.weights is not None:
         load_weights(model, request.weights, "--weights")
     return PredictJob(request, model, x)

@@ -1,4 +1,4 @@
-"""A model and its inputs, named on the command line."""
+"""Models and inputs that are named on the command line."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-__all__ = ["find", "load", "made"]
+__all__ = ["find", "load", "make_model"]
 
 
 def find(spec: str, name: str) -> Callable[[], Any]:
-    """A function named "module:factory", the module importable from the working folder.
+    """Return the function that "module:factory" names; the module is importable from the working folder.
 
     Args:
-        spec: what was given.
-        name: what errors call it.
+        spec: the text, such as "mymodels:small".
+        name: name of the argument, for errors.
 
     Raises:
-        ValueError: with one line that names what is wrong.
+        ValueError: if there is no such module or function; the message is one line.
     """
     module_name, colon, function = spec.partition(":")
     if not (module_name and colon and function):
@@ -32,35 +32,35 @@ def find(spec: str, name: str) -> Callable[[], Any]:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's file raises is the answer
+    except Exception as error:  # the user's file may raise anything
         raise ValueError(f"{name} {spec}: cannot import {module_name} ({type(error).__name__}: {error})") from error
-    found = getattr(module, function, None)
-    if not callable(found):
+    value = getattr(module, function, None)
+    if not callable(value):
         raise ValueError(f"{name} {spec}: {module_name} has no function or class {function!r}")
-    factory: Callable[[], Any] = found
+    factory: Callable[[], Any] = value
     return factory
 
 
-def made(spec: str) -> tuple[Module, list[Any]]:
-    """The model that a factory makes, and the inputs that it may give with it; arguments and errors as `load`."""
-    given = find(spec, "MODEL")()
-    model, *inputs = given if isinstance(given, tuple) else (given,)
+def make_model(spec: str) -> tuple[Module, list[Any]]:
+    """Return the model of a factory, and the inputs that it may return too; arguments and errors as `load`."""
+    result = find(spec, "MODEL")()
+    model, *inputs = result if isinstance(result, tuple) else (result,)
     if not isinstance(model, Module):
         raise ValueError(f"MODEL {spec}: the factory gave {type(model).__name__}; expected a torch.nn.Module")
     return model, inputs
 
 
 def load(spec: str, shapes: Sequence[tuple[int, ...]] = ()) -> tuple[Module, tuple[Any, ...], dict[str, Any]]:
-    """The model that a factory makes, and what to call it with.
+    """Return the model of a factory, and the arguments of its call.
 
     Args:
         spec: "module:factory"; the factory returns the model, or the model and its inputs: a tensor, a tuple, a dict.
-        shapes: sizes of float inputs, where the factory returns none.
+        shapes: shapes of random float inputs, if the factory returns none.
 
     Raises:
-        ValueError: with one line that names what is wrong.
+        ValueError: if the factory does not exist or gives no model, or there are no inputs; the message is one line.
     """
-    model, inputs = made(spec)
+    model, inputs = make_model(spec)
     if not inputs and not shapes:
         raise ValueError(
             f"MODEL {spec}: no inputs to run it on; give --input 1,3,224,224, or return (model, inputs) from {spec}"

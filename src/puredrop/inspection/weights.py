@@ -1,4 +1,4 @@
-"""A model's state from a file, without running anything that the file holds."""
+"""Reader of a model's state from a file, which runs nothing that the file holds."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from torch.nn import Module
 __all__ = ["load_weights"]
 
 _SHOWN = 4
-_INSIDE = ("state_dict", "model_state_dict", "model")
-"""Where training loops keep a state among other things."""
+_NESTED = ("state_dict", "model_state_dict", "model")
+"""Keys under which training loops store a state next to other things."""
 
 
 def load_weights(model: Module, path: Path, name: str) -> None:
     """Load a state file into a model.
 
     Args:
-        model: changed in place.
-        path: a .safetensors file, or what torch.save wrote of a state dict (read with weights_only).
-        name: what errors call the file.
+        model: the model, changed in place.
+        path: a .safetensors file, or a state dict that torch.save wrote (read with weights_only).
+        name: name of the argument, for errors.
 
     Raises:
-        ValueError, OSError: with one line: no such file, no state, or the keys that are missing, unexpected or of
-            another shape.
+        ValueError, OSError: if the file does not exist, holds no state, or has missing or unexpected keys or other
+            shapes; the message is one line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{name} {str(path)!r} is no file")
+        raise FileNotFoundError(f"{name} {str(path)!r} does not exist; expected a file")
     state = _read(path, name)
-    own = model.state_dict()
-    if not own.keys() & state.keys():
-        state = {key.removeprefix("module."): value for key, value in state.items()}  # DistributedDataParallel's
+    expected = model.state_dict()
+    if not expected.keys() & state.keys():
+        state = {
+            key.removeprefix("module."): value for key, value in state.items()
+        }  # the prefix of DistributedDataParallel
     shapes = [
-        f"{key} is {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {tuple(state[key].shape)}, the model's {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     problems = [
-        f"{what} {_listed(keys)}"
-        for what, keys in (
-            ("missing", own.keys() - state.keys()),
-            ("unexpected", state.keys() - own.keys()),
+        f"{problem} {_listed(keys)}"
+        for problem, keys in (
+            ("missing", expected.keys() - state.keys()),
+            ("unexpected", state.keys() - expected.keys()),
             ("other shapes:", shapes),
         )
         if keys
@@ -73,16 +75,16 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{name} {str(path)!r} is no safetensors file ({error})") from error
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch says of a file that is none, or that holds more than weights
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that holds more than weights
         raise ValueError(
             f"{name} {str(path)!r} cannot be read as weights alone ({' '.join(str(error).split())[:120]}); save a "
             "state dict, or better a .safetensors file"
         ) from error
-    for key in _INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
             break
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{name} {str(path)!r} holds {type(found).__name__}; expected a state dict of tensors")
-    return dict(found)
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{name} {str(path)!r} holds {type(content).__name__}; expected a state dict of tensors")
+    return dict(content)
