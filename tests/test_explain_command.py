@@ -146,7 +146,7 @@ def test_a_folder_of_hugging_face(folder, capsys):
         (["my_explained_nets:net", "rows.npz", "--target", "z"], "has no array 'z'; it has x, y"),
         (["my_explained_nets:net", "rows.csv", "--target", "text"], "--target 'text' holds object; expected numbers"),
         (["my_explained_nets:net", "rows.csv", "--target", "label", "--columns", "text"], "names a column of text"),
-        (["my_explained_nets:net", "rows.npz", "--weights", "none.pt"], "--weights 'none.pt' is no file"),
+        (["my_explained_nets:net", "rows.npz", "--weights", "none.pt"], "--weights 'none.pt' does not exist"),
         (["my_explained_nets:net", "rows.npz", "--weights", "bad.pt"],
          "--weights 'bad.pt' does not fit the model: missing 3.bias; unexpected extra, other; other shapes: 0.bias is (2,), "
          "the model's (24,)"),

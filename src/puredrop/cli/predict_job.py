@@ -81,7 +81,7 @@ class PredictJob:
         """Make the folder, or go on with that of the same job; return the number of parts that it holds.
 
         Raises:
-            ValueError: if the folder belongs to another job, or another version make_model it.
+            ValueError: if the folder belongs to another job, or to another version.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         state = self.folder / "job.json"
