@@ -21,7 +21,7 @@ from puredrop.inspection.watch import Event, Visit, Watch, holds_dropout, kind_o
 __all__ = ["call_arguments", "Observed", "Site", "Sites", "load", "observe", "outermost", "sites"]
 
 W = TypeVar("W", bound=Watch)
-Found = dict[Hashable, Visit | Event]
+Calls = dict[Hashable, Visit | Event]
 
 
 def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
@@ -91,43 +91,46 @@ def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[st
             if training and _outside() != before:
                 notes.append(Site("", "unseen", None, None, "?", 1, None, "draws by Python's or NumPy's generator"))
     on, off = watches
-    found = [*_reached(on.found, off.found), *_never(model, on.found), *_scripted(model), *notes]
-    return Observed(Sites(found), on, off, stuck)
+    sites = [*_reached(on.found, off.found), *_never(model, on.found), *_scripted(model), *notes]
+    return Observed(Sites(sites), on, off, stuck)
 
 
-def _reached(training: Found, evaluated: Found) -> list[Site]:
-    found = []
-    for key, one in training.items():
+def _reached(training: Calls, evaluated: Calls) -> list[Site]:
+    """Return the sites that a forward reached, in training mode or only in eval mode."""
+    sites = []
+    for key, call in training.items():
         in_eval = key in evaluated and evaluated[key].drops
-        found.append(_site(one, one.path, in_eval, ""))
-    only = [one for key, one in evaluated.items() if key not in training and one.drops]
-    return [*found, *(replace(_site(one, f"{one.path} (eval)", True, "in eval mode only"), uses=0) for one in only)]
+        sites.append(_site(call, call.path, in_eval, ""))
+    for key, call in evaluated.items():
+        if key not in training and call.drops:
+            sites.append(replace(_site(call, f"{call.path} (eval)", True, "in eval mode only"), uses=0))
+    return sites
 
 
-def _site(one: Visit | Event, path: str, in_eval: bool, note: str) -> Site:
-    if isinstance(one, Visit):
-        kind, p = kind_of(one.module), rate_of(one.module)
+def _site(call: Visit | Event, path: str, in_eval: bool, note: str) -> Site:
+    if isinstance(call, Visit):
+        kind, p = kind_of(call.module), rate_of(call.module)
     else:
-        kind, p, note = one.kind, one.p, note or one.note
-    return Site(path, kind, p, one.shape, one.where, one.uses, in_eval, note)
+        kind, p, note = call.kind, call.p, note or call.note
+    return Site(path, kind, p, call.shape, call.where, call.uses, in_eval, note)
 
 
-def _never(model: Module, reached: Found) -> list[Site]:
-    """Return the modules that hold a dropout and were not called; some give their rate to a function next to them."""
-    found = []
+def _never(model: Module, reached: Calls) -> list[Site]:
+    """Return the modules that hold a dropout and were not called; a function may use their rate instead."""
+    sites = []
     for path, module in model.named_modules():
         if not holds_dropout(module) or path in reached:
             continue
-        beside = f"{path.rpartition('.')[0]}:"
-        seen = reached.values()
-        users = [one.path for one in seen if one.path.startswith(beside) and _rate(one) == rate_of(module)]
+        prefix = f"{path.rpartition('.')[0]}:"
+        calls = reached.values()
+        users = [call.path for call in calls if call.path.startswith(prefix) and _rate(call) == rate_of(module)]
         note = f"never called, but {users[0]} has its rate" if users else "never called"
-        found.append(Site(path, kind_of(module), rate_of(module), None, type(module).__name__, 0, None, note))
-    return found
+        sites.append(Site(path, kind_of(module), rate_of(module), None, type(module).__name__, 0, None, note))
+    return sites
 
 
-def _rate(one: Visit | Event) -> float | None:
-    return rate_of(one.module) if isinstance(one, Visit) else one.p
+def _rate(call: Visit | Event) -> float | None:
+    return rate_of(call.module) if isinstance(call, Visit) else call.p
 
 
 def _scripted(model: Module) -> list[Site]:
@@ -138,11 +141,11 @@ def _scripted(model: Module) -> list[Site]:
 
 def outermost(paths: Sequence[str]) -> list[str]:
     """Return the paths of modules that lie within none of the other modules."""
-    return [one for one in paths if not any(one != other and _is_within(one, other) for other in paths)]
+    return [path for path in paths if not any(path != outer and _is_within(path, outer) for outer in paths)]
 
 
-def _is_within(path: str, other: str) -> bool:
-    return not other or path.startswith(f"{other}.")
+def _is_within(path: str, outer: str) -> bool:
+    return not outer or path.startswith(f"{outer}.")
 
 
 def _outside() -> tuple[Any, ...]:
