@@ -206,6 +206,7 @@ def coadaptation(
         for generalization (ICLR 2018).
 
     >>> from puredrop import explain
+    >>> _ = torch.manual_seed(0)
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3))
     >>> x = torch.randn(100, 4)
     >>> found = explain.coadaptation(net, x, net.eval()(x).argmax(1))
