@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from nets import MLP, Net
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    set_checkpoint_early_stop,
+)
 
 import puredrop
 
@@ -47,6 +52,11 @@ def nested(block, x):
     return checkpoint(lambda y: inner(inner(y)), x, use_reentrant=False)
 
 
+def without_early_stop(block, x):
+    with set_checkpoint_early_stop(False):  # checkpoint(early_stop=) does not exist in torch 2.6
+        return checkpoint(block, x, use_reentrant=False)
+
+
 WAYS = {
     "non-reentrant": partial(checkpoint, use_reentrant=False),
     "reentrant": partial(checkpoint, use_reentrant=True),
@@ -55,7 +65,7 @@ WAYS = {
     "selective": partial(
         checkpoint, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, _policy)
     ),
-    "no early stop": partial(checkpoint, use_reentrant=False, early_stop=False),
+    "no early stop": without_early_stop,
 }
 
 

@@ -29,8 +29,13 @@ from puredrop.rng import Key
 __all__ = ["Forward"]
 
 
-# Torch 2.6 lacks is_exporting; it exports through make_fx, which is asked below, and Dynamo stops at the hooks.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+def _is_exporting_without_dynamo() -> bool:
+    """Return whether torch.export runs the model itself: only then torch compiles and Dynamo does not."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+# Torch 2.6 lacks is_exporting. There torch.export(strict=True), which is Dynamo, cannot be told from torch.compile.
+_is_exporting = getattr(torch.compiler, "is_exporting", _is_exporting_without_dynamo)
 
 
 class Frame:
