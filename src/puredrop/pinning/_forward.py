@@ -34,7 +34,7 @@ def _is_exporting_without_dynamo() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
-# Torch 2.6 lacks is_exporting. There torch.export(strict=True), which is Dynamo, is not refused: the program keeps keys.
+# Torch 2.6 lacks is_exporting. There torch.export(strict=True), which is Dynamo, is not refused: it keeps keys.
 _is_exporting = getattr(torch.compiler, "is_exporting", _is_exporting_without_dynamo)
 
 
