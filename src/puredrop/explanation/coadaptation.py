@@ -210,7 +210,7 @@ def coadaptation(
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3))
     >>> x = torch.randn(100, 4)
     >>> found = explain.coadaptation(net, x, net.eval()(x).argmax(1))
-    >>> found.curves["random"].score[0], 0 < found.interaction < 1
+    >>> found.curves["random"].score[0], found.interaction < 1
     (1.0, True)
     """
     checked_number("orders", orders, 2)

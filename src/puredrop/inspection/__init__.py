@@ -91,7 +91,7 @@ def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[st
             if training and _outside() != before:
                 notes.append(Site("", "unseen", None, None, "?", 1, None, "draws by Python's or NumPy's generator"))
     on, off = watches
-    sites = [*_reached(on.found, off.found), *_never(model, on.found), *_scripted(model), *notes]
+    sites = [*_reached(on.calls, off.calls), *_never(model, on.calls), *_scripted(model), *notes]
     return Observed(Sites(sites), on, off, stuck)
 
 

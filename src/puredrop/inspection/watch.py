@@ -1,11 +1,11 @@
-"""One forward under watch: which modules were entered, and which calls in them drop."""
+"""Watch of one forward: the modules that it enters, and the calls in them that drop."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from puredrop._torch import DropoutNd
 from puredrop.functional.interception import recognise
+from puredrop.inspection import frames
+from puredrop.inspection.frames import Frame, Hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Visit", "Watch", "holds_dropout", "kind_of", "positions", "rate_of"]
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+_WATCHING = (__file__, frames.__file__)
+"""Files whose code stands between the user's code and a watch."""
 _OPERATORS = {torch.ops.puredrop.dropout.default: "dropout"}
 _OPERATORS[torch.ops.puredrop.gaussian_dropout.default] = "gaussian_dropout"
 _RATES = ("p", "drop_prob", "drop_rate", "prob", "dropout", "dropout_p")
 
 
 def rate_of(module: Module) -> float | None:
-    """The rate a module says it drops at, or None; a 0-d tensor is one, too."""
+    """Return a module's drop probability, a number or a 0-d tensor; None if it has none."""
     for name in _RATES:
         rate = getattr(module, name, None)
         if isinstance(rate, (int, float)) and not isinstance(rate, bool):
@@ -41,19 +45,19 @@ def rate_of(module: Module) -> float | None:
 
 
 def holds_dropout(module: Module) -> bool:
-    """Whether a module is there to drop.
+    """Return whether a module is there to drop.
 
-    Torch's and our layers, attention and recurrent ones with a rate, and what calls itself Drop or StochasticDepth and
-    has a rate.
+    True for torch's dropout layers and ours, for attention and recurrent layers with a rate, and for modules with a
+    rate whose class name holds "drop" or "stochasticdepth".
     """
     if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
         return bool(module.dropout)
-    named = re.search(r"drop|stochasticdepth", type(module).__name__, re.IGNORECASE)
-    return isinstance(module, DropoutNd) or (named is not None and rate_of(module) is not None)
+    match = re.search(r"drop|stochasticdepth", type(module).__name__, re.IGNORECASE)
+    return isinstance(module, DropoutNd) or (match is not None and rate_of(module) is not None)
 
 
 def kind_of(module: Module) -> str:
-    """What a module does, as functions are called: DropPath is drop_path."""
+    """Return a module's kind, named like a function: "drop_path" for DropPath."""
     if isinstance(module, nn.MultiheadAttention):
         return "attention"
     if isinstance(module, nn.RNNBase):
@@ -63,7 +67,7 @@ def kind_of(module: Module) -> str:
 
 @dataclass
 class Event:
-    """A call that drops outside of any dropout module."""
+    """A call outside of any dropout module that may drop."""
 
     path: str
     kind: str
@@ -77,7 +81,7 @@ class Event:
 
 @dataclass
 class Visit:
-    """A dropout module that was entered."""
+    """A dropout module that the forward entered."""
 
     path: str
     module: Module
@@ -87,32 +91,17 @@ class Visit:
     drops: bool = False
 
 
-@dataclass
-class _Frame:
-    """A module being run: how many calls of each kind it has made, and at each line."""
-
-    path: str
-    visit: Visit | None
-    counts: dict[Hashable, int] = field(default_factory=dict)
-
-    def count(self, what: Hashable) -> int:
-        """How often this was asked before."""
-        before = self.counts.get(what, 0)
-        self.counts[what] = before + 1
-        return before
-
-
 class Watch(TorchFunctionMode):
-    """While it is open, notes what the model's forward does; answers nothing itself.
+    """Record of one forward: the dropout modules that it visits, and the calls that drop. It changes no result.
 
     Args:
-        model: whose modules are told apart by their paths.
+        model: the model to watch.
 
     Attributes:
-        found: visits by their modules' paths, events by module, kind, line and how often that line came before in one
-            run of the module: so that an event of another mode is known again where other calls are left out there.
-        dropped: path of the site that the last call was, None where it was none.
-        output: what the forward returned.
+        calls: visits by their modules' paths; events by module, kind, line and the number of earlier calls at that line
+            in one run of the module, so that an event is recognised in another mode, where other calls may be missing.
+        dropped: path of the site of the last call, None if that call dropped nothing.
+        output: the result of the forward.
     """
 
     dropped: str | None = None
@@ -121,16 +110,16 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: Module) -> None:
         super().__init__()
         self.model = model
-        self.found: dict[Hashable, Visit | Event] = {}
-        self._frames = [_Frame("", None)]
-        self._hooks: list[Any] = []
+        self.calls: dict[Hashable, Visit | Event] = {}
+        self._frames = [Frame("")]
+        # A TorchScript module has no hooks; its draws show in the generator's state.
+        modules = [
+            (module, path) for path, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        self._hooks = Hooks([(module, path, holds_dropout(module)) for module, path in modules])
 
     def __enter__(self) -> Self:
-        for path, module in self.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # has no hooks; what it draws shows in the generator
-            self._hooks.append(module.register_forward_pre_hook(self._entering(path), prepend=True))
-            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+        self._hooks.put_on(self)
         self._position = positions()
         super().__enter__()
         return self
@@ -139,34 +128,32 @@ class Watch(TorchFunctionMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.take_off(self)
 
     @property
     def path(self) -> str:
-        """Of the module that is being run."""
+        """Path of the module that runs."""
         return self._frames[-1].path
 
-    def _entering(self, path: str) -> Callable[..., None]:
-        def enter(module: Module, inputs: tuple[Any, ...]) -> None:
-            visit: Visit | None = None
-            if holds_dropout(module):
-                shape = next((tuple(one.shape) for one in inputs if isinstance(one, Tensor)), None)
-                known = self.found.setdefault(path, Visit(path, module, shape, _caller() or _class(module)))
-                assert isinstance(known, Visit)  # a module's path has no colon
-                visit = known
-                visit.uses += 1
-            self._frames.append(_Frame(path, visit))
+    def enter(self, path: str, is_site: bool, module: Module, inputs: tuple[Any, ...]) -> None:
+        """Push the frame of a module that begins, and record the visit of a dropout module."""
+        visit: Visit | None = None
+        if is_site:
+            shape = next((tuple(value.shape) for value in inputs if isinstance(value, Tensor)), None)
+            earlier = self.calls.setdefault(path, Visit(path, module, shape, _caller() or _class(module)))
+            assert isinstance(earlier, Visit)  # a module's path has no colon
+            visit = earlier
+            visit.uses += 1
+        self._frames.append(Frame(path, visit))
 
-        return enter
-
-    def _leaving(self, *_: Any) -> None:
+    def leave(self) -> None:
+        """Pop the frame of the module that has returned or failed."""
         self._frames.pop()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's hook."""
+        """Call the function, and record it if it drops."""
         kwargs = kwargs or {}
         self._note_unseen()
         self.dropped = None
@@ -188,7 +175,7 @@ class Watch(TorchFunctionMode):
         return output
 
     def _note_unseen(self) -> None:
-        """What advanced the generator since the last call was none that can be seen."""
+        """Record a draw that happened since the last call, out of sight."""
         position = positions()
         if position != self._position:
             self._position = position
@@ -196,21 +183,21 @@ class Watch(TorchFunctionMode):
 
     def _add(self, kind: str, p: float | None, shape: tuple[int, ...] | None, drops: bool, note: str = "") -> None:
         frame = self._frames[-1]
-        if frame.visit is not None:
-            frame.visit.drops |= drops
+        if frame.site is not None:
+            frame.site.drops |= drops
             self.dropped = frame.path
             return
         where = _caller() or "?"
         path = f"{frame.path}:{kind}{frame.count(kind)}"
-        event = Event(path, kind, p, shape, where, False, 0, note)
-        known = self.found.setdefault((frame.path, kind, where, frame.count((kind, where))), event)
-        known.uses += 1
-        known.drops |= drops
-        self.dropped = known.path
+        event: Visit | Event = Event(path, kind, p, shape, where, False, 0, note)
+        event = self.calls.setdefault((frame.path, kind, where, frame.count((kind, where))), event)
+        event.uses += 1
+        event.drops |= drops
+        self.dropped = event.path
 
 
 def positions() -> tuple[bytes, ...]:
-    """Where torch's default generators stand, CPU and GPUs."""
+    """Return the states of torch's default generators, CPU and GPUs."""
     states = [torch.default_generator.get_state()]
     if torch.cuda.is_initialized():
         states += [generator.get_state() for generator in torch.cuda.default_generators]
@@ -218,22 +205,22 @@ def positions() -> tuple[bytes, ...]:
 
 
 def _frames() -> Iterator[tuple[str, int]]:
-    """Files and lines of the code that is being run, innermost first, without watches' own."""
+    """Yield files and lines of the running code, innermost first, without those of watches."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_filename != __file__ and frame.f_code.co_name != "__torch_function__":
+        if frame.f_code.co_filename not in _WATCHING and frame.f_code.co_name != "__torch_function__":
             yield frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
 
 
 def _is_ours() -> bool:
-    """Whether the call comes from this package, which draws its keys so."""
+    """Return whether a call comes from this package, which draws its keys from torch's generator."""
     files = [name for name, _ in _frames() if not name.startswith(_TORCH)]
     return bool(files) and files[0].startswith(_HERE) and not files[0].startswith(str(Path(__file__).parent))
 
 
 def _caller() -> str | None:
-    """File and line of the user's code that led here; None where there is none below the call of `sites`."""
+    """Return file and line of the user's code that led here; None if there is none below the call of `sites`."""
     for name, line in _frames():
         if name.startswith((_TORCH, "<")):
             continue
@@ -245,7 +232,7 @@ def _caller() -> str | None:
 
 
 def _short(path: Path) -> str:
-    """A file within its package, or below the working folder, or by its name."""
+    """Return a file's path within its package or below the working folder, or its name."""
     if "site-packages" in path.parts:
         return str(Path(*path.parts[path.parts.index("site-packages") + 1 :]))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

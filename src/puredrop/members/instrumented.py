@@ -1,4 +1,4 @@
-"""A model while members of its ensemble are run: in eval mode but for what drops, which asks for the members' masks."""
+"""Instrumented model: in eval mode except for its sites, which take their masks from the members of an ensemble."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from puredrop import ops
 from puredrop._torch import children, transforms_active
 from puredrop.conversion import Swapped, as_ours
 from puredrop.functional.interception import InterceptedCall, Interception
+from puredrop.inspection.frames import Frame, Hooks
 from puredrop.inspection.state import restored
 from puredrop.inspection.watch import holds_dropout, positions
 from puredrop.members.sites import MemberForward, MemberSite
@@ -25,24 +26,24 @@ from puredrop.pinning import pinned
 
 __all__ = ["FORCED", "InstrumentedModel", "Plan"]
 
-# Functions whose third argument says whether they drop -> its name.
+# Function whose third argument decides whether it drops -> the name of that argument.
 FORCED: dict[Callable[..., Any], str] = dict.fromkeys(
     (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), "training"
 )
 for _name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
     FORCED |= {getattr(torch, _name): "train", getattr(torch, f"{_name}_"): "train"}
-# Functions that would take a batch's statistics where the module around them is in training mode -> the argument.
+# Function that would use batch statistics if its module is in training mode -> the argument that decides.
 _STATISTICS = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}
 
 
 @dataclass
 class Plan:
-    """How a model's sites are reached.
+    """Plan of how a model's sites are reached.
 
     Args:
-        owners: paths of modules that drop by functions, in training mode only: they alone are put into it.
-        forced: paths of modules whose functions that drop are called in eval mode, too, and told there not to.
-        skipped: path of what drops and is no part of any member -> why.
+        owners: paths of modules that call functional dropout in training mode only; they alone run in training mode.
+        forced: paths of modules that call functional dropout in eval mode too; their training=False is overridden.
+        skipped: path of a module or call that drops and is part of no member -> the reason.
     """
 
     owners: set[str] = field(default_factory=set)
@@ -50,27 +51,19 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class _Frame:
-    """A module being run: how many calls of each kind it has made."""
-
-    path: str
-    counts: dict[str, int] = field(default_factory=dict)
-
-
 class _Unkeyed(ops.KeySource):
-    """For our functions that are called without a key."""
+    """Key source for our functions that are called without a key."""
 
     def __init__(self, site: Callable[[str], MemberSite]) -> None:
         self._site = site
 
     def resolve(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
-        """Of the call that is being made."""
+        """Answer as the site of the call."""
         return self._site(kind).resolve(kind, input, place)
 
 
 class _Mode(Interception):
-    """Calls of functions that drop, and of those that must not see that a module is in training mode."""
+    """Mode that serves functional dropout, and hides training mode from normalisation functions."""
 
     def __init__(self, serve: Callable[[InterceptedCall], Any], is_forced: Callable[[], bool]) -> None:
         super().__init__(serve)
@@ -120,36 +113,39 @@ class _Linear(torch.autograd.Function):
 def _with(
     args: tuple[Any, ...], named: dict[str, Any], position: int, name: str, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with another value for one of them."""
+    """Return arguments with one value replaced."""
     if len(args) > position:
         return (*args[:position], value, *args[position + 1 :]), named
     return args, {**named, name: value}
 
 
 class InstrumentedModel:
-    """A model that can run members; while it is open the model is not the user's.
+    """A model that can run members; while it is open, the user's model is changed.
 
     Args:
         root: the model, unwrapped.
         plan: how its sites are reached.
-        sample_dim: where samples lie in what it is given.
+        sample_dim: dimension of the samples in the model's inputs.
+        finds_draws: whether `drawing` is filled, which compares the generators' states at every watched module.
     """
 
-    def __init__(self, root: Module, plan: Plan, sample_dim: int) -> None:
+    def __init__(self, root: Module, plan: Plan, sample_dim: int, *, finds_draws: bool = False) -> None:
         self.root = root
         self.model = root
         self.plan = plan
         self.sample_dim = sample_dim
         self.drawing: set[str] = set()
-        """Paths of modules that drew random numbers of their own."""
+        """Paths of modules that drew random numbers themselves."""
         self._moment: MemberForward | None = None
-        self._frames = [_Frame("")]
+        self._frames = [Frame("")]
+        self._finds_draws = finds_draws
+        self._positions: list[Any] = []
 
     @contextmanager
     def running(self, moment: MemberForward) -> Iterator[Module]:
-        """The model, whose forward is that of some members."""
+        """Yield the model, whose forward is that of some members."""
         self._moment = moment
-        self._frames = [_Frame("")]
+        self._frames = [Frame("")]
         try:
             with _Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced):
                 yield self.model
@@ -157,13 +153,13 @@ class InstrumentedModel:
             self._moment = None
 
     def now(self) -> MemberForward:
-        """The forward that is open."""
+        """Return the open forward."""
         assert self._moment is not None
         return self._moment
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Take the model over; it is as it was afterwards, whatever happens."""
+        """Instrument the model, and restore it at the end, whatever happens."""
         with ExitStack() as stack:
             stack.enter_context(restored(self.root))
             stack.enter_context(torch.no_grad())
@@ -177,18 +173,18 @@ class InstrumentedModel:
             yield
 
     def _unpin(self, stack: ExitStack) -> None:
-        """A pinned model has keys of its own."""
+        """Suspend a pinned model's own keys."""
         forward = pinned(self.root)
         if forward is not None:
-            stack.callback(setattr, forward, "is_released", forward.is_released)
-            forward.is_released = True
+            stack.enter_context(forward.suspended())
 
     def _take(self, stack: ExitStack) -> None:
         """Put our layers in the place of others, and give each its site."""
         ours: dict[Module, Module] = {}
+        watched: list[tuple[Module, str, bool]] = []
         for path, module in list(self.root.named_modules()):
             if isinstance(module, Swapped):
-                # As the layer that it is a subclass of: ours for a dropout layer, torch's for one with weights.
+                # It runs as its base class: our layer for dropout, torch's for a layer with weights.
                 plain: Any = next(kind for kind in type(module).__mro__ if not issubclass(kind, Swapped))
                 self.override(stack, self.root.get_submodule(path), plain.forward)
             if path in self.plan.skipped:
@@ -199,14 +195,17 @@ class InstrumentedModel:
                 ours[module] = layer
             elif holds_dropout(module) or path in self.plan.owners:
                 module.training = True
-                self._watch(stack, path, module)
+                watched.append((module, path, False))
             elif path in self.plan.forced:
-                self._watch(stack, path, module)
+                watched.append((module, path, False))
+        hooks = Hooks(watched)
+        hooks.put_on(self)
+        stack.callback(hooks.take_off, self)
         self._exchange(stack, ours)
 
     @staticmethod
     def override(stack: ExitStack, module: Module, forward: Callable[..., Any]) -> None:
-        """Have a module do something else."""
+        """Replace a module's forward."""
         stack.callback(module.__dict__.pop, "forward", None)
         module.__dict__["forward"] = MethodType(forward, module)
 
@@ -224,29 +223,23 @@ class InstrumentedModel:
                     stack.callback(parent.register_module, name, child)
                     parent.register_module(name, layer)
 
-    def _watch(self, stack: ExitStack, path: str, module: Module) -> None:
-        """Know when a module is being run, and whether it draws random numbers of its own."""
-        before: list[Any] = []
+    def enter(self, path: str, is_site: bool, module: Module, inputs: tuple[Any, ...]) -> None:
+        """Push the frame of a module that begins."""
+        self._frames.append(Frame(path))
+        if self._finds_draws:
+            self._positions.append(positions())
 
-        def enter(*_: Any) -> None:
-            self._frames.append(_Frame(path))
-            before.append(positions())
-
-        def leave(*_: Any) -> None:
-            self._frames.pop()
-            if before.pop() != positions():
-                self.drawing.add(path)
-
-        stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+    def leave(self) -> None:
+        """Pop the frame of the module that has returned or failed, and record whether it drew random numbers."""
+        frame = self._frames.pop()
+        if self._finds_draws and self._positions.pop() != positions():
+            self.drawing.add(frame.path)
 
     def _functional(self, kind: str) -> MemberSite:
-        """The site of a function that is being called."""
+        """Return the site of a function that is called."""
         frame = self._frames[-1]
-        order = frame.counts.get(kind, 0)
-        frame.counts[kind] = order + 1
-        return MemberSite(self.now, f"{frame.path}:{kind}{order}", self.sample_dim)
+        return MemberSite(self.now, f"{frame.path}:{kind}{frame.count(kind)}", self.sample_dim)
 
     def _serve(self, call: InterceptedCall) -> Any:
-        """A function of torch's that drops, by ours."""
+        """Serve a call of torch's functional dropout by our function."""
         return call.with_key(self._functional(call.kind) if call.training and call.p else None)

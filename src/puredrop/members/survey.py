@@ -78,7 +78,7 @@ def survey(
     """
     few = batch.select(torch.arange(_ROWS) % batch.rows)
     sites, plan = _planned(root, few)
-    instrumented = InstrumentedModel(root, plan, batch.dim)
+    instrumented = InstrumentedModel(root, plan, batch.dim, finds_draws=True)
     reference = Engine(instrumented, members, read, [], is_batched=False)
     for _ in range(2):
         instrumented.drawing.clear()
@@ -113,7 +113,7 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
     except Exception as error:  # such as a detector's, which wants targets in training mode
         why = f"could not be run in training mode ({first_line(error, 100)}): functions that drop there are unknown"
         return Sites(), Plan(skipped={"(model)": why})
-    return seen.sites, _plan(seen.training.found, seen.evaluated.found)
+    return seen.sites, _plan(seen.training.calls, seen.evaluated.calls)
 
 
 def _runs(root: Module, plan: Plan) -> list[list[RunStep]]:

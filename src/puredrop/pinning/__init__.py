@@ -9,12 +9,12 @@ from torch.nn import Module
 
 from puredrop._hints import hints
 from puredrop._torch import forward_pre_hooks
+from puredrop.inspection.frames import Hooks, may_call
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 from puredrop.pinning._batches import Batches
 from puredrop.pinning._compilers import tell_compilers
 from puredrop.pinning._forward import Forward
-from puredrop.pinning._hooks import Hooks, may_call
 from puredrop.pinning._names import named, unwrapped
 from puredrop.pinning._run import Run, unpin
 from puredrop.pinning._samples import Samples, Windows

@@ -7,9 +7,9 @@ import functools
 import torch
 
 from puredrop._torch import skip_alone
+from puredrop.inspection.frames import Enter, Leave
 from puredrop.pinning import _sites
 from puredrop.pinning._forward import Forward
-from puredrop.pinning._hooks import Enter, Leave
 
 __all__ = ["tell_compilers"]
 

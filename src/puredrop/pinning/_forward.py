@@ -14,12 +14,12 @@ from torch.nn import Module
 
 from puredrop._torch import backward_number, is_recorded
 from puredrop.functional.interception import InterceptedCall, Interception
+from puredrop.inspection.frames import Frame, Hooks
 from puredrop.inspection.state import logical_thread
 from puredrop.inspection.watch import positions
 from puredrop.ops import Place, active
 from puredrop.pinning._batches import Batches, Tally
 from puredrop.pinning._forward_state import ForwardState
-from puredrop.pinning._hooks import Hooks
 from puredrop.pinning._ranks import holds_parts
 from puredrop.pinning._recompute import watch_checkpoints
 from puredrop.pinning._samples import Samples, count_of
@@ -36,25 +36,6 @@ def _is_exporting_without_dynamo() -> bool:
 
 # Torch 2.6 lacks is_exporting. There torch.export(strict=True), which is Dynamo, is not refused: it keeps keys.
 _is_exporting = getattr(torch.compiler, "is_exporting", _is_exporting_without_dynamo)
-
-
-class Frame:
-    """A module being run.
-
-    Args:
-        path: its path.
-        site: the site that it is, if it is one; what drops in it is no site of its own then.
-        counts: calls of each kind so far.
-    """
-
-    def __init__(self, path: str, site: PinnedSite | None, counts: dict[str, int]) -> None:
-        self.path = path
-        self.site = site
-        self.counts = counts
-
-    def copy(self) -> Frame:
-        """As it is now."""
-        return Frame(self.path, self.site, dict(self.counts))
 
 
 class State(NamedTuple):
@@ -168,7 +149,7 @@ class Forward(ForwardState):
                 self.hooks.take_off(self)
             return
         self.depth += 1
-        self._frames.append(Frame("", self._root_site, {}))
+        self._frames.append(Frame("", self._root_site))
         if self.samples.count is None:
             self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
 
@@ -212,7 +193,7 @@ class Forward(ForwardState):
             self.hooks.put_on(self)
         self.has_dropped = False
         self._error = sys.exc_info()[1]
-        self._frames = [Frame("", self._root_site, {})]
+        self._frames = [Frame("", self._root_site)]
         self.outer, active.source = active.source, self
         self.depth = 1
         mode = Interception(self._serve) if self._watches is not False else None
@@ -256,10 +237,10 @@ class Forward(ForwardState):
                 "torch's, its mask was not pinned: pass reproducible(..., functional=True)"
             )
 
-    def enter(self, path: str, is_site: bool) -> None:
+    def enter(self, path: str, is_site: bool, module: Module, inputs: tuple[Any, ...]) -> None:
         """Record that a module runs."""
         if self.depth:
-            self._frames.append(Frame(path, self.keys.site(path, (), self.sample_dim) if is_site else None, {}))
+            self._frames.append(Frame(path, self.keys.site(path, (), self.sample_dim) if is_site else None))
 
     def leave(self) -> None:
         """Record that the current module has returned."""
@@ -278,20 +259,28 @@ class Forward(ForwardState):
         """Return the site of a function that is called."""
         frame = self._frames[-1]
         if frame.site is not None:
-            return frame.site
+            site: PinnedSite = frame.site
+            return site
         if not self.hooks.are_on:
             raise RuntimeError(
                 f"{kind} was called as a function, which no forward before did, so the module around it is "
                 "unknown; pass reproducible(..., functional=True)"
             )
-        order = frame.counts.get(kind, 0)
-        frame.counts[kind] = order + 1
-        return self.keys.site(f"{frame.path}:{kind}{order}", (), self.sample_dim)
+        return self.keys.site(f"{frame.path}:{kind}{frame.count(kind)}", (), self.sample_dim)
 
     def resolve(self, kind: str, input: Tensor, place: Place) -> tuple[Key | Tensor, Place]:
         """Return key and place of one of our functions that is called without a key."""
         self._called = True
         return self._site_of(kind).resolve(kind, input, place)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let the model run unpinned for a while."""
+        before, self.is_released = self.is_released, True
+        try:
+            yield
+        finally:
+            self.is_released = before
 
     def snapshot(self) -> State:
         """Return the state with which a region of the forward begins."""
