@@ -78,7 +78,7 @@ def numbers(kind: Callable[[str], float], example: str) -> Callable[[str], tuple
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Parse names with commas between."""
+    """Split a comma-separated text into names."""
     return tuple(text.split(","))
 
 

@@ -101,7 +101,7 @@ if not TYPE_CHECKING:
 
 
 def plain_checks() -> tuple[Any, ...]:
-    """Return the checks of `ops._eager.is_plain` in its order; where one is missing, the first refuses every tensor.
+    """Return the checks of `ops._eager.is_plain` in its order; if torch lacks a check, the first refuses all tensors.
 
     The last two are a namespace and the name in it that holds the level of forward-mode derivatives: reading the level
     so costs no call.

@@ -200,7 +200,7 @@ def _plan(model: Module) -> Conversion:
 
 
 def revert(model: M, inplace: bool = True) -> M:
-    """Exchange our layers for the ones that `convert` replaced, or for torch's.
+    """Exchange our layers for the layers that `convert` replaced, or for torch's where `convert` replaced none.
 
     Use it before a model is handed to code that expects torch's own layers. Keys are given up, weights dropped by
     `drop_connect` become plain parameters, and layers that run batchwise run as before.
@@ -213,7 +213,7 @@ def revert(model: M, inplace: bool = True) -> M:
         The model, typed as given (another object where the model itself is one of our layers).
 
     Raises:
-        ValueError: if torch has no equal of a layer; the message names its path, and nothing is changed.
+        ValueError: if torch has no counterpart of a layer; the message names its path, and nothing is changed.
 
     >>> model = revert(torch.nn.Sequential(nn.Dropout(0.3)))
     >>> type(model[0]).__module__

@@ -62,6 +62,9 @@ def constant(p: float) -> Schedule:
     Returns:
         The schedule.
 
+    Raises:
+        ValueError: if p is outside [0, 1].
+
     >>> constant(0.5)(1000)
     0.5
     """
@@ -140,6 +143,9 @@ def curriculum(p: float, steps: int, gamma: float = 10.0) -> Schedule:
 
     Returns:
         The schedule.
+
+    Raises:
+        ValueError: if a rate is outside [0, 1], or steps is below 1.
 
     Reference: Morerio et al.: Curriculum dropout (ICCV 2017).
 

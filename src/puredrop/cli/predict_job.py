@@ -60,7 +60,7 @@ class PredictJob:
 
     @property
     def starts(self) -> range:
-        """Return the first rows of all parts."""
+        """Return the number of the first row of each part."""
         return range(0, len(self.x), self.request.part_rows)
 
     @property

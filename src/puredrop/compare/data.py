@@ -150,7 +150,7 @@ def _digits() -> _Arrays:
 
 
 def _mnist_files(data_dir: Path | None, url: str) -> dict[str, bytes]:
-    """Return the contents of the four files, from a folder or, once, from the network."""
+    """Return the contents of MNIST's four files, read from a folder or downloaded and cached."""
     if data_dir is None:
         return _downloaded(url)
     if not data_dir.is_dir():

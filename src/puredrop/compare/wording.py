@@ -72,7 +72,7 @@ class Quantity:
         return f"{self.show(d['estimate'], signed=True)} [{low}, {high}]"
 
     def claim(self, results: dict[str, Any], *, short: bool = False) -> str:
-        """Return what may be claimed: a difference only where its interval excludes 0."""
+        """Return the claim in words; a difference is claimed only where its interval excludes 0."""
         d = results["differences"][self.key]
         if d["found"]:
             return self.better if d["estimate"] < 0 else self.worse

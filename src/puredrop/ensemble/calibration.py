@@ -83,7 +83,7 @@ def fit_temperature(prediction: Prediction | Tensor, y: Any) -> Temperature:
         y: integer labels (rows,).
 
     Returns:
-        The temperature, to be called on predictions of new rows.
+        The temperature, to be called on predictions of new rows; its value is searched for between 0.05 and 20.
 
     Raises:
         ValueError: if shapes or labels do not fit, or there are no rows.

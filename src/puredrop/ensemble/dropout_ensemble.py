@@ -255,7 +255,8 @@ class DropoutEnsemble(SurveyedModel):
 
         Raises:
             ValueError: for a layer or function that is not supported, with its name; supported are Linear,
-                convolutions, ReLU, dropout of elements and channels, average pooling, Flatten, and sums.
+                convolutions, ReLU, dropout of elements and channels with p below 1, average pooling, Flatten, and sums.
+                "diagonal" refuses dropout of channels of maps, and pooling and sums after dropout.
 
         Reference: Wang and Manning: Fast dropout training (ICML 2013).
         """
@@ -277,11 +278,12 @@ class DropoutEnsemble(SurveyedModel):
 
         Args:
             number: the member's number, 0 or more.
-            inputs, named_inputs: some rows, needed if the ensemble has run on none yet.
+            inputs, named_inputs: some rows of the model's inputs, needed if the ensemble has run on no rows yet.
 
         Raises:
-            ValueError: for dropout outside of dropout layers (functions, attention, recurrent dropout).
-            RuntimeError: if the ensemble has run on no rows yet and none are given.
+            ValueError: for dropout outside of dropout layers (functions, attention, recurrent dropout), a dropout layer
+                that is used twice in a forward, a batchwise model, or a negative number.
+            RuntimeError: if the ensemble has run on no rows yet and no rows are given.
 
         >>> layers = torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(64, 3)
         >>> net = torch.nn.Sequential(*layers)

@@ -190,7 +190,7 @@ class _Carrier(fx.Interpreter):
         return value
 
     def _between(self, a: fx.Node, b: fx.Node) -> Tensor | None:
-        """Covariance of two values; None where it is 0."""
+        """Return the covariance of two values of the graph; None where the covariance is 0."""
         if a is b:
             spread: Tensor | None = self.env[a].spread
             return spread

@@ -68,9 +68,9 @@ class Prediction(Records):
 
     @property
     def mutual_information(self) -> Tensor | None:
-        """Entropy less expected entropy in nats: the members' disagreement; None unless a classification.
+        """Entropy less expected entropy in nats: the members' disagreement; None if the task is not classification.
 
-        The jackknife may leave it slightly below 0 where members agree.
+        Where members agree it may lie slightly below 0, because the entropy is corrected for the number of members.
         """
         if self.entropy is None or self.expected_entropy is None:
             return None

@@ -112,7 +112,7 @@ def _split(batch: Any) -> tuple[Any, Any]:
 
 
 def _joined(parts: tuple[Any, ...]) -> Any:
-    """Rows of batches after each other."""
+    """Concatenate the rows of several batches."""
     first = parts[0]
     if isinstance(first, Mapping):
         return {name: _joined(tuple(part[name] for part in parts)) for name in first}

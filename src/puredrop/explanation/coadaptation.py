@@ -51,10 +51,10 @@ class Curve:
     """Scores of predictions under a perturbation of growing size: one of the curves of a `Coadaptation`.
 
     Args:
-        kind: "random" (units removed at random), "largest" (largest activations removed) or "noise".
-        sizes: of the perturbation: a share of units, or the multiple of the activations' root mean square.
-        score: at each size: the share of rows predicted right, or, for a regression, the mean squared error.
-        standard_error: of each score, over orders and rows.
+        kind: "random" (ablation of random units), "largest" (of the largest activations) or "noise".
+        sizes: sizes of the perturbation: shares of units, or multiples of the activations' root mean square.
+        score: score at each size: the share of rows predicted right, or, for a regression, the mean squared error.
+        standard_error: standard error of each score over orders and rows.
         tables: float64 (sizes, orders, rows), score by row; for "largest", where nothing is drawn, two equal orders.
     """
 

@@ -24,7 +24,7 @@ _PERTURBATIONS = {
 
 
 def section(case: Case) -> Section:
-    """Say what was measured of each way in which dropout can regularise."""
+    """Summarise the measurements of each way in which dropout can regularise."""
     penalty, noise = case.results.get("penalty"), case.results.get("gradient_noise")
     parts = []
     if penalty is not None:

@@ -63,7 +63,7 @@ class MemberVisits:
 
     @property
     def share(self) -> float:
-        """The share of the 2^units sub-networks that was visited."""
+        """Share of the 2^units sub-networks that the drawn masks selected at least once."""
         return self.distinct * 2.0**-self.units
 
     def worst(self, path: str) -> float:

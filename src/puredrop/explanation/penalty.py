@@ -72,14 +72,14 @@ class Penalty:
     Every number is a mean over rows, in the unit of the loss (nats for cross entropy).
 
     Args:
-        loss: of one pass in eval mode, without dropout.
+        loss: loss of one pass in eval mode, without dropout.
         measured: mean loss under masks less `loss`: the truth.
-        standard_error: of `measured`, over masks; 0 where all masks were run.
+        standard_error: standard error of `measured` over masks; 0 where all masks were run.
         gauss_newton_error: standard error of `gauss_newton` over probes; 0 where each output had a probe of its own.
         is_exact: whether the approximation equals the truth: squared loss of outputs that are linear in the masks.
         sites: the part of each site.
-        members: masks of each row.
-        probes: products with the transposed Jacobian of a batch.
+        members: number of masks for each row.
+        probes: number of products with the transposed Jacobian for each batch.
         rows: number of rows of the data.
         skipped: path of a module or call that drops and was off -> the reason.
     """
@@ -129,7 +129,7 @@ class Penalty:
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Draw the measured and the approximated penalty of all sites and, where it was measured, of each alone."""
+        """Draw the measured and the approximated penalty of all sites and, with per_site=True, of each site alone."""
         alone = [site for site in self.sites if site.measured is not None]
         names = ["all sites", *(f"{site.path} alone" for site in alone)]
         truth = [self.measured, *(float(site.measured or 0) for site in alone)]

@@ -150,7 +150,7 @@ def _after_site(runner: Runner, row: Batch, drops: bool, first: int) -> tuple[st
 
 
 def section(case: Case) -> Section:
-    """Say what the division by 1 - p keeps, and where a nonlinearity ends that."""
+    """Report that scaling by 1/(1-p) preserves a unit's mean over masks, and how far a ReLU shifts the mean."""
     unit = measure(case.prepared)
     sentence = (
         f"What is kept is divided by the chance to be kept, so that a unit's mean over masks, {unit.mean:.3f} ± "

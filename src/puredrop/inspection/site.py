@@ -20,13 +20,13 @@ class Site:
     Args:
         path: the module's path; for a functional call that of the module around it, then `:kind` and its order there.
         kind: "dropout", "dropout2d", "attention", "recurrent", "drop_path", ...; "draw" for a call that draws random
-            numbers of its own; "unseen" for what cannot be looked into.
-        p: the rate, None where it cannot be told.
-        shape: sizes of what it drops from, None where it was never reached.
+            numbers of its own; "unseen" for TorchScript, and for random draws whose call was not observed.
+        p: the drop probability; None where it is unknown.
+        shape: shape of the tensor that is dropped from; None where the site was never reached.
         where: "file:line" of the call in the user's code, else the module's class.
-        uses: how often one forward in training mode came here; 0 if never.
-        in_eval: whether it drops in eval mode too; None where it was never reached.
-        note: what else a person should know, or "".
+        uses: number of times that one forward in training mode reaches the site.
+        in_eval: whether the site drops in eval mode too; None where it was never reached.
+        note: remark for the reader, or "".
     """
 
     path: str

@@ -189,7 +189,7 @@ def _tried(engine: Engine, few: Batch, expected: Tensor, survey: Survey) -> Surv
 
 
 def _of_one(few: Batch) -> float:
-    """Return the bytes of a row of a member that runs alone: its inputs, as the rest is freed before the next."""
+    """Return the bytes per row that stay allocated when members run one after the other: those of the inputs."""
     return sum(one.nbytes for one in few.tensors) / few.rows
 
 

@@ -146,7 +146,7 @@ class CompactRuns:
 
 
 def _fits(site: Any, input: Tensor) -> bool:
-    """Return whether many members run, and a sample has one decision for each unit."""
+    """Return whether a run can be thinned: members are batched, with one decision per unit, in float32 or float64."""
     rank = 2 + (1 + _CHANNELS.index(type(site)) if isinstance(site, _CHANNELS) else 0)
     return (
         transforms_active()

@@ -14,7 +14,8 @@ __all__ = ["GaussianDropout"]
 class GaussianDropout(Keyed):
     """Multiply each element by Gaussian noise of mean 1 and variance p/(1-p), the variance of dropout's noise.
 
-    Use it where zeros are harmful, for example before a logarithm: nothing is zeroed.
+    Use it in place of dropout where exact zeros are harmful. Factors are negative in 16 % of cases at p = 0.5, so signs
+    may flip.
 
     Args:
         p: rate of the dropout whose variance the noise has, in [0, 1), a number or a 0-d tensor.

@@ -101,7 +101,11 @@ class LayerDrop(Keyed):
         self.layer = layer
 
     def samples_in(self, dim: int) -> None:
-        """Return None: one decision skips the layer for all samples."""
+        """Return None, since one decision skips the layer for all samples.
+
+        Args:
+            dim: the dimension of the samples in the model; not used.
+        """
 
     def forward(self, input: Any, *arguments: Any, **named: Any) -> Any:
         """Return the layer's output, or in training mode with probability p the input."""

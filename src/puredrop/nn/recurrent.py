@@ -75,7 +75,7 @@ class GRU(_Recurrent, torch.nn.GRU):
 
 
 class RNN(_Recurrent, torch.nn.RNN):
-    """`torch.nn.RNN` with dropout between its layers that a key determines.
+    """`torch.nn.RNN` whose dropout between layers is drawn under a key.
 
     Use it where a run must be reproducible, as `LSTM`.
 

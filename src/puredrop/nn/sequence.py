@@ -153,7 +153,11 @@ class PatchDropout(Keyed):
         self.return_indices = return_indices
 
     def samples_in(self, dim: int) -> int:
-        """Return 0: the samples are the first dimension of (N, L, D)."""
+        """Return 0, since the samples are the first dimension of (N, L, D).
+
+        Args:
+            dim: the dimension of the samples in the model; not used.
+        """
         return 0
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:

@@ -78,7 +78,7 @@ active = _Active()
 
 
 def with_sample_dim(key: Any, dim: int | None) -> Any:
-    """Tell a site's source the dimension of the samples; return other keys, and all keys for None, unchanged."""
+    """Return a site's key source for samples in a dimension; other keys, and all keys for None, stay unchanged."""
     return key.with_sample_dim(dim) if isinstance(key, SiteKeySource) and dim is not None else key
 
 

@@ -95,7 +95,10 @@ class Run:
 
     @property
     def batch_size(self) -> int | None:
-        """Number of samples of a whole step on all processes; needed if samples are not in the first dimension."""
+        """Number of samples of a whole step on all processes, or None.
+
+        Set it before the first forward of a step if samples are not in the first dimension.
+        """
         return self._forward.batches.batch_size
 
     @batch_size.setter
@@ -122,7 +125,7 @@ class Run:
         self._forward.batches.check()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Self:
-        """Advance to the next step whenever an optimizer has made one; a step that a GradScaler skips does not count.
+        """Advance to the next step after each step of an optimizer; a step that a GradScaler skips does not count.
 
         Args:
             optimizer: the optimizer; if several train the model, one of them.

@@ -163,7 +163,7 @@ class SharedSite(SiteKeySource):
 
     @staticmethod
     def of(sites: Sequence[PinnedSite]) -> SiteKeySource | None:
-        """Return the key source for a layer's sites: None, the site itself, or a shared one."""
+        """Return a layer's key source: None without sites, a single site itself, a `SharedSite` for several."""
         return SharedSite(tuple(sites)) if len(sites) > 1 else sites[0] if sites else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SiteKeySource | None:

@@ -38,8 +38,11 @@ class Thinned(Records):
         """Return the number of groups that a batch is split into.
 
         Args:
-            samples: samples in the batch.
-            rows: tokens of all samples together, or positions of maps; the number of samples if not given.
+            samples: number of samples in the batch.
+            rows: number of tokens, or of positions of maps, in all samples together; by default one for each sample.
+
+        Returns:
+            The number of groups, from 1 to the number of samples.
         """
         return self.groups.split(samples, samples if rows is None else rows).groups
 

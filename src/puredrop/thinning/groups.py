@@ -41,7 +41,7 @@ class GroupSplit:
 
     @property
     def group_of(self) -> list[int]:
-        """Each sample's group."""
+        """Return the group number of each sample."""
         ends = [*self.starts[1:], self.samples]
         return [group for group in range(self.groups) for _ in range(self.starts[group], ends[group])]
 
