@@ -8,7 +8,6 @@ import torch
 
 from puredrop.ensemble import conformal_sets
 from puredrop.ensemble.confidence_sequence import ConfidenceSequence
-from puredrop.ensemble.running_statistics import RunningStatistics
 
 
 def intervals_by_the_paper(values, alpha):
@@ -30,23 +29,13 @@ def intervals_by_the_paper(values, alpha):
 @pytest.mark.parametrize("alpha", [0.05, 0.5])
 def test_a_confidence_sequence_is_that_of_the_paper(alpha):
     generator = random.Random(3)
-    values = [generator.betavariate(2, 5) for _ in range(60)]
+    values = [generator.choice((0.0, 1.0)) for _ in range(120)]  # so varied that the bets fall below their limit of 1/2
     sequence = ConfidenceSequence(alpha)
     for value, (lower, upper) in zip(values, intervals_by_the_paper(values, alpha), strict=True):
         sequence.add(torch.tensor([[value]]))
         assert sequence.lower.item() == pytest.approx(lower, abs=1e-6)
         assert sequence.upper.item() == pytest.approx(upper, abs=1e-6)
-    assert sequence.upper.item() - sequence.lower.item() < 0.8
-
-
-def test_rounding_makes_no_variance_negative():
-    """Members that agree have a variance of 0 up to rounding, which unclamped falls below 0 for some of these."""
-    value = torch.rand(500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for members in range(2, 40):
-        running = RunningStatistics(None, balanced=False, kept=0)
-        running.add(value.expand(members, 500, 1))
-        assert (running.variance >= 0).all()
-        assert (running.variance < 1e-30).all()
+    assert sequence.upper.item() - sequence.lower.item() < 0.6
 
 
 def test_one_row_in_ten_may_be_missed_unless_it_is_said():
