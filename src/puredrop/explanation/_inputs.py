@@ -15,7 +15,7 @@ from puredrop.members.prepared import PreparedModel, TargetedBatches, prepare
 __all__ = ["check_task", "choose", "prepare_with_targets", "resolve_class_dim", "split_targets"]
 
 _NAMES = ("labels", "label", "targets", "target", "y")
-"""What mappings call their targets."""
+"""Names under which mappings hold their targets."""
 
 
 def prepare_with_targets(

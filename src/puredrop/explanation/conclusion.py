@@ -14,7 +14,7 @@ __all__ = ["QUESTION", "claims", "section", "verdict"]
 
 QUESTION = Question("why", "So why does it regularise?")
 _NEAR = 0.1
-"""By how much the approximated penalty may miss the measured one, as a share of it, to be called the same."""
+"""Largest relative difference at which the approximated penalty is called equal to the measured one."""
 _PERTURBATIONS = {
     "random": ("units removed at random", 0.75),
     "largest": ("the largest activations removed", 0.05),
