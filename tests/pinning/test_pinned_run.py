@@ -238,3 +238,8 @@ def test_the_run_is_not_the_model():
 def test_a_key_for_a_model_is_its_seed():
     with pytest.raises(TypeError, match="reproducible has no argument key; the seed of all masks is given as seed="):
         puredrop.reproducible(MLP(), key=puredrop.Key(1))
+
+
+def test_sharding_is_one_of_two():
+    with pytest.raises(ValueError, match="sharding is 'columns'; expected 'batches' or 'rows'"):
+        puredrop.reproducible(MLP(), sharding="columns")

@@ -83,7 +83,7 @@ def reproducible(
     if mesh is not None and dp_group is not None:
         raise ValueError("mesh and dp_group are given; expected one of them")
     if sharding not in ("batches", "rows"):
-        raise ValueError(f"dealt is {sharding!r}; expected 'batches' or 'rows'")
+        raise ValueError(f"sharding is {sharding!r}; expected 'batches' or 'rows'")
     base = Key(seed).fold_in(name)
     other = pinned(root)
     if other is not None:

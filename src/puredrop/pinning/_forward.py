@@ -15,7 +15,7 @@ from torch.nn import Module
 from puredrop._torch import backward_number, is_recorded
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.frames import Frame, Hooks
-from puredrop.inspection.state import logical_thread
+from puredrop.inspection.state import logical_thread, opening
 from puredrop.inspection.watch import positions
 from puredrop.ops import Place, active
 from puredrop.pinning._batches import Batches, Tally
@@ -179,6 +179,7 @@ class Forward(ForwardState):
             raise RuntimeError(
                 "a forward of the pinned model is opened by hand while another is open; close that first"
             )
+        opening(self)
         if backward_number() != -1 and not self.is_replayed:
             raise RuntimeError(
                 "the pinned model is run in backward, but not by torch.utils.checkpoint, so the forward that it "
@@ -285,7 +286,7 @@ class Forward(ForwardState):
     def snapshot(self) -> State:
         """Return the state with which a region of the forward begins."""
         frames = [frame.copy() for frame in self._frames]
-        uses = {site: site.uses for site in self.keys if site.uses}
+        uses = {site: site.uses for site in list(self.keys) if site.uses}  # another thread may make sites meanwhile
         ids = self.batches.ids, self.batches.is_stale
         return State(self.keys.step, self.batches.tally, ids, self.samples, self.depth, uses, frames, self.outer)
 
@@ -296,9 +297,14 @@ class Forward(ForwardState):
             with self._refusing(state):
                 yield
             return
-        now, was_replayed, has_dropped = self.snapshot(), self.is_replayed, self.has_dropped
+        if self.depth and self.thread != logical_thread.number:
+            raise RuntimeError(
+                "a checkpointed region of the pinned model is run again while another thread runs the model; run one "
+                "model in one thread at a time"
+            )
+        now, was_replayed, has_dropped, thread = self.snapshot(), self.is_replayed, self.has_dropped, self.thread
         self.restore(state)
-        self.is_replayed = True
+        self.is_replayed, self.thread = True, logical_thread.number
         mode = Interception(self._serve) if state.depth and self._watches is not False else None
         try:
             if mode is not None:
@@ -308,7 +314,7 @@ class Forward(ForwardState):
             if mode is not None:
                 mode.__exit__(None, None, None)
             self.restore(now)
-            self.is_replayed, self.has_dropped = was_replayed, has_dropped
+            self.is_replayed, self.has_dropped, self.thread = was_replayed, has_dropped, thread
 
     @contextmanager
     def _refusing(self, state: State) -> Iterator[None]:

@@ -46,5 +46,9 @@ class ForwardState(KeySource):
         """Return the state with which a region of the forward begins."""
 
     @abstractmethod
+    def restore(self, state: Any) -> None:
+        """Return to a state."""
+
+    @abstractmethod
     def replayed(self, state: Any) -> AbstractContextManager[None]:
         """Run a region again from the state that it began with."""

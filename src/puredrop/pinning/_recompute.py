@@ -10,7 +10,14 @@ from typing import Any
 from torch.utils import checkpoint
 
 from puredrop._torch import checkpoint_frame
-from puredrop.inspection.state import logical_thread, stateful
+from puredrop.inspection.state import (
+    live_forwards,
+    logical_thread,
+    opens_watched,
+    register,
+    registry_lock,
+    unregister,
+)
 from puredrop.ops import active
 from puredrop.pinning._forward_state import ForwardState
 
@@ -20,26 +27,39 @@ _Function = Callable[..., Any]
 
 
 def _remembering(function: _Function) -> _Function:
-    """Wrap a region's function so that a second run finds this thread's pinned models as they are now.
+    """Wrap a region's function so that a second run finds the pinned models that it uses as they are now.
 
-    Models that another thread runs are left alone. A model that no thread has run yet may be run in the region, so its
-    state is saved too.
+    A forward that this thread has open is restored at once: the region is a part of it. The state of every closed
+    forward is saved too, since the region may run it, and is restored only if the second run opens it: another thread
+    may be using it. A forward that another thread has open is that thread's.
     """
     thread = logical_thread.number
-    states = [(forward, forward.snapshot()) for forward in stateful if forward.thread in (None, thread)]
-    source = active.source
-    if not states:
+    forwards = live_forwards()
+    if not forwards:
         return function
+    opened = [(forward, forward.snapshot()) for forward in forwards if forward.depth and forward.thread == thread]
+    closed = {forward: forward.snapshot() for forward in forwards if not forward.depth}
+    source = active.source
 
     def rerun(*arguments: Any) -> Any:
         before, active.source = active.source, source
         # CUDA's backward runs in a thread of autograd's, which works for the thread of the first run.
         worker, logical_thread.number = logical_thread.number, thread
+        replayed: set[Any] = set()
         try:
             with ExitStack() as stack:
-                for forward, state in states:
-                    if forward.thread == thread:
-                        stack.enter_context(forward.replayed(state))
+
+                def replay(forward: Any) -> None:
+                    if forward in closed and forward not in replayed:
+                        replayed.add(forward)
+                        stack.enter_context(forward.replayed(closed[forward]))
+
+                stack.enter_context(opens_watched(replay))
+                for forward, state in opened:
+                    stack.enter_context(forward.replayed(state))
+                for forward in closed:
+                    if forward.is_released and forward.thread == thread:  # it announces no opening any more
+                        replay(forward)
                 return function(*arguments)
         finally:
             active.source = before
@@ -99,23 +119,25 @@ def watch_checkpoints(forward: ForwardState) -> None:
     torch.utils.checkpoint are patched with the first pinned model, on top of any other patch, and restored with the
     last.
     """
-    stateful.add(forward)
-    weakref.finalize(forward, _remove_unused).atexit = False  # for a model that is deleted without being released
-    if not _patches:
-        frame = checkpoint_frame()
-        if frame is not None:
-            _patches.append(_Patch(frame, "__init__", _wrap_frame))
-        _patches.append(_Patch(checkpoint.CheckpointFunction, "forward", _wrap_function))
+    with registry_lock:
+        register(forward)
+        weakref.finalize(forward, _remove_unused).atexit = False  # for a model that is deleted without being released
+        if not _patches:
+            frame = checkpoint_frame()
+            if frame is not None:
+                _patches.append(_Patch(frame, "__init__", _wrap_frame))
+            _patches.append(_Patch(checkpoint.CheckpointFunction, "forward", _wrap_function))
 
 
 def unwatch_checkpoints(forward: ForwardState) -> None:
     """Forget a model that is released."""
-    stateful.discard(forward)
+    unregister(forward)
     _remove_unused()
 
 
 def _remove_unused() -> None:
     """Remove the patches if no model is pinned."""
-    if not any(True for _ in stateful):  # its length may still count the model that is being deleted
-        while _patches:
-            _patches.pop().remove()
+    with registry_lock:
+        if not live_forwards():
+            while _patches:
+                _patches.pop().remove()

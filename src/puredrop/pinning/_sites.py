@@ -7,12 +7,13 @@ import itertools
 import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from puredrop._torch import backward_number
+from puredrop.inspection.state import opening
 from puredrop.ops import Place, SiteKeySource, active, is_spread
 from puredrop.pinning._forward_state import ForwardState
 from puredrop.pinning._ranks import check_whole
@@ -85,10 +86,9 @@ class PinnedSite(SiteKeySource):
         forward, layout = self.keys.forward, self.layout
         is_traced = torch.compiler.is_compiling()
         if not is_traced and backward_number() != -1 and not forward.is_replayed:
-            raise RuntimeError(
-                f"site {layout.path!r} is run in backward, but not by torch.utils.checkpoint, so the use that it "
-                "repeats is unknown; use torch.utils.checkpoint"
-            )
+            opening(forward)  # a weight may be read between forwards
+            if not forward.is_replayed:
+                self._refuse_backward()
         call = self._use(forward)
         if forward.is_parallel:
             self._check_whole(input, call, is_traced)
@@ -99,6 +99,13 @@ class PinnedSite(SiteKeySource):
         if is_traced or not input.is_cpu:
             return self._tensor(call, input.device), place
         return self.key(call), place
+
+    def _refuse_backward(self) -> NoReturn:
+        """Refuse a use in backward that repeats an unknown use."""
+        raise RuntimeError(
+            f"site {self.layout.path!r} is run in backward, but not by torch.utils.checkpoint, so the use that it "
+            "repeats is unknown; use torch.utils.checkpoint"
+        )
 
     def _use(self, forward: ForwardState) -> int:
         """Count a use in the open forward, and return its number."""
