@@ -79,6 +79,17 @@ def test_a_frozen_ensemble_is_a_graph_without_our_classes(rows):
     torch.testing.assert_close(again, mean)
 
 
+def test_the_state_of_a_frozen_ensemble_loads(rows):
+    frozen = puredrop.DropoutEnsemble(net()).freeze(rows, members=2)
+    state = torch.load(BEFORE / "frozen_state.pt", weights_only=True)
+    assert list(state) == list(frozen.state_dict())
+    for value in frozen.state_dict().values():
+        value.fill_(torch.nan)
+    frozen.load_state_dict(state)
+    mean = torch.tensor(json.loads((BEFORE / "frozen_mean.json").read_text()))
+    torch.testing.assert_close(frozen(rows)[0], mean)
+
+
 def test_an_unfinished_run_is_refused_by_name(folder, capsys):
     (folder / "stopped").mkdir()
     shutil.copy("checkpoint.safetensors", "stopped")

@@ -85,16 +85,27 @@ def test_frozen_members_are_exported(name, tmp_path):
     for found, wanted in zip(program.module()(x), expected, strict=True):
         torch.testing.assert_close(found, wanted)
     torch.export.save(program, tmp_path / "frozen.pt2")
-    state = torch.export.load(tmp_path / "frozen.pt2").state_dict
-    assert int(state["frozen_format"]) == FROZEN_FORMAT
-    frozen.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"frozen_format is 99; expected 1: .* call freeze"):
-        frozen.load_state_dict({**state, "frozen_format": torch.tensor(99)})
+    loaded = torch.export.load(tmp_path / "frozen.pt2")
+    assert int(loaded.constants["frozen_format"]) == FROZEN_FORMAT
+    frozen.load_state_dict(loaded.state_dict)
     torch.onnx.export(frozen, (x,), tmp_path / "frozen.onnx", dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "frozen.onnx")
     outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     for found, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_state_knows_its_format(tmp_path):
+    model, x = model_of("mlp")
+    frozen = puredrop.DropoutEnsemble(model).freeze(x, members=2)
+    torch.save(frozen.state_dict(), tmp_path / "frozen.pt")
+    state = torch.load(tmp_path / "frozen.pt", weights_only=True)
+    assert not any("format" in name for name in state)
+    frozen.load_state_dict(state)
+    frozen.load_state_dict(dict(state))  # without metadata
+    state._metadata[""]["version"] = 99
+    with pytest.raises(ValueError, match=r"frozen_format is 99; expected 1: .* call freeze"):
+        frozen.load_state_dict(state)
 
 
 @pytest.mark.parametrize(

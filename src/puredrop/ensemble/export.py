@@ -190,23 +190,26 @@ class Frozen(Module):
     """
 
     frozen_format: Tensor
+    _version = FROZEN_FORMAT
 
     def __init__(self, members: Sequence[Module], task: Task, class_dim: int) -> None:
         super().__init__()
         self.members = torch.nn.ModuleList(members)
         self.task = task
         self.class_dim = class_dim
-        # As a buffer the number travels with the state and with an exported program.
-        self.register_buffer("frozen_format", torch.tensor(FROZEN_FORMAT))
+        # Not in the state's keys, but it travels with an exported program; `_version` travels with a state.
+        self.register_buffer("frozen_format", torch.tensor(FROZEN_FORMAT), persistent=False)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        number = state_dict.get(f"{prefix}frozen_format")
-        if number is not None and int(number) != FROZEN_FORMAT:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *others: Any
+    ) -> None:
+        number = local_metadata.get("version", FROZEN_FORMAT)  # a file without metadata, as safetensors, has none
+        if number != FROZEN_FORMAT:
             raise ValueError(
-                f"frozen_format is {int(number)}; expected {FROZEN_FORMAT}: another version of puredrop froze this "
+                f"frozen_format is {number}; expected {FROZEN_FORMAT}: another version of puredrop froze this "
                 "ensemble; call freeze() again with this version"
             )
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
 
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
         """Return the mean and the unbiased variance over members, of probabilities in a classification."""
