@@ -105,3 +105,42 @@ def test_a_frame_without_pandas_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match=r"puredrop\[study\]"):
         convert(model(), report=True)[1].frame()
+
+
+def test_revert_reports_what_it_exchanged():
+    net = convert(model())
+    linear = nn.Linear(3, 4)
+    net.append(puredrop.nn.drop_connect(linear, p=0.5))
+    net.append(nn.Linear(4, 4))
+    same, report = revert(net, report=True)
+    assert same is net
+    assert report.replaced == {
+        "1": ("Dropout1d", "torch Dropout1d"),
+        "2.0": ("Dropout2d", "torch Dropout2d"),
+        "2.1": ("Dropout3d", "torch Dropout3d"),
+        "3": ("Dropout", "torch Dropout"),
+        "7.parametrizations.weight.0": ("DropConnect", "torch Parameter"),
+    }
+    assert report.skipped == {"5": f"{Own.__module__}.Own is not a layer of puredrop"}
+    assert "1: puredrop.nn.Dropout1d -> torch Dropout1d" in repr(report).splitlines()
+    assert list(report.frame()["new"]) == [*(new for _, new in report.replaced.values()), ""]
+    assert [type(module) for module in net.modules() if "puredrop" in type(module).__module__] == []
+
+
+def test_revert_reports_layers_that_ran_batchwise_and_leaves_the_original():
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+    puredrop.batchwise(net)
+    kinds = [type(module) for module in net]
+    other, report = revert(net, inplace=False, report=True)
+    assert [type(module) for module in net] == kinds
+    assert [type(module) for module in other] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    assert report.replaced["0"] == ("batchwise Linear", "torch Linear")
+    assert sorted(report.replaced) == ["0", "2", "3"]
+
+
+@pytest.mark.parametrize("call", [convert, revert])
+def test_what_is_no_model_is_named(call):
+    with pytest.raises(TypeError, match=r"model is 'model'; expected a torch\.nn\.Module"):
+        call("model")
+    with pytest.raises(TypeError, match=r"model is dict; expected a torch\.nn\.Module"):
+        call({}, report=True)

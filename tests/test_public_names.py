@@ -30,3 +30,9 @@ def test_dir_lists_what_is_public():
     assert all(hasattr(puredrop, name) for name in dir(puredrop))
     assert not hasattr(puredrop, "version")
     assert puredrop.testing.LayerConformance
+
+
+@pytest.mark.parametrize("module", [puredrop.schedules, puredrop.testing])
+def test_dir_of_a_module_lists_what_is_public(module):
+    assert dir(module) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in dir(module))

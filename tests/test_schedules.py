@@ -66,3 +66,9 @@ def test_a_scheduler_prints_its_place():
     scheduler = schedules.RateScheduler([layer], schedules.linear(0.0, 0.5, 4))
     scheduler.step()
     assert repr(scheduler) == "RateScheduler(linear, step 1 of 4, p=0.125)"
+
+
+def test_a_schedule_prints_its_rates():
+    assert repr(schedules.cosine(0.1, 0.4, steps=9)) == "Schedule(cosine, p=0.1 to 0.4 over 9 steps)"
+    assert repr(schedules.late(0.2, 5)) == "Schedule(late, p=0 to 0.2 over 5 steps)"
+    assert repr(schedules.constant(0.3)) == "Schedule(constant, p=0.3)"

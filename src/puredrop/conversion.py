@@ -110,14 +110,15 @@ def _rule(layer: Module) -> _Rule | None:
     return _RULES.get((library, name))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion(Records):
-    """Report of `convert`: which layers were exchanged, and which were skipped and why.
+    """Report of `convert` and `revert`: which layers were exchanged, and which were skipped and why.
 
     Prints as text; `to_dict`, `to_json` and `frame` hand it to other programs.
 
     Args:
-        replaced: path of each exchanged layer -> (name of the old class, name of ours).
+        replaced: path of each exchanged layer -> (name of the old class, name of the new one); the names of other
+            libraries' classes begin with the library.
         skipped: path of each layer that drops and was not exchanged -> the reason.
 
     >>> _, report = convert(torch.nn.Sequential(torch.nn.Dropout(0.3)), report=True)
@@ -132,15 +133,27 @@ class Conversion(Records):
         """Return the two dictionaries of the report."""
         return {"replaced": {path: list(pair) for path, pair in self.replaced.items()}, "skipped": dict(self.skipped)}
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return one row for each layer that drops."""
-        rows = [{"path": path, "old": old, "new": new, "reason": ""} for path, (old, new) in self.replaced.items()]
-        return rows + [{"path": path, "old": "", "new": "", "reason": reason} for path, reason in self.skipped.items()]
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: each layer that drops, its old and new class, or why it was skipped."""
+        pairs, reasons = self.replaced.values(), self.skipped.values()
+        return {
+            "path": [*self.replaced, *self.skipped],
+            "old": [*(old for old, _ in pairs), *("" for _ in reasons)],
+            "new": [*(new for _, new in pairs), *("" for _ in reasons)],
+            "reason": [*("" for _ in pairs), *reasons],
+        }
 
     def __str__(self) -> str:
-        lines = [f"{path or '(model)'}: {old} -> puredrop.nn.{new}" for path, (old, new) in self.replaced.items()]
+        lines = [
+            f"{path or '(model)'}: {_with_library(old)} -> {_with_library(new)}"
+            for path, (old, new) in self.replaced.items()
+        ]
         lines += [f"{path or '(model)'}: skipped, {reason}" for path, reason in self.skipped.items()]
         return "\n".join([*lines, "functional dropout is no module: puredrop.sites lists it"])
+
+
+def _with_library(name: str) -> str:
+    return name if " " in name else f"puredrop.nn.{name}"
 
 
 @overload
@@ -170,10 +183,14 @@ def convert(model: M, inplace: bool = True, *, report: bool = False) -> M | tupl
         The model, typed as given (another object where the model itself is a dropout layer); with `report=True` the
         pair of the model and a `Conversion`, which lists what was exchanged and what was skipped.
 
+    Raises:
+        TypeError: if the model is not a module.
+
     >>> model = convert(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)))
     >>> type(model[1]).__module__
     'puredrop.nn.element'
     """
+    _check_model(model)
     model = model if inplace else copy.deepcopy(model)
     if not report:
         return _exchange(model, as_ours)
@@ -191,7 +208,7 @@ def _plan(model: Module) -> Conversion:
             skipped[path] = reason
         elif rule or type(layer) in _OURS:
             ours = rule.ours if rule else _OURS[type(layer)]
-            replaced[path] = (f"{type(layer).__module__.partition('.')[0]} {type(layer).__name__}", ours.__name__)
+            replaced[path] = (_name(type(layer)), ours.__name__)
         elif holds_dropout(layer) and not isinstance(layer, HasKey):
             skipped[path] = (
                 f"{type(layer).__module__}.{type(layer).__name__} is not among the classes that convert knows"
@@ -199,7 +216,22 @@ def _plan(model: Module) -> Conversion:
     return Conversion(replaced, skipped)
 
 
-def revert(model: M, inplace: bool = True) -> M:
+def _check_model(model: Any) -> None:
+    """Raise TypeError unless an argument is a module."""
+    if not isinstance(model, Module):
+        given = repr(model) if isinstance(model, str) else type(model).__name__
+        raise TypeError(f"model is {given}; expected a torch.nn.Module, such as the model that you train")
+
+
+@overload
+def revert(model: M, inplace: bool = True, *, report: Literal[False] = False) -> M: ...
+
+
+@overload
+def revert(model: M, inplace: bool = True, *, report: Literal[True]) -> tuple[M, Conversion]: ...
+
+
+def revert(model: M, inplace: bool = True, *, report: bool = False) -> M | tuple[M, Conversion]:
     """Exchange our layers for the layers that `convert` replaced, or for torch's where `convert` replaced none.
 
     Use it before a model is handed to code that expects torch's own layers. Keys are given up, weights dropped by
@@ -208,17 +240,59 @@ def revert(model: M, inplace: bool = True) -> M:
     Args:
         model: any module, possibly one of our layers itself.
         inplace: whether the model itself is changed; otherwise a deep copy is changed and returned.
+        report: whether a `Conversion` is returned as well.
 
     Returns:
-        The model, typed as given (another object where the model itself is one of our layers).
+        The model, typed as given (another object where the model itself is one of our layers); with `report=True` the
+        pair of the model and a `Conversion`, which lists what was exchanged and what drops and was not ours.
 
     Raises:
+        TypeError: if the model is not a module.
         ValueError: if torch has no counterpart of a layer; the message names its path, and nothing is changed.
 
     >>> model = revert(torch.nn.Sequential(nn.Dropout(0.3)))
     >>> type(model[0]).__module__
     'torch.nn.modules.dropout'
     """
+    _check_model(model)
+    _refuse_irreversible(model)
+    plan = _reversal_plan(model) if report else None
+    model = model if inplace else copy.deepcopy(model)
+    for module in list(model.modules()):
+        if isinstance(module, Swapped):
+            module.restore_class()
+        for name, steps in list(getattr(module, "parametrizations", {}).items()):
+            if any(isinstance(step, nn.DropConnect) for step in steps):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    model = _exchange(model, _as_theirs)
+    return model if plan is None else (model, plan)
+
+
+def _reversal_plan(model: Module) -> Conversion:
+    """Plan what `revert` exchanges without changing the model."""
+    replaced, skipped = {}, {}
+    for path, layer in model.named_modules():
+        kind = layer.original_class if isinstance(layer, Swapped) else type(layer)
+        if isinstance(layer, nn.DropConnect):
+            replaced[path] = ("DropConnect", "torch Parameter")
+        elif hasattr(layer, "_exchanged_for"):
+            replaced[path] = (kind.__name__, _name(type(layer._exchanged_for)))
+        elif kind in _TORCHS:
+            replaced[path] = (kind.__name__, _name(_TORCHS[kind]))
+        elif isinstance(layer, Swapped):
+            replaced[path] = (f"batchwise {kind.__name__}", _name(kind))
+        elif holds_dropout(layer):
+            skipped[path] = f"{type(layer).__module__}.{type(layer).__name__} is not a layer of puredrop"
+    return Conversion(replaced, skipped)
+
+
+def _name(kind: type[Module]) -> str:
+    """Return a class's name after that of its library."""
+    return f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+
+
+def _refuse_irreversible(model: Module) -> None:
+    """Raise ValueError if torch has no counterpart of a layer."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.shared_dims:
             raise ValueError(
@@ -232,14 +306,6 @@ def revert(model: M, inplace: bool = True) -> M:
             raise ValueError(
                 f"{path or 'the model'} is {type(module).__name__}, which torch has no equal of; replace it by hand"
             )
-    model = model if inplace else copy.deepcopy(model)
-    for module in list(model.modules()):
-        if isinstance(module, Swapped):
-            module.restore_class()
-        for name, steps in list(getattr(module, "parametrizations", {}).items()):
-            if any(isinstance(step, nn.DropConnect) for step in steps):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-    return _exchange(model, _as_theirs)
 
 
 def _exchange(model: M, substitute: Callable[[Module], Module | None]) -> M:

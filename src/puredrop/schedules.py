@@ -18,7 +18,11 @@ from puredrop.nn.keyed import Keyed
 __all__ = ["RateScheduler", "Schedule", "constant", "cosine", "curriculum", "early", "late", "linear", "over_depth"]
 
 
-@dataclass(frozen=True)
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """A drop probability as a function of training progress or of depth.
 
@@ -46,6 +50,11 @@ class Schedule:
         for progress in (0.0, 0.5, 1.0):
             ops.as_rate(self.at(progress))
 
+    def __repr__(self) -> str:
+        start, middle, end = (f"{self.at(progress):g}" for progress in (0.0, 0.5, 1.0))
+        rates = start if start == middle == end else f"{start} to {end} over {self.steps} steps"
+        return f"Schedule({self.name}, p={rates})"
+
     def __call__(self, step: int) -> float:
         """Return the rate at a step, counted from 0."""
         return self.at(min(step / self.steps, 1.0))
@@ -65,8 +74,8 @@ def constant(p: float) -> Schedule:
     Raises:
         ValueError: if p is outside [0, 1].
 
-    >>> constant(0.5)(1000)
-    0.5
+    >>> constant(0.5), constant(0.5)(1000)
+    (Schedule(constant, p=0.5), 0.5)
     """
     return Schedule("constant", 1, lambda progress: p)
 

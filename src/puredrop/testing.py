@@ -21,6 +21,10 @@ from puredrop.rng import Key
 __all__ = ["LayerConformance", "assert_dropout_ok"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def assert_dropout_ok(model: Module, *args: Any, ignore: Iterable[str] = (), **kwargs: Any) -> None:
     """Assert that `puredrop.check` finds no mistake in a model.
 

@@ -19,7 +19,7 @@ __all__ = ["Prediction"]
 _SHOWN_ROWS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction(Records):
     """The members' mean for each row, how much members differ, and how far the mean may be from that of all members.
 
@@ -138,11 +138,12 @@ class Prediction(Records):
 
     def records(self) -> list[dict[str, Any]]:
         """Return a dictionary for each row: label, mean, errors, entropies; flattened outputs are numbered."""
-        columns = self._columns()
+        columns = self.columns()
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
-    def _columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of `frame`: label, mean, errors, entropies; flattened outputs are numbered."""
         columns: dict[str, Any] = {}
         if self.class_dim is not None and self.mean.dim() == 2:
             columns["label"] = self.mean.argmax(1).numpy()
@@ -200,7 +201,7 @@ class Prediction(Records):
             notes.append("no standard error: it needs two blocks of 16 balanced members; run members=32 or more")
         return notes + ([f"members ran one after the other: {self.slow}"] if self.slow else [])
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         heads, lines = self._table()
         more = ["..."] if len(self) > len(lines) and heads[0] == "row" else []
         return "\n".join([self._summary, table([heads, *lines]), *more, *self._notes()])

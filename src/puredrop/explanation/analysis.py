@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from puredrop._files import write
+from puredrop._records import Records
 from puredrop.explanation import (
     averages,
     coadaptation,
@@ -40,12 +41,12 @@ QUESTIONS: tuple[tuple[Question, Callable[[Case], Section | None]], ...] = (
 """Each question and the function that answers it, in the order of the page; the last uses the results of the others."""
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Records):
     """The analysis of one network: what `puredrop.explain(model, x, y)` returns.
 
-    It prints its verdict and what held of the three usual explanations of dropout. `to_dict` gives every sentence,
-    number and figure; `save` writes the page.
+    It prints its verdict and what held of the three usual explanations of dropout. `to_dict` and `to_json` give every
+    sentence, number and figure, `frame` the answers as a table; `save` writes the page.
 
     Args:
         verdict: the network in one sentence.
@@ -71,6 +72,11 @@ class Explanation:
             "verdict": self.verdict, "findings": [asdict(claim) for claim in self.findings], "skipped": self.skipped,
             "sections": [section.to_dict() for section in self.sections],
         }  # fmt: skip
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the question and the answer of each section."""
+        names = ("id", "question", "sentence", "number", "label")
+        return {name: [getattr(section, name) for section in self.sections] for name in names}
 
     def save(self, path: str | Path, *, facts: Sequence[str] = (), command: str = "") -> None:
         """Write the page: one HTML file that needs no network. Needs the extra `study`.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from puredrop.ensemble import risk_coverage
 from puredrop.explanation._loss import check_classes
+from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.prepared import PreparedModel, TargetedBatches, keep_all
 from puredrop.report.figures import Figure, axis, band, level, line
@@ -24,8 +25,8 @@ _SHARES = tuple(k / 20 for k in range(2, 21))
 _TINY = 1e-12
 
 
-@dataclass(frozen=True)
-class Averages:
+@dataclass(frozen=True, repr=False)
+class Averages(Result):
     """Scores of one pass and of means of members, and their errors on the rows they are most confident of.
 
     Args:
@@ -103,6 +104,15 @@ class Averages:
             "yaxis": axis(f"{label} on them{unit}", rangemode="tozero"),
         }
         return Figure(f"{label} by the share of rows kept{unit}: {halves}", traces, axes)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the score by the number of members."""
+        columns = {"members": self.numbers, "score": self.score, "low": self.low, "high": self.high}
+        return {name: list(values) for name, values in columns.items()}
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{value:.4g} with {n}" for n, value in zip(self.numbers, self.score, strict=True))
+        return f"{self.unit} by members averaged: {scores}; one pass {self.one_pass:.4g} ({self.rows} rows)"
 
 
 def averages(

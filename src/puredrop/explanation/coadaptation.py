@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from puredrop.explanation._ablation import (
 )
 from puredrop.explanation._inputs import check_task, prepare_with_targets
 from puredrop.explanation._loss import check_classes
+from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
 from puredrop.members.outputs import reader
@@ -46,8 +47,8 @@ _NAMES = {
 _AXES = {"random": "units removed (%)", "largest": "activations removed (%)", "noise": "noise / activations' size"}
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Result):
     """Scores of predictions under a perturbation of growing size: one of the curves of a `Coadaptation`.
 
     Args:
@@ -63,6 +64,7 @@ class Curve:
     score: tuple[float, ...]
     standard_error: tuple[float, ...]
     tables: NDArray[np.float64]
+    _raw: ClassVar = ("tables",)
 
     def minus(self, baseline: Curve) -> tuple[Difference, ...]:
         """Return the difference of the scores at each size, paired by order and row, with 95 % intervals.
@@ -74,9 +76,17 @@ class Curve:
             raise ValueError("baseline has other sizes, orders or rows; expected a curve measured in the same way")
         return tuple(paired_difference(a - b) for a, b in zip(self.tables, baseline.tables, strict=True))
 
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: score and standard error by size."""
+        return {"size": list(self.sizes), "score": list(self.score), "standard_error": list(self.standard_error)}
 
-@dataclass(frozen=True)
-class Coadaptation:
+    def __str__(self) -> str:
+        points = zip(self.sizes, self.score, self.standard_error, strict=True)
+        return ", ".join(f"{score:.4g} ± {error:.2g} at {size:g}" for size, score, error in points)
+
+
+@dataclass(frozen=True, repr=False)
+class Coadaptation(Result):
     """The reliance of units on each other, as `puredrop.explain.coadaptation` measures it.
 
     Args:
@@ -151,6 +161,11 @@ class Coadaptation:
         title = "rows that are right (%)" if is_class else "mean squared error"
         layout = {"xaxis": axis(_AXES[kind]), "yaxis": axis(title)}
         return Figure(f"{_NAMES[kind]}: {'; '.join(words)}", traces, layout)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the points of all curves."""
+        rows = [{"kind": kind, **row} for kind, curve in self.curves.items() for row in curve.records()]
+        return {name: [row[name] for row in rows] for name in ("kind", "size", "score", "standard_error")}
 
 
 def coadaptation(

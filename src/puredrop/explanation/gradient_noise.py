@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from puredrop.explanation._inputs import prepare_with_targets
 from puredrop.explanation._loss import Loss, check, is_cross_entropy, loss_function
+from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.prepared import PreparedModel, Runner, keep_all, ones_mask, random_signs
@@ -27,8 +28,8 @@ QUESTION = Question("noise", "Is it also noise?")
 _LARGEST_BATCH = 128
 
 
-@dataclass(frozen=True)
-class GradientNoise:
+@dataclass(frozen=True, repr=False)
+class GradientNoise(Result):
     """Variances of a mini-batch's gradient: what `puredrop.explain.gradient_noise` returns.
 
     Variances are summed over all parameters, in the unit of the loss squared over that of the parameters squared.
@@ -101,6 +102,14 @@ class GradientNoise:
             "yaxis": axis("variance of the gradient", rangemode="tozero"),
         }
         return Figure(str(self), traces, {**axes, "showlegend": False})
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the variance by its source."""
+        return {
+            "source": ["masks", "rows", "shared", "predicted"],
+            "variance": [self.masks, self.rows, self.shared, self.predicted],
+            "standard_error": [self.masks_error, self.rows_error, self.shared_error, self.predicted_error],
+        }
 
 
 def gradient_noise(

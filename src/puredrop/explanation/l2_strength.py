@@ -14,6 +14,7 @@ from torch.nn import Module
 
 from puredrop.explanation._inputs import prepare_with_targets
 from puredrop.explanation._loss import Loss, check, curvature_root, is_cross_entropy, loss_function
+from puredrop.explanation._result import Result
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.prepared import PreparedModel, Runner, probe_vectors
 from puredrop.members.sites import SiteUse
@@ -23,8 +24,8 @@ from puredrop.rng import Key
 __all__ = ["L2Strength", "l2_strength", "measure"]
 
 
-@dataclass(frozen=True)
-class L2Strength:
+@dataclass(frozen=True, repr=False)
+class L2Strength(Result):
     """The L2 penalty ½ λ w² that dropout amounts to, by weight: what `puredrop.explain.l2_strength` returns.
 
     Args:
@@ -64,6 +65,21 @@ class L2Strength:
             traces.append(line((100 * shares).tolist(), values, color, hover, extra=path, name=path))
         layout = {"xaxis": axis("share of weights (%)"), "yaxis": axis("L2 strength below (log scale)", type="log")}
         return Figure(str(self), traces, layout)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: each layer's median strength, the range of 90 % of its weights, its share."""
+        low, median, high = (
+            [float(strength.flatten().quantile(level)) for strength in self.layers.values()]
+            for level in (0.05, 0.5, 0.95)
+        )
+        return {
+            "path": list(self.layers),
+            "low": low,
+            "median": median,
+            "high": high,
+            "standard_error": [float(self.errors[path].median()) for path in self.layers],
+            "share": [self.shares[path] for path in self.layers],
+        }
 
 
 def l2_strength(

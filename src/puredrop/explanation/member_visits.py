@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.explanation._inputs import check_task, resolve_class_dim
+from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.engine import MemberMasks
 from puredrop.members.inputs import checked_number
@@ -29,8 +30,8 @@ _AT_ONCE = 8192
 _SHOWN, _DRAWN_MEMBERS, _COLUMNS = 9, 24, 6
 
 
-@dataclass(frozen=True)
-class MemberVisits:
+@dataclass(frozen=True, repr=False)
+class MemberVisits(Result):
     """The sub-networks that a number of drawn masks selects: what `puredrop.explain.member_visits` returns.
 
     Args:
@@ -98,6 +99,15 @@ class MemberVisits:
         ]  # fmt: skip
         axes = {"xaxis": axis("masks that keep the unit (%)"), "yaxis": axis("units")}
         return Figure(str(self), traces, {**axes, "barmode": "overlay"})
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: how often each unit was kept, and the expectation."""
+        return {
+            "path": [path for path, keep in self.keep.items() for _ in range(len(keep))],
+            "unit": [unit for keep in self.keep.values() for unit in range(len(keep))],
+            "kept": [share for keep in self.keep.values() for share in keep.tolist()],
+            "expected": [1 - self.rates[path] for path, keep in self.keep.items() for _ in range(len(keep))],
+        }
 
 
 def _share(count: int, units: int) -> str:

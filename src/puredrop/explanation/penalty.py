@@ -14,6 +14,7 @@ from torch.nn import Module
 
 from puredrop.explanation._inputs import prepare_with_targets
 from puredrop.explanation._loss import Loss, check, curvature_root, is_cross_entropy, is_squared, loss_function
+from puredrop.explanation._result import Result
 from puredrop.explanation.l2_strength import l2_strength
 from puredrop.explanation.ridge import Descent, Ridge, landing
 from puredrop.explanation.subject import Case, Question
@@ -40,8 +41,8 @@ _ROUNDING = 1e-4
 """The share by which a float32 network may miss a linear law that it follows."""
 
 
-@dataclass(frozen=True)
-class SitePenalty:
+@dataclass(frozen=True, repr=False)
+class SitePenalty(Result):
     """One site's part of a `Penalty`.
 
     Args:
@@ -64,9 +65,19 @@ class SitePenalty:
         """The site's part by the approximation: the sum over its units."""
         return float(self.units.sum())
 
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the part of each unit by the approximation."""
+        return {"unit": list(range(len(self.units))), "gauss_newton": self.units.tolist()}
 
-@dataclass(frozen=True)
-class Penalty:
+    def __str__(self) -> str:
+        alone = ""
+        if self.measured is not None and self.standard_error is not None:
+            alone = f", alone measured {self.measured:.4g} ± {self.standard_error:.2g}"
+        return f"{self.path}: p={self.p:g}, Gauss-Newton {self.gauss_newton:.4g}{alone}"
+
+
+@dataclass(frozen=True, repr=False)
+class Penalty(Result):
     """The penalty that dropout adds to the loss of some rows, as `puredrop.explain.penalty` measures it.
 
     Every number is a mean over rows, in the unit of the loss (nats for cross entropy).
@@ -120,11 +131,7 @@ class Penalty:
             f"({self.rows} rows, {of}); Gauss-Newton says {self.gauss_newton:.4g} ± {self.gauss_newton_error:.2g}, "
             f"{self.ratio:.2f} ± {self.ratio_error:.2g} of it{' (exact here)' if self.is_exact else ''}"
         ]
-        for site in self.sites:
-            alone = ""
-            if site.measured is not None and site.standard_error is not None:
-                alone = f", alone measured {site.measured:.4g} ± {site.standard_error:.2g}"
-            lines.append(f"  {site.path}: p={site.p:g}, Gauss-Newton {site.gauss_newton:.4g}{alone}")
+        lines += [f"  {site}" for site in self.sites]
         lines += [f"  not part of it: {path}: {why}" for path, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -145,6 +152,11 @@ class Penalty:
         )
         yaxis = axis("added to the loss", rangemode="tozero")
         return Figure(alt, traces, {"xaxis": axis("dropout at"), "yaxis": yaxis, "barmode": "group"})
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the part of each site."""
+        names = ("path", "p", "gauss_newton", "measured", "standard_error")
+        return {name: [getattr(site, name) for site in self.sites] for name in names}
 
 
 def penalty(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop import functional
+from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case
 from puredrop.members.inputs import checked_number
 from puredrop.members.sites import SiteUse
@@ -26,8 +27,8 @@ _UNITS, _STEPS = 64, 8000
 """Units of a network in its linear model, and steps of SGD."""
 
 
-@dataclass(frozen=True)
-class Descent:
+@dataclass(frozen=True, repr=False)
+class Descent(Result):
     """The way of stochastic gradient descent with dropout to the ridge solution: what `Ridge.descend` returns.
 
     Args:
@@ -62,9 +63,13 @@ class Descent:
         }
         return Figure(str(self), traces, layout)
 
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the distances by the number of steps."""
+        return {"step": list(self.steps), "to_ridge": list(self.to_ridge), "to_plain": list(self.to_plain)}
 
-@dataclass(frozen=True)
-class Ridge:
+
+@dataclass(frozen=True, repr=False)
+class Ridge(Result):
     """The weights of a linear model with dropout on its inputs, in closed form: what `puredrop.explain.ridge` returns.
 
     Args:
@@ -81,6 +86,7 @@ class Ridge:
     p: float
     x: Tensor
     y: Tensor
+    _raw: ClassVar = ("x", "y")
 
     def __str__(self) -> str:
         low, high = float(self.strengths.min()), float(self.strengths.max())
@@ -124,6 +130,17 @@ class Ridge:
                 to_ridge.append(float((mean - self.weights).norm() / self.weights.norm()))
                 to_plain.append(float((mean - self.plain).norm() / self.plain.norm()))
         return Descent(tuple(recorded), tuple(to_ridge), tuple(to_plain), mean)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the weights of each feature and target, and the feature's strength."""
+        features, targets = self.weights.shape
+        return {
+            "feature": [feature for feature in range(features) for _ in range(targets)],
+            "target": list(range(targets)) * features,
+            "weight": self.weights.flatten().tolist(),
+            "plain": self.plain.flatten().tolist(),
+            "strength": self.strengths.repeat_interleave(targets).tolist(),
+        }
 
 
 def ridge(x: Any, y: Any, p: float) -> Ridge:
@@ -205,8 +222,8 @@ def landing(case: Case) -> tuple[Ridge, Descent] | None:
     return solved, solved.descend(_STEPS, seed=case.subject.seed)
 
 
-@dataclass(frozen=True)
-class Margins:
+@dataclass(frozen=True, repr=False)
+class Margins(Result):
     """Dropout's penalty on a logistic regression by the margin: what `puredrop.explain.margins` returns.
 
     Args:
@@ -235,6 +252,11 @@ class Margins:
         curve = line(self.margin, self.ratio, "@dropout", "margin %{x:.2f}: %{y:.3f}", mode="lines+markers")
         axes = {"xaxis": axis("margin |x·w| (logits)"), "yaxis": axis("quadratic form / truth")}
         return Figure(str(self), [curve], {**axes, "showlegend": False})
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the penalty and its quadratic form by the margin."""
+        names = ("margin", "truth", "quadratic", "ratio")
+        return {name: list(getattr(self, name)) for name in names}
 
 
 def margins(x: Any, w: Any, p: float, sizes: Sequence[float] = (0.5, 1, 2, 3, 4, 5, 6)) -> Margins:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch
 from puredrop.members.prepared import PreparedModel, Runner, keep_all
@@ -24,8 +25,8 @@ _LARGE = 2**20
 """Bytes of activations of a row, from which fewer masks are run."""
 
 
-@dataclass(frozen=True)
-class UnitOverMasks:
+@dataclass(frozen=True, repr=False)
+class UnitOverMasks(Result):
     """The value of one unit after the first site, before any nonlinearity, under masks of one row.
 
     Args:
@@ -84,6 +85,10 @@ class UnitOverMasks:
         ]
         axes = {"xaxis": axis(f"unit {self.unit} of {self.path}, before its nonlinearity"), "yaxis": axis("masks")}
         return Figure(str(self), traces, {**axes, "bargap": 0.05})
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the unit's value under each mask."""
+        return {"mask": list(range(len(self.values))), "value": self.values.tolist()}
 
 
 def unit_over_masks(prepared: PreparedModel, masks: int = 4000) -> UnitOverMasks:

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Module
 
 from puredrop._torch import BatchNorm
+from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
 from puredrop.members.prepared import PreparedModel, Runner, keep_all, ones_mask, prepare, random_signs
@@ -31,8 +32,8 @@ def _has_batchnorm(model: Module) -> bool:
 QUESTION = Question("batchnorm", "Does it disturb BatchNorm?", _has_batchnorm)
 
 
-@dataclass(frozen=True)
-class Shift:
+@dataclass(frozen=True, repr=False)
+class Shift(Result):
     """The variance shift of one BatchNorm, one of the `layers` of a `VarianceShift`; tensors are float64 (channels,).
 
     NaN stands for channels whose input does not vary.
@@ -58,9 +59,14 @@ class Shift:
             f"that vary; lowest measured {float(self.measured.nan_to_num(math.inf).min()):.3f})"
         )
 
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the ratios of each channel."""
+        names = ("measured", "standard_error", "predicted", "predicted_error")
+        return {"channel": list(range(len(self.measured))), **{name: getattr(self, name).tolist() for name in names}}
 
-@dataclass(frozen=True)
-class VarianceShift:
+
+@dataclass(frozen=True, repr=False)
+class VarianceShift(Result):
     """The variance shift of each BatchNorm that dropout reaches: what `puredrop.explain.variance_shift` returns.
 
     Args:
@@ -98,6 +104,12 @@ class VarianceShift:
             "xaxis": axis("predicted test / training variance"), "yaxis": axis("measured test / training variance"),
         }  # fmt: skip
         return Figure(str(self), traces, axes)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the ratios of each channel of each layer."""
+        rows = [{"path": layer.path, **row} for layer in self.layers for row in layer.records()]
+        names = ("path", "channel", "measured", "standard_error", "predicted", "predicted_error")
+        return {name: [row[name] for row in rows] for name in names}
 
 
 def _mean(values: Tensor, errors: Tensor) -> str:

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import Module
 
 from puredrop.explanation._inputs import check_task, resolve_class_dim
+from puredrop.explanation._result import Result
 from puredrop.explanation.averages import Averages
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch, checked_number
@@ -31,8 +32,8 @@ _MOST_UNITS = 2048
 """Up to so many units one forward is made for each."""
 
 
-@dataclass(frozen=True)
-class Distance:
+@dataclass(frozen=True, repr=False)
+class Distance(Result):
     """A root mean square difference over rows and outputs, without what chance adds to it.
 
     Args:
@@ -46,9 +47,13 @@ class Distance:
     def __str__(self) -> str:
         return f"{self.value:.4g} ± {self.standard_error:.2g}"
 
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`, one row."""
+        return {"value": [self.value], "standard_error": [self.standard_error]}
 
-@dataclass(frozen=True)
-class LeaveOneOut:
+
+@dataclass(frozen=True, repr=False)
+class LeaveOneOut(Result):
     """The gap as n + 1 passes predict it, each without one unit: exact to first order in p.
 
     Args:
@@ -61,9 +66,19 @@ class LeaveOneOut:
     size: float
     alignment: float
 
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`, one row: size and alignment."""
+        return {"size": [self.size], "alignment": [self.alignment]}
 
-@dataclass(frozen=True)
-class WeightScalingGap:
+    def __str__(self) -> str:
+        return (
+            f"leaving one unit out (first order in p) says {self.size:.4g}, alignment {self.alignment:.2f} with what "
+            "was measured"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class WeightScalingGap(Result):
     """One pass compared with the means of the sub-networks: what `puredrop.explain.weight_scaling_gap` returns.
 
     Args:
@@ -103,11 +118,7 @@ class WeightScalingGap:
         lines.append(f"mean {raw} over masks less those of one pass: {self.of_outputs} (rms)")
         lines += [f"  {path} alone: {distance}" for path, distance in self.sites.items()]
         if self.leave_one_out is not None:
-            first = self.leave_one_out
-            lines.append(
-                f"leaving one unit out (first order in p) says {first.size:.4g}, alignment {first.alignment:.2f} "
-                "with what was measured"
-            )
+            lines.append(str(self.leave_one_out))
         lines += [f"  not part of it: {path}: {why}" for path, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -121,6 +132,15 @@ class WeightScalingGap:
         axes = {"xaxis": axis("dropout at"), "yaxis": axis(f"gap of mean {raw} (rms)", rangemode="tozero")}
         traces = [bars(names, values, "@dropout", "%{x}: %{y:.4g}", error_y=errors)]
         return Figure(str(self), traces, {**axes, "showlegend": False})
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the gap of all sites, then of each site alone."""
+        distances = [self.of_outputs, *self.sites.values()]
+        return {
+            "path": ["all sites", *self.sites],
+            "gap": [distance.value for distance in distances],
+            "standard_error": [distance.standard_error for distance in distances],
+        }
 
 
 def weight_scaling_gap(

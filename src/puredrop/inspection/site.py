@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from puredrop._records import Records
@@ -55,9 +55,10 @@ class Sites(list[Site], Records):
         """Return the sites as plain dictionaries under the key "sites"."""
         return {"sites": self.records()}
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return one dictionary for each site."""
-        return [site.to_dict() for site in self]
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the fields of each site."""
+        rows = [site.to_dict() for site in self]
+        return {one.name: [row[one.name] for row in rows] for one in fields(Site)}
 
     def __str__(self) -> str:
         if not self:
@@ -66,7 +67,7 @@ class Sites(list[Site], Records):
         shown = [c for c in range(len(_HEADS)) if any(row[c] for row in rows[1:])]
         return table([row[c] for c in shown] for row in rows)
 
-    __repr__ = __str__
+    __repr__ = Records.__repr__
 
 
 def _cells(site: Site) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from puredrop._records import Records
@@ -162,7 +162,7 @@ class Finding:
         return f"{at}: {self.severity} {self.code}: {self.message}\n    why: {code.why}\n    fix: {code.fix}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Records):
     """Findings of a check: iterable, printable, and readable by other programs.
 
@@ -187,9 +187,11 @@ class Report(Records):
         """Return whether the check passed, how much was checked, and the findings."""
         return {"ok": self.ok, "looked_at": self.looked_at, "findings": self.records()}
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return one row for each finding."""
-        return [finding.to_dict() for finding in self.findings]
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: the fields of each finding, with severity, message, reason and fix."""
+        rows = [finding.to_dict() for finding in self.findings]
+        names = [*(one.name for one in fields(Finding)), "severity", "message", "why", "fix"]
+        return {name: [row[name] for row in rows] for name in names}
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)

@@ -16,7 +16,7 @@ from puredrop.thinning.groups import Groups
 __all__ = ["Thinned"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Thinned(Records):
     """Report of `batchwise`: which layers run thinned, and which places were skipped and why.
 
@@ -71,10 +71,14 @@ class Thinned(Records):
             "skipped": dict(self.skipped),
         }
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return one row for each layer with less work, and for each skipped place."""
-        rows = [{"path": path, "work": share, "reason": ""} for path, share in self.work.items()]
-        return rows + [{"path": path, "work": 1.0, "reason": reason} for path, reason in self.skipped.items()]
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `frame`: each layer with less work, and each skipped place with the reason."""
+        work, reasons = self.work, self.skipped.values()
+        return {
+            "path": [*work, *self.skipped],
+            "work": [*work.values(), *(1.0 for _ in reasons)],
+            "reason": [*("" for _ in work), *reasons],
+        }
 
     def __str__(self) -> str:
         sites = len({chain.site for chain in self.chains})
