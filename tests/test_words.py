@@ -1,6 +1,10 @@
 """The words of the code: docstrings that say what a user needs, names that say what they hold."""
 
+import ast
+import io
+import re
 import statistics
+import tokenize
 from pathlib import Path
 
 import house
@@ -8,10 +12,31 @@ import house
 FILES = house.sources(Path(__file__).parents[1] / "src")
 TEXTS = {name: path.read_text() for name, path in FILES.items()}
 
+# Words for which the field has others, and spellings of arguments that are no more.
+BANNED = re.compile(
+    r"""\b(?:(?:behind|beside|twins?|surest|least\s+sure|doubts?|rejections?|rooms?|dealt|damaged?|drives?|price\s+of
+    |plays?\s+a\s+part|look(?:s|ed|ing)?\s+(?:at|for|into)|somebody|nobody\s+knows|what\s+is\s+left)\b|(?:each|but|tops)=)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def banned(text):
+    """Return the banned words in the strings, docstrings and comments of a source."""
+    strings = [n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return [found[0] for part in (*strings, *comments) for found in BANNED.finditer(part)]
+
 
 def test_docstrings_begin_with_a_verb_or_a_noun():
     assert {name: found for name, text in TEXTS.items() if (found := house.postponed(text))} == {}
     assert house.postponed('"""Of a use."""\ndef f():\n    """Restore the class."""') == [(1, "Of a use.")]
+
+
+def test_words_are_the_fields():
+    assert {name: found for name, text in TEXTS.items() if (found := banned(text))} == {}
+    source = '"""Beside it."""\nx = f"the {y} twin"  # behind\nbehind("looked\\nfor", b"room", "but=1")'
+    assert sorted(banned(source)) == ["Beside", "behind", "but=", "looked\nfor", "twin"]
 
 
 def test_class_names_mean_one_thing():

@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Tensors by name, and the state.
 
     Raises:
-        ValueError: if the file has another format or is damaged; the message names the file.
+        ValueError: if the file has another format or is corrupt; the message names the file.
         OSError: if it cannot be read.
     """
     import safetensors

@@ -1,4 +1,4 @@
-"""Keys: the generator behind every mask, and keys folded from numbers and texts."""
+"""Keys: the generator of every mask, and keys folded from numbers and texts."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_inputs_are_given_as_the_model_takes_them():
         puredrop.DropoutEnsemble(model_of("mlp")[0]).predict(x, 8)
     with pytest.raises(TypeError, match="does not take 4 inputs"):
         ensemble.predict(x, scale, x, x)
-    with pytest.raises(TypeError, match="DataLoader is given beside other inputs"):
+    with pytest.raises(TypeError, match="DataLoader is given with other inputs"):
         ensemble.predict(torch.utils.data.DataLoader(x), scale)
     with pytest.raises(TypeError, match="no inputs"):
         ensemble.predict()

@@ -95,7 +95,7 @@ def test_the_command_prints_finds_and_mends(folder, capsys):
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in FILES.glob("*_bad.py"))
     (folder / "pd105_bad.py").unlink()
     assert main(["check", str(folder)]) == 0
-    assert capsys.readouterr().out == "no findings (2 looked at)\n"
+    assert capsys.readouterr().out == "no findings (2 checked)\n"
 
 
 def test_formats_for_machines(folder, capsys):

@@ -85,7 +85,7 @@ class TestLeft:
                 return super().forward(x) + 1
 
         why = left(lambda self, x: self.drop(torch.relu(self.a(x))), a=Mine(20, 20), drop=nn.Dropout(0.5))
-        assert why == "add stands before it, where Linear and an elementwise activation are looked for"
+        assert why == "add stands before it; expected Linear and an elementwise activation"
         normed = nn.utils.parametrizations.weight_norm(linear())
         why = left(lambda self, x: self.drop(torch.relu(self.a(x))), a=normed, drop=nn.Dropout(0.5))
         assert "ParametrizedLinear stands before it" in why
@@ -194,7 +194,7 @@ def test_the_last_batch_of_an_epoch_may_be_smaller_than_the_number_of_groups():
 
 def test_nothing_to_compact():
     says = (
-        "model has nothing to compact: looked for Linear or convolution, elementwise activation, Dropout (of channels "
+        "model has nothing to compact: expected Linear or convolution, elementwise activation, Dropout (of channels "
         "after a convolution), Linear or convolution; it has no dropout layer"
     )
     with pytest.raises(ValueError, match=re.escape(says)):
@@ -242,7 +242,7 @@ def test_a_forward_that_changed_is_an_error():
         model.drop(torch.relu(model.a(X))).relu()  # between dropout and its reader
     other = Written()
     report(other)
-    with pytest.raises(RuntimeError, match="reached another dropout layer than the one behind it"):
+    with pytest.raises(RuntimeError, match="reached another dropout layer than the next one"):
         other.drop(model.a(X))
 
 

@@ -99,7 +99,7 @@ def _weights(folder: Path) -> dict[str, Parameters]:
             name: safetensors.torch.load_file(folder / f"weights-{name}.safetensors") for name in ("none", "dropout")
         }
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder} has damaged weights ({error}); run compare again") from error
+        raise ValueError(f"{folder} has corrupt weights ({error}); run compare again") from error
 
 
 def _of_factory(request: ExplainRequest) -> Subject:

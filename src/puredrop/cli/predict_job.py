@@ -29,7 +29,7 @@ from puredrop.inspection.weights import load_weights
 __all__ = ["PredictJob", "execute", "prepare"]
 
 _FORMAT = 1  # of job.json and the parts in its folder
-_POLL = 0.2  # seconds between looks for other processes' parts
+_POLL = 0.2  # seconds between checks for other processes' parts
 
 
 class PredictJob:

@@ -38,7 +38,7 @@ class ExplainRequest:
         None, "default: by the target's type", choices=("classification", "regression")
     )
     data_dir: Path | None = option(None, "folder of MNIST's four IDX files (.gz)", type=Path, metavar="DIR")
-    rows: int = option(1024, "look at so many rows at most (default: 1024)", type=int, metavar="N")
+    rows: int = option(1024, "use so many rows at most (default: 1024)", type=int, metavar="N")
     members: int = option(64, "masks and members to run (default: 64)", type=int, metavar="N")
     seed: int = option(0, "of masks and of the choice of rows (default: 0)", type=int, metavar="N")
     copy: int = option(0, "of a run: which of its seeds (default: 0)", type=int, metavar="N")

@@ -47,7 +47,7 @@ class Kept:
         if compiled is None:
             is_kept = keep != 0
             position = torch.where(is_kept, is_kept.cumsum(1) - 1, -1)
-            index = (~is_kept).to(torch.int8).argsort(dim=1, stable=True)  # dropped units go behind the kept ones
+            index = (~is_kept).to(torch.int8).argsort(dim=1, stable=True)  # dropped units go after the kept ones
             counts, index, position = is_kept.sum(1).int(), index.int(), position.int()
         else:
             keep = keep.to(torch.float32).contiguous()

@@ -1,4 +1,4 @@
-"""Evaluation of trained arms: the only place that looks at test rows."""
+"""Evaluation of trained arms: the only file that uses test rows."""
 
 from __future__ import annotations
 

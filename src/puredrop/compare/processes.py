@@ -39,7 +39,7 @@ class Worker:
             whole[seeds] = sent
 
     def wait(self) -> None:
-        """Wait until all processes are here: before the first writes what the others have looked for."""
+        """Wait until all processes are here: the first must not write files that the others still check for."""
         if self.size > 1:
             dist.barrier()
 

@@ -75,7 +75,7 @@ def load_table(path: Path, options: TableOptions) -> Data:
     parts = _split_rows(frame, y, task, options)
     features = frame.drop(columns=named)
     if features.shape[1] == 0:
-        raise ValueError(f"{path} has no column beside {', '.join(named)}; expected at least one feature")
+        raise ValueError(f"{path} has no column except {', '.join(named)}; expected at least one feature")
     x, columns = _features(features, parts[0])
     notes += columns
     train, validation, test = (DataSplit(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in parts)

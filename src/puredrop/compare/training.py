@@ -157,7 +157,7 @@ def train(
     Args:
         arm: changed in place.
         network: the shape of the network.
-        data: training and validation rows; the test rows are not looked at.
+        data: training and validation rows; the test rows are not used.
         seeds: one number per copy.
         epochs: the largest number of epochs.
         on_epoch: called with the arm after each epoch.

@@ -197,7 +197,7 @@ class DropoutEnsemble(SurveyedModel):
         with restored(self.model), torch.no_grad():
             self.model.eval()
             read = self._read()
-            outputs = [read(self.model(*one.args, **one.kwargs)).double() for one in batches]
+            outputs = [read(self.model(*batch.args, **batch.kwargs)).double() for batch in batches]
         return torch.cat(outputs).cpu()
 
     def exact(

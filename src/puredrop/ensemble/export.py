@@ -87,7 +87,7 @@ def member(
     _check(model, uses)
     memo: dict[int, Any] = {}
     if shared:
-        memo = {id(one): one for one in (*model.parameters(), *model.buffers())}
+        memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     if any(isinstance(module, Swapped) for module in model.modules()):
         raise ValueError("model runs batchwise; revert it first: puredrop.revert(model)")
     root = copy.deepcopy(model, memo).eval()
@@ -214,7 +214,7 @@ class Frozen(Module):
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
         """Return the mean and the unbiased variance over members, of probabilities in a classification."""
         read = reader(self.task, self.class_dim)
-        outputs = torch.stack([read(one(*arguments, **named)) for one in self.members])
+        outputs = torch.stack([read(member(*arguments, **named)) for member in self.members])
         mean = outputs.mean(0)
         return mean, (outputs - mean).square().sum(0) / max(1, len(self.members) - 1)
 

@@ -184,7 +184,7 @@ class _Carrier(fx.Interpreter):
             if other in self.user_to_last_uses.get(n, []) or not isinstance(known, _Value) or not known.is_full:
                 continue
             parts = [self._between(other, source) for source in n.all_input_nodes]
-            moved = [value.slope(one) if value.slope else one for one in parts if one is not None]
+            moved = [value.slope(change) if value.slope else change for change in parts if change is not None]
             if moved:
                 self._cross[other, n] = torch.stack(moved).sum(0)
         return value
@@ -235,7 +235,7 @@ class _Carrier(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Value:
         """A function."""
-        values = [one for one in args if isinstance(one, _Value)]
+        values = [argument for argument in args if isinstance(argument, _Value)]
         if target in (operator.add, torch.add) and len(values) == 2 and len(args) == 2 and not kwargs:
             return self._sum(*values)
         if target in (F.relu, torch.relu):

@@ -107,8 +107,8 @@ class Prediction(Records):
             if isinstance(values[0], Tensor) and attribute.name != "outputs":
                 changes[attribute.name] = torch.cat(values)
         outputs = [part.outputs for part in parts if part.outputs is not None]
-        few = min((len(one) for one in outputs), default=0)
-        changes["outputs"] = torch.cat([one[:few] for one in outputs], 1) if len(outputs) == len(parts) else None
+        few = min((len(values) for values in outputs), default=0)
+        changes["outputs"] = torch.cat([values[:few] for values in outputs], 1) if len(outputs) == len(parts) else None
         return replace(first, **changes)
 
     def rows(self, numbers: Tensor) -> Prediction:

@@ -157,7 +157,7 @@ class SurveyedModel(ABC):
     def _data(self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Return the inputs of one of the methods as one object."""
         parameters = inspect.signature(getattr(type(self), method)).parameters.values()
-        return self._inputs().combined(inputs, named, [one.name for one in parameters if one.kind is one.KEYWORD_ONLY])
+        return self._inputs().combined(inputs, named, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
         return reader(self.task, self.class_dim, noise)

@@ -18,7 +18,7 @@ from puredrop.members.sites import SiteUse
 from puredrop.report.intervals import jackknife_error
 from puredrop.rng import Key
 
-__all__ = ["Perturbation", "Places", "Recorder", "add_noise", "interaction_share", "remove_largest", "remove_ranked"]
+__all__ = ["Perturbation", "Recorder", "Units", "add_noise", "interaction_share", "remove_largest", "remove_ranked"]
 
 _GROUPS = 16
 
@@ -26,8 +26,8 @@ Perturbation = Callable[[str, Tensor], Tensor]
 """(place, activations with rows first) -> activations."""
 
 
-class Places:
-    """The places of units: the inputs of all dropout, also of rate 0, or the outputs of modules that are named.
+class Units:
+    """The units of a model: the inputs of all dropout, also of rate 0, or the outputs of modules that are named.
 
     Args:
         prepared: the model and its data.

@@ -210,9 +210,7 @@ def section(case: Case) -> Section:
         for name, risk in means.risk.items()
     ]
     risk = list(means.risk.values())[-1]
-    sentence = (
-        f"Leaving the tenth of the rows that it is least sure of to somebody else takes the {label} {', '.join(parts)}."
-    )
+    sentence = f"Abstaining on the 10 % least certain rows changes the {label} {', '.join(parts)}."
     area = ", ".join(f"{name} {factor * area:.3g}{unit}" for name, area in means.area.items())
     by = "the entropy of the predicted classes" if means.task == "classification" else "the variance over members"
     how = (

@@ -13,8 +13,8 @@ from torch.nn import Module
 
 from puredrop.explanation._ablation import (
     Perturbation,
-    Places,
     Recorder,
+    Units,
     add_noise,
     interaction_share,
     remove_largest,
@@ -240,7 +240,7 @@ def coadaptation(
         model, x, y, class_dim, task == "classification", seed=seed, batch_size=batch_size, may_be_silent=True
     )
     recorder, read = Recorder(), reader(task, 1)
-    with Places(prepared, at).instrument() as outputs:
+    with Units(prepared, at).instrument() as outputs:
         unperturbed = torch.cat([outputs(batch, recorder) for batch, _ in parts])
         targets = torch.cat([y for _, y in parts])
         if task == "classification":
@@ -333,7 +333,7 @@ def section(case: Case) -> Section:
 def _how(dropped: Coadaptation) -> str:
     return (
         f"{dropped.rows} rows, {dropped.curves['random'].tables.shape[1]} random orders. A network that was trained "
-        "with units removed is robust to that by construction, so look at the right: there each row's largest "
+        "with units removed is robust to that by construction. The test is the figure on the right: each row's largest "
         "activations are removed, which no dropout does. Bars: 95 % over orders and rows. Interaction share of the "
         f"masks' variance at p={dropped.probe_rate:g}: {dropped.interaction:.2f} ± {dropped.interaction_error:.2f}; "
         f"activations that are 0: {dropped.sparsity:.0%}; mean |correlation| {dropped.correlation:.2f}, which hardly "

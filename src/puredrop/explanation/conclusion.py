@@ -29,7 +29,7 @@ def section(case: Case) -> Section:
     parts = []
     if penalty is not None:
         parts.append(
-            f"It adds a cost of {penalty.measured:.3g} to this network, beside a loss of {penalty.loss:.3g}: paid for "
+            f"It adds a cost of {penalty.measured:.3g} to this network's loss of {penalty.loss:.3g}, paid for "
             f"answers that change when units are missing. L2 says {penalty.ratio:.2f} of that cost."
         )
     if "coadaptation" in case.results:

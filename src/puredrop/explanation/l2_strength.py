@@ -226,7 +226,7 @@ def _read(runner: Runner, batch: Batch) -> tuple[Tensor, list[_Reader]]:
         def record(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             if inputs and id(inputs[0]) in dropped:
                 use = dropped[id(inputs[0])][1]
-                name = path if not any(reader.path == path for reader in readers) else f"{path} behind {use.place}"
+                name = path if not any(reader.path == path for reader in readers) else f"{path} after {use.place}"
                 readers.append(_Reader(name, inputs[0].detach(), output, layer.weight.detach(), use.place, use.p))
 
         return record

@@ -67,7 +67,7 @@ class UnitOverMasks(Result):
     def __str__(self) -> str:
         return (
             f"unit {self.unit} of {self.path}: {self.mean:.4g} ± {self.standard_error:.2g} over {len(self.values)} "
-            f"masks, {self.one_pass:.4g} in eval mode; behind a ReLU {self.bias:+.4g} ± {self.bias_error:.2g} off"
+            f"masks, {self.one_pass:.4g} in eval mode; after a ReLU {self.bias:+.4g} ± {self.bias_error:.2g} off"
         )
 
     def figure(self) -> Figure:
@@ -158,14 +158,14 @@ def section(case: Case) -> Section:
     """Report that scaling by 1/(1-p) preserves a unit's mean over masks, and how far a ReLU shifts the mean."""
     unit = measure(case.prepared)
     sentence = (
-        f"What is kept is divided by the chance to be kept, so that a unit's mean over masks, {unit.mean:.3f} ± "
-        f"{1.96 * unit.standard_error:.3f} here, is its value with every unit active, {unit.one_pass:.3f}, and "
-        f"eval mode needs no scaling. Behind a nonlinearity that ends: a ReLU's mean is {signed(unit.bias, 3)} off."
+        f"Kept units are scaled by 1/(1-p), so a unit's mean over masks ({unit.mean:.3f} ± "
+        f"{1.96 * unit.standard_error:.3f} here) matches its value in eval mode ({unit.one_pass:.3f}), which needs no "
+        f"scaling. After a nonlinearity this no longer holds exactly: a ReLU's mean is {signed(unit.bias, 3)} off."
     )
     how = (
         f"The first row of the data under {len(unit.values):,} masks; unit {unit.unit} of {unit.path}, the first "
-        f"module with weights behind a site, before its nonlinearity: the one of which most can be seen. Bias behind a "
-        f"ReLU: {signed(unit.bias)} ± {unit.bias_error:.4f} (standard error); over all units of this module "
-        f"{unit.rms_bias:.4f} (rms). ± in the sentence is half a 95 % interval."
+        "module with weights after a site, before its nonlinearity: the unit of largest spread among those near 0. "
+        f"Bias after a ReLU: {signed(unit.bias)} ± {unit.bias_error:.4f} (standard error); over all units of this "
+        f"module {unit.rms_bias:.4f} (rms). ± in the sentence is half a 95 % interval."
     )
-    return QUESTION.answer(sentence, signed(unit.bias, 3), "off behind a ReLU", how, unit.figure())
+    return QUESTION.answer(sentence, signed(unit.bias, 3), "off after a ReLU", how, unit.figure())

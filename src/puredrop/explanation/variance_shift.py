@@ -87,7 +87,7 @@ class VarianceShift(Result):
         lines = [str(layer) for layer in self.layers]
         if not lines:
             where = f"; dropout reaches none of {', '.join(self.unreached)}" if self.unreached else " in this model"
-            lines = [f"no variance shift: no BatchNorm behind dropout{where}"]
+            lines = [f"no variance shift: no BatchNorm after dropout{where}"]
         return "\n".join(lines)
 
     def figure(self) -> Figure:
@@ -154,7 +154,7 @@ def variance_shift(
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
     prepared = prepare(model, x, seed=seed, batch_size=batch_size)
-    norms = {path: one for path, one in prepared.root.named_modules() if isinstance(one, BatchNorm)}
+    norms = {path: module for path, module in prepared.root.named_modules() if isinstance(module, BatchNorm)}
     if not norms:
         return VarianceShift((), (), members, prepared.rows, prepared.skipped)
     with prepared.instrument() as runner, _InputRecorder(norms) as watched:
@@ -277,7 +277,7 @@ def section(case: Case) -> Section | None:
         return None
     worst = min(float(layer.measured.nanmean()) for layer in shift.layers)
     sentence = (
-        f"BatchNorm learned a variance under dropout that its input does not have at test time: behind dropout it is "
+        f"BatchNorm learned a variance under dropout that its input does not have at test time: after dropout it is "
         f"{worst:.2f} of that in training, in the layer where it differs most."
     )
     return QUESTION.answer(sentence, f"{worst:.2f}", "test / training variance", str(shift), shift.figure())

@@ -110,7 +110,7 @@ def keep_mask(
 ) -> Tensor:
     """Return the mask that `dropout` applies to a tensor of the given shape under a key.
 
-    Use the mask to apply one dropout decision to several tensors, or to look at the units that a key drops.
+    Use the mask to apply one dropout decision to several tensors, or to see which units a key drops.
 
     Args:
         shape: sizes of the tensor.

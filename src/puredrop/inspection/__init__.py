@@ -135,7 +135,7 @@ def _rate(call: Visit | Event) -> float | None:
 
 def _scripted(model: Module) -> list[Site]:
     paths = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    note = "TorchScript cannot be looked into"
+    note = "TorchScript cannot be inspected"
     return [Site(path, "unseen", None, None, "TorchScript", 0, None, note) for path in outermost(paths)]
 
 

@@ -98,12 +98,12 @@ def _norm_findings(observed: Observed[Trace]) -> list[Finding]:
 
 
 def _shift(mean: Tensor, variance: Tensor, p: float) -> Tensor:
-    """Return the variance without dropout over that directly behind dropout (Li et al. 2019)."""
+    """Return the variance without dropout over that directly after dropout (Li et al. 2019)."""
     return variance / ((mean**2 + variance) / (1 - p) - mean**2)
 
 
 def _output_findings(observed: Observed[Trace]) -> list[Finding]:
-    """Return dropout behind the last layer, or before a single regression output."""
+    """Return findings of dropout after the last layer, or before a single regression output."""
     rates = {site.path: site.p for site in observed.sites}
     origins = observed.training.origin_of_output()
     last = [

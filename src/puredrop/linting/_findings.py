@@ -201,6 +201,6 @@ class Report(Records):
 
     def __str__(self) -> str:
         if self.ok:
-            return f"no findings ({self.looked_at} looked at)"
+            return f"no findings ({self.looked_at} checked)"
         count = len(self.findings)
         return "\n".join([*map(str, self.findings), f"{count} finding{'s' * (count > 1)}"])

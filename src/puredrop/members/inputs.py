@@ -64,7 +64,7 @@ class Batch:
             yield self._part(start, min(size, self.rows - start))
 
     def _part(self, start: int, size: int) -> Batch:
-        return self.mapped(lambda one: one.narrow(self.dim, start, size))
+        return self.mapped(lambda tensor: tensor.narrow(self.dim, start, size))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -121,7 +121,7 @@ class Inputs:
             TypeError: if there are no inputs, or some that the model's forward does not take.
         """
         parameters = self._signature.parameters
-        takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name in kwargs:
             if name in _GUESSES and name not in parameters and "members" in options:
                 raise TypeError(f"{name} is no argument; the number of members is members={kwargs[name]!r}")
@@ -132,13 +132,13 @@ class Inputs:
                 )
         if not args and not kwargs:
             raise TypeError("there are no inputs; expected those of the model, such as predict(x)")
-        if any(isinstance(one, int) for one in args) and (len(args) == 1 or not self._binds(args, kwargs)):
+        if any(isinstance(argument, int) for argument in args) and (len(args) == 1 or not self._binds(args, kwargs)):
             raise TypeError(f"an input is {args[-1]!r}; expected rows of data (the number of members is members=...)")
         if len(args) == 1 and not kwargs:
             return args[0]
         if any(map(self.is_loader, (*args, *kwargs.values()))):
             raise TypeError(
-                "a DataLoader is given beside other inputs; expected the DataLoader alone, which yields all inputs"
+                "a DataLoader is given with other inputs; expected the DataLoader alone, which yields all inputs"
             )
         if not self._binds(args, kwargs):
             raise TypeError(
@@ -160,8 +160,8 @@ class Inputs:
             ValueError: for data without rows, or with NaN in them, which are named.
         """
         at = first
-        for one in self._loaded(x):
-            batch = self._batch(one)
+        for inputs in self._loaded(x):
+            batch = self._batch(inputs)
             _refuse_nan(batch, at)
             at += batch.rows
             yield from batch.parts(size)
@@ -186,7 +186,7 @@ class Inputs:
     def _batch(self, x: Any) -> Batch:
         args, kwargs = self._call(x)
         args, kwargs = self._moved(args), self._moved(kwargs)
-        sizes = [one.shape[self._dim] for one in tensors_in((args, kwargs)) if one.dim() > self._dim]
+        sizes = [tensor.shape[self._dim] for tensor in tensors_in((args, kwargs)) if tensor.dim() > self._dim]
         if not sizes:
             raise ValueError(f"x holds no tensor with rows in dimension {self._dim}; expected (rows, ...)")
         return Batch(args, kwargs, sizes[0], self._dim)
@@ -230,10 +230,10 @@ class Inputs:
 
 
 def _refuse_nan(batch: Batch, first: int) -> None:
-    for one in batch.tensors:
-        if not one.is_floating_point() or one.dim() <= batch.dim or one.shape[batch.dim] != batch.rows:
+    for x in batch.tensors:
+        if not x.is_floating_point() or x.dim() <= batch.dim or x.shape[batch.dim] != batch.rows:
             continue
-        bad = one.isnan().movedim(batch.dim, 0).reshape(batch.rows, -1).any(1) if batch.rows else one.new_zeros(0)
+        bad = x.isnan().movedim(batch.dim, 0).reshape(batch.rows, -1).any(1) if batch.rows else x.new_zeros(0)
         if bad.any():
             rows = [first + int(row) for row in bad.nonzero().flatten()]
             shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")

@@ -64,7 +64,7 @@ def _powers(device: torch.device) -> Tensor:
     row = list(range(BLOCK))
     rows = [row]
     for _ in range(3):
-        row = [(one << 1) ^ (0b10011 if one & 8 else 0) for one in row]
+        row = [(element << 1) ^ (0b10011 if element & 8 else 0) for element in row]
         rows.append(row)
     return torch.tensor(rows, dtype=torch.uint8, device=device).unsqueeze(2)
 

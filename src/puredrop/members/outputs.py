@@ -21,7 +21,7 @@ def reader(task: Task, class_dim: int, noise: Callable[[Any], Tensor] | None = N
     Args:
         task: as of `DropoutEnsemble`.
         class_dim: dimension of the classes in the model's output.
-        noise: of a regression: from what the model returns to variances, which are put behind the outputs.
+        noise: of a regression: function from the model's output to variances, which are appended to the outputs.
     """
     if task == "classification":
         return lambda output: probabilities(main_output(output), class_dim)

@@ -107,7 +107,7 @@ class MemberSite(ops.SiteKeySource):
 
     Args:
         now: the moment that is open.
-        path: of the site; a part of one, such as a boundary between recurrent layers, has a number behind it.
+        path: of the site; a part of one, such as a boundary between recurrent layers, ends in a number.
         dim: where samples lie in what it drops from; None, or `ops.PACKED`, if in no dimension.
     """
 
@@ -165,7 +165,7 @@ class _MemberDecisions(ops.DropoutOverride):
 
     def drop(self, input: Tensor, p: float | Tensor, place: ops.Place, inplace: bool) -> Tensor:
         """Return the kept values, scaled."""
-        # The functions called here are ours: the mode that looks for dropout would only make each of them slower.
+        # The functions called here are ours: the mode that finds dropout would only make each of them slower.
         with without_modes():
             use, dim = self._use(input, float(p), place)
             self.moment.uses.append(use)

@@ -190,7 +190,7 @@ def _tried(engine: Engine, few: Batch, expected: Tensor, survey: Survey) -> Surv
 
 def _of_one(few: Batch) -> float:
     """Return the bytes per row that stay allocated when members run one after the other: those of the inputs."""
-    return sum(one.nbytes for one in few.tensors) / few.rows
+    return sum(tensor.nbytes for tensor in few.tensors) / few.rows
 
 
 def _note_bytes(noted: list[int], values: tuple[Any, ...]) -> None:

@@ -33,7 +33,7 @@ class RunStep(NamedTuple):
     Args:
         site, reader: paths.
         before: path of the layer whose output, through elementwise functions, the site alone reads; None for another.
-        after: functions of one tensor, elementwise; none behind the last step.
+        after: functions of one tensor, elementwise; none after the last step.
     """
 
     site: str
@@ -112,18 +112,18 @@ class CompactRuns:
     def _start(self, steps: list[RunStep], layers: list[tuple[Any, Any]]) -> Callable[[Any, Tensor], Tensor]:
         def start(site: Any, input: Tensor) -> Tensor:
             moment = self._moment()
-            if not _fits(site, input) or any(not 0 < float(one.p) < 1 for one, _ in layers):
+            if not _fits(site, input) or any(not 0 < float(dropout.p) < 1 for dropout, _ in layers):
                 output: Tensor = type(site).forward(site, input)
                 return output
             shape, stages = list(input.shape), []
-            for step, (one, reader) in zip(steps, layers, strict=True):
-                stages.append(_stage(moment, step, one, reader, shape))
+            for step, (dropout, reader) in zip(steps, layers, strict=True):
+                stages.append(_stage(moment, step, dropout, reader, shape))
                 shape = _shape_behind(reader, shape)
                 self._passing |= {step.site, step.reader}
-            # Nothing in a run drops by a function: the mode that looks for such calls would only slow each of them.
+            # Nothing in a run drops by a function: the mode that finds such calls would only slow each of them.
             with without_modes():
                 self._results[steps[-1].reader] = _RunFunction.apply(input, moment.member, moment, stages, self._cache)
-            # The layers behind have to be called, or hooks on them would be missed, but their result is known here.
+            # Later layers are called all the same, so that their hooks run; their result is known here already.
             # They pass this tensor on; NaN, so that a wrong reader would show it.
             return input.new_full(input.shape, torch.nan)
 
@@ -341,11 +341,11 @@ def _layer(layer: Any, x: Tensor, weights: Tensor, biases: Tensor | None, buffer
         turned = weights.transpose(1, 2)
         return torch.bmm(x, turned, out=buffer) if biases is None else torch.baddbmm(biases, x, turned, out=buffer)
     convolve: Any = getattr(torch.nn.functional, f"conv{x.dim() - 3}d")
-    each = [None] * len(x) if biases is None else biases.flatten(1)
+    member_biases = [None] * len(x) if biases is None else biases.flatten(1)
     return torch.stack(
         [
-            convolve(one, weight, bias, layer.stride, layer.padding, layer.dilation)
-            for one, weight, bias in zip(x, weights, each, strict=True)
+            convolve(member, weight, bias, layer.stride, layer.padding, layer.dilation)
+            for member, weight, bias in zip(x, weights, member_biases, strict=True)
         ]
     )
 

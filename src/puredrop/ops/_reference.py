@@ -98,7 +98,7 @@ def _below(draw: Callable[[int, Tensor | None], Tensor], digits: Digits) -> Tens
     leading = draw(0, None)
     below, tied = leading < digits[0], leading == digits[0]
     if leading.device.type != "cpu" or torch.compiler.is_compiling():
-        # Every digit of every element: to look for ties would synchronise a GPU, and a compiler cannot follow it.
+        # Every digit of every element: a search for ties would synchronise a GPU, and a compiler cannot follow it.
         for plane in range(1, planes):
             u = draw(plane, None)
             below, tied = below | (tied & (u < digits[plane])), tied & (u == digits[plane])

@@ -115,7 +115,7 @@ def line(
         x, y: its points.
         color: "@name" or CSS.
         hover: text of a point under the mouse, Plotly's template; None for Plotly's own.
-        extra: text in the box beside it, such as the curve's name.
+        extra: second text of the hover box, such as the curve's name.
         width, dash: of the line, pixels and Plotly's name.
         mode: "lines", "lines+markers".
         options: of Plotly's scatter trace, such as `name`, `error_y` or `marker`.
@@ -176,8 +176,8 @@ def interval_bars(intervals: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Return bars from `low` to `high` around `estimate`, as differences have them."""
     return {
         "symmetric": False, "thickness": 1.5, "width": 5,
-        "array": [one["high"] - one["estimate"] for one in intervals],
-        "arrayminus": [one["estimate"] - one["low"] for one in intervals],
+        "array": [interval["high"] - interval["estimate"] for interval in intervals],
+        "arrayminus": [interval["estimate"] - interval["low"] for interval in intervals],
     }  # fmt: skip
 
 

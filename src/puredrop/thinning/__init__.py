@@ -102,7 +102,7 @@ def batchwise(
     if not search.chains:
         reasons = "".join(f"; {path or '(model)'}: {reason}" for path, reason in search.skipped.items())
         raise ValueError(
-            "model has nothing to compact: looked for Linear or convolution, elementwise activation, Dropout (of "
+            "model has nothing to compact: expected Linear or convolution, elementwise activation, Dropout (of "
             f"channels after a convolution), Linear or convolution{reasons or '; it has no dropout layer'}"
         )
     if pinned(root) is not None and any(not isinstance(chain.site, HasKey) for chain in search.chains):

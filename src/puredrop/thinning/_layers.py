@@ -32,7 +32,7 @@ class Role:
         groups: rule by which batches are split.
         sample_dim: dimension of the samples in the layer's input.
         ranks: whether every process has sub-networks of its own, or all processes have the same.
-        dropout: the dropout layer behind a layer with weights, which then computes only the units that are kept.
+        dropout: the dropout layer after a layer with weights, which then computes only the units that are kept.
         packs: whether only layers that read packed values follow a dropout layer.
         dense: treatment of a dense input by a dropout layer: take the kept units, mask it with the masks of its groups,
             or drop the units of each sample as the original layer does.
@@ -227,7 +227,7 @@ class _DropoutLayer(BatchwiseLayer):
         """Drop: packed values pass through or are put in their places, a dense input is thinned or masked."""
         if isinstance(input, Packed):
             if input.packing.site is not self:
-                raise RuntimeError("batchwise: a thinned output reached another dropout layer than the one behind it")
+                raise RuntimeError("batchwise: a thinned output reached another dropout layer than the next one")
             return input.dropped() if self.role.packs else self._put(input)
         if not self.is_active:
             return input

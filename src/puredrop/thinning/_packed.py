@@ -44,7 +44,7 @@ class Packing:
         inner: sizes of the dense tensor's dimensions between samples and units, such as tokens.
         kept: the units that each group keeps.
         scale: factor that the values still lack.
-        site: the dropout layer behind the values; None once it has been passed.
+        site: the dropout layer that reads the values; None once it has been passed.
     """
 
     split: GroupSplit
@@ -87,7 +87,7 @@ class Packed(Tensor):
         return pack(output, first.packing)
 
     def dropped(self) -> Packed:
-        """Return the values as they are behind the dropout layer; the layer that reads them scales them."""
+        """Return the values as they are after the dropout layer; the layer that reads them scales them."""
         with without_subclass():
             return pack(self.view_as(self), replace(self.packing, site=None))
 

@@ -163,7 +163,7 @@ def _regions(module: Module, path: str, reasons: dict[str, str]) -> Iterator[_Re
         region = _Region(module, path, [node for node in graph.nodes if node.op.startswith("call_")])
         yield region
         if type(module) in FEED_FORWARD:
-            reasons[path] = f"in {type(module).__name__} only the feed-forward block is looked at"
+            reasons[path] = f"in {type(module).__name__} only the feed-forward block is inspected"
             inner = {}
         else:
             inner = {str(node.target): region.module(node) for node in region.calls}
@@ -306,7 +306,7 @@ def _unfit(module: Module | None, kind: type[Module], node: fx.Node) -> str | No
             return f"{name} stands before it, whose running statistics need every channel"
         if wanted is torch.nn.Linear and isinstance(module, ConvNd):
             return "it drops single elements of maps; Dropout1d to Dropout3d drop channels"
-        return f"{name} stands before it, where {wanted.__name__} and an elementwise activation are looked for"
+        return f"{name} stands before it; expected {wanted.__name__} and an elementwise activation"
     assert module is not None
     if has_hooks(module):
         return f"{name} has hooks, which would see thinned values"
