@@ -24,6 +24,7 @@ NAMES = {
     "_C.DisableTorchFunctionSubclass": False,
     "_C.DisableTorchFunction": False,
     "_C._storage_Use_Count": False,
+    "_assert_async": False,
     "_C._current_graph_task_id": True,
     "autograd.forward_ad._current_level": False,
     "nn.modules.batchnorm._BatchNorm": False,
@@ -59,7 +60,7 @@ for name in sys.argv[1:]:
     if not child:
         owner, _, attribute = name.rpartition(".")
         try:
-            holder = eval(f"torch.{owner}")
+            holder = eval(f"torch.{owner}" if owner else "torch")
             value = getattr(holder, attribute)
             delattr(holder, attribute)
             import puredrop

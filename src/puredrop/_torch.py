@@ -30,6 +30,7 @@ __all__ = [
     "BatchNorm",
     "ConvNd",
     "DropoutNd",
+    "assert_on_device",
     "backward_number",
     "below_autograd",
     "checkpoint_frame",
@@ -142,6 +143,21 @@ def is_recorded() -> bool:
         return True
     tracer = getattr(sys.modules.get("torch.fx.experimental.proxy_tensor"), "get_proxy_mode", None)
     return tracer is not None and tracer() is not None
+
+
+def assert_on_device(condition: Tensor, message: str) -> None:
+    """Raise an error if a 0-d bool tensor is False, at the device's next synchronisation and without one of its own.
+
+    Without the name in torch the check synchronises.
+
+    Raises:
+        RuntimeError: with the message; on a GPU the device reports it.
+    """
+    check = getattr(torch, "_assert_async", None)
+    if check is not None:
+        check(condition, message)
+    elif not condition:
+        raise RuntimeError(message)
 
 
 def is_view(tensor: Tensor) -> bool:

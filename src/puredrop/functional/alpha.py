@@ -113,6 +113,8 @@ def _alpha(
     if passes(input, rate, training):
         return input
     ops.check_dtype(input)
+    if isinstance(rate, Tensor):
+        rate = ops.readable_from("p", rate, input)
     # Dropping the distance from the saturation lets backward draw the mask again instead of storing it.
     keep = 1 - rate
     scale = (keep / (1 + rate * _SATURATION**2)) ** 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop import ops
-from puredrop.functional.element import kept, passes
+from puredrop.functional.element import kept, passes, warn
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -71,7 +70,7 @@ def drop_block2d(
     height, width = input.shape[2:]
     block = (min(block_size, height), min(block_size, width))
     if block != (block_size, block_size):
-        warnings.warn(
+        warn(
             f"drop_block2d: block_size {block_size} is larger than a map of {height}x{width}; cut to it. A smaller "
             "block drops squares where this one drops whole channels",
             stacklevel=2,
@@ -102,7 +101,8 @@ def _corner_rate(p: float | Tensor, *sizes: int) -> float | Tensor:
         sizes: height and width of the map, then of the block.
     """
     if isinstance(p, Tensor):
-        return torch.as_tensor(_solve(p.detach().double(), *sizes))
+        solved: Tensor = _solve(p.detach().double(), *sizes)
+        return solved
     if torch.compiler.is_compiling():  # which would warn of the cache
         return float(_solve(p, *sizes))
     return float(_kept_solve(p, *sizes))

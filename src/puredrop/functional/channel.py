@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 from torch import Tensor
 
 from puredrop import ops
-from puredrop.functional.element import drop
+from puredrop.functional.element import drop, warn
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -97,7 +95,7 @@ def dropout2d(
     if rank not in (3, 4):
         _warn_of_rank("dropout2d", rank, "(N, C, H, W) or (N, C, L)")
     if rank == 3:
-        warnings.warn(
+        warn(
             "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout behavior is "
             "desired - input is interpreted as shape (N, C, L). To say so, use dropout1d; for one sample of shape "
             "(C, H, W) pass input.unsqueeze(0)",
@@ -170,7 +168,7 @@ def _drop_channels(
 
 def _warn_of_rank(name: str, rank: int, expected: str) -> None:
     # torch's own first words, so that filters written for them go on working; the caller's caller is the user's line.
-    warnings.warn(
+    warn(
         f"{name}: Received a {rank}-D input to {name}, which is deprecated and will result in an error in a future "
         f"release. Expected {expected}; to drop single elements of any shape use dropout",
         stacklevel=3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -65,8 +66,25 @@ def dropout(
     return drop(input, rate, training, inplace, key, place)
 
 
+def warn(message: str, stacklevel: int) -> None:
+    """Warn the user, except in code that a compiler traces, where a warning would break the graph.
+
+    Args:
+        message: text of the warning.
+        stacklevel: as in `warnings.warn`, counted from the caller.
+    """
+    if not torch.compiler.is_compiling():
+        warnings.warn(message, stacklevel=stacklevel + 1)
+
+
 def passes(input: Tensor, rate: float | Tensor, training: bool) -> bool:
-    """Return whether a call returns its input unchanged; a rate in a tensor is not read, to avoid a synchronisation."""
+    """Return whether a call returns its input unchanged; a rate in a tensor is not read, to avoid a synchronisation.
+
+    Raises:
+        TypeError: if training is not a bool.
+    """
+    if training is not True and training is not False:
+        ops.check_switch("training", training)
     return not training or (not isinstance(rate, Tensor) and rate == 0) or input.numel() == 0
 
 

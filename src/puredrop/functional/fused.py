@@ -56,12 +56,12 @@ def relu_dropout(
     >>> relu_dropout(torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0]), p=0.5, key=Key(3))
     tensor([0., 0., 0., 2., 2.])
     """
-    place = _place(input, p, shared_dims, window, sample_ids, sample_dim)
+    rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
     if inplace:
         ops.check_overlap(input)
-    if passes(input, p, training):
+    if passes(input, rate, training):
         return torch.relu_(input) if inplace else torch.relu(input)
-    return ops.relu_dropout(input, key, p, place, inplace)
+    return ops.relu_dropout(input, key, rate, place, inplace)
 
 
 def gelu_dropout(
@@ -102,10 +102,10 @@ def gelu_dropout(
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is {approximate!r}; expected 'none' or 'tanh'")
-    place = _place(input, p, shared_dims, window, sample_ids, sample_dim)
-    if passes(input, p, training):
+    rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
+    if passes(input, rate, training):
         return F.gelu(input, approximate=approximate)
-    return ops.gelu_dropout(input, key, p, place, approximate)
+    return ops.gelu_dropout(input, key, rate, place, approximate)
 
 
 def dropout_add(
@@ -143,10 +143,10 @@ def dropout_add(
     tensor([10., 10., 10., 12., 12.])
     """
     ops.check_tensor("residual", residual)
-    place = _place(input, p, shared_dims, window, sample_ids, sample_dim)
-    if passes(input, p, training):
+    rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
+    if passes(input, rate, training):
         return input + residual
-    return ops.bias_dropout_add(input, None, residual, key, p, place)
+    return ops.bias_dropout_add(input, None, residual, key, rate, place)
 
 
 def bias_dropout_add(
@@ -188,19 +188,21 @@ def bias_dropout_add(
     """
     ops.check_tensor("bias", bias)
     ops.check_tensor("residual", residual)
-    place = _place(input, p, shared_dims, window, sample_ids, sample_dim)
+    rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
     if torch.broadcast_shapes(bias.shape, input.shape) != input.shape:
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}; expected one that broadcasts to the input's, {tuple(input.shape)}"
         )
-    if passes(input, p, training):
+    if passes(input, rate, training):
         return input + bias + residual
-    return ops.bias_dropout_add(input, bias, residual, key, p, place)
+    return ops.bias_dropout_add(input, bias, residual, key, rate, place)
 
 
-def _place(input: Tensor, p: float | Tensor, shared_dims: Iterable[int], *where: Any) -> Place:
+def _rate_and_place(
+    input: Tensor, p: float | Tensor, shared_dims: Iterable[int], *where: Any
+) -> tuple[float | Tensor, Place]:
     """Check the arguments that every function here takes, also in a call that drops nothing."""
-    ops.as_rate(p)
+    rate = ops.as_rate(p)
     ops.check_tensor("input", input)
     ops.check_dtype(input)
-    return ops.place_of(input.shape, shared_dims, *where)
+    return rate, ops.place_of(input.shape, shared_dims, *where)

@@ -56,8 +56,8 @@ def gaussian_dropout(
     place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)
     if passes(input, rate, training):
         return input
-    if not isinstance(rate, Tensor) and rate == 1:
-        raise ValueError(f"p is {p}; gaussian_dropout expects p below 1, for its noise has variance p/(1-p)")
+    if not isinstance(rate, Tensor):
+        ops.check_finite_noise(rate)
     ops.check_dtype(input)
     output = ops.gaussian_dropout(input, key, rate, place)
     return input.copy_(output) if inplace else output

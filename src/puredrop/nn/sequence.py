@@ -104,7 +104,7 @@ class WordDropout(Keyed):
             raise TypeError(f"ids has dtype {ids.dtype}; expected integers: words are dropped before their embedding")
         if not self.training or ids.numel() == 0:
             return ids
-        stays = kept(ids, self.p, self.key, ops.place_of(ids.shape))
+        stays = kept(ids, ops.as_rate(self.p), self.key, ops.place_of(ids.shape))
         for word in self.protected:
             stays = stays | (ids == word)
         return torch.where(stays, ids, self.replacement)
@@ -162,7 +162,7 @@ class PatchDropout(Keyed):
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """Remove tokens in training mode; in eval mode return the input untouched."""
-        rate = float(self.p)
+        rate = float(ops.as_rate(self.p))
         if not self.training or rate == 0:
             return (input, None) if self.return_indices else input
         prefix, tokens = input[:, : self.num_prefix_tokens], input[:, self.num_prefix_tokens :]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop.ops import _eager, _fused, _operator
-from puredrop.ops._arguments import Place, Window, as_rate, as_sizes, check_dtype, check_tensor, place_of
+from puredrop.ops._arguments import Place, Window, as_sizes, check_dtype, check_switch, check_tensor, place_of
 from puredrop.ops._eager import transparent
 from puredrop.ops._kernel import check_overlap
 from puredrop.ops._shards import is_spread, over_shards
@@ -21,6 +21,7 @@ from puredrop.ops._source import (
     resolve_key,
     with_sample_dim,
 )
+from puredrop.ops._values import as_rate, check_finite_noise, readable_from
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
 __all__ = [
@@ -36,7 +37,9 @@ __all__ = [
     "as_sizes",
     "bias_dropout_add",
     "check_dtype",
+    "check_finite_noise",
     "check_overlap",
+    "check_switch",
     "check_tensor",
     "dropout",
     "gaussian_dropout",
@@ -44,6 +47,7 @@ __all__ = [
     "is_spread",
     "active",
     "place_of",
+    "readable_from",
     "relu_dropout",
     "resolve_key",
     "transparent",
@@ -86,8 +90,12 @@ def dropout(input: Tensor, key: AnyKey, p: Rate, place: Place, inplace: bool = F
 
 def _applied(operator: _operator.Operator, input: Tensor, key: Key | Tensor | None, p: Rate, place: Place) -> Tensor:
     """Apply an operator to a tensor of any kind, through torch's dispatcher."""
-    rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64)
-    number = as_key_tensor(key, input.device)
+    # On the CPU whatever the default device is: there its value is known, and on a GPU nothing waits for it.
+    rate = p if isinstance(p, Tensor) else torch.scalar_tensor(p, dtype=torch.float64, device="cpu")
+    rate = readable_from("p", rate, input)
+    number = readable_from("key", as_key_tensor(key, input.device), input)
+    if place.sample_ids is not None:
+        readable_from("sample_ids", place.sample_ids, input)
     if is_spread(input):
         return over_shards(lambda local, part: operator(local, number, rate, part), input, place)
     return operator(input, number, rate, place)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
-import numbers
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from puredrop._torch import is_batched
+from puredrop.ops._values import LIMIT, check_ids_in_range, check_size, is_readable
 
-__all__ = ["Place", "WHOLE", "Window", "as_rate", "as_sizes", "check_dtype", "check_tensor", "place_of"]
+__all__ = [
+    "Place",
+    "WHOLE",
+    "Window",
+    "as_sizes",
+    "check_dtype",
+    "check_switch",
+    "check_tensor",
+    "place_of",
+]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -24,19 +31,31 @@ def as_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
 
     Raises:
         TypeError: if the values are no sequence of integers.
-        ValueError: if a value is negative.
+        ValueError: if a value is negative, or 2^63 or more.
     """
     try:
-        sizes = tuple(values)
+        given = tuple(values)
     except TypeError:
         raise TypeError(f"{name} is {values!r}; expected a sequence of integers, one per dimension") from None
+    sizes = tuple(_size(name, given, size) for size in given)
     for size in sizes:
-        # A SymInt has no __index__ under a compiler's tracing but is an integer all the same.
-        if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool):
-            raise TypeError(f"{name} is {sizes!r}; expected integers, got {size!r}")
         if size < 0:
             raise ValueError(f"{name} is {sizes!r}; expected no negative entry")
+        if size >= LIMIT:
+            raise ValueError(f"{name} is {sizes!r}; expected entries below 2^63")
     return sizes
+
+
+def _size(name: str, given: tuple[int, ...], size: int) -> int:
+    """Return an integer of any kind, such as NumPy's, as Python's; a compiler's SymInt stays one."""
+    if type(size) is int or isinstance(size, torch.SymInt):
+        return size
+    try:
+        if not isinstance(size, (bool, Tensor)):
+            return operator.index(size)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} is {given!r}; expected integers, got {size!r}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ class Window:
 
     Raises:
         TypeError: if an entry is not an integer.
-        ValueError: if an entry is negative, or shape and offset differ in length.
+        ValueError: if an entry is negative, or 2^63 or more, or shape and offset differ in length.
 
     >>> Window((64, 512), (32, 0))
     Window(shape=(64, 512), offset=(32, 0))
@@ -98,55 +117,14 @@ class Place:
 WHOLE = Place()
 
 
-def as_rate(p: float | Tensor) -> float | Tensor:
-    """Check a drop probability, as far as that needs no synchronisation.
-
-    Args:
-        p: a number, or a 0-d float tensor.
-
-    Returns:
-        The same number or tensor.
+def check_switch(name: str, value: bool) -> None:
+    """Check that a switch is True or False: a text such as "False" would count as True.
 
     Raises:
-        TypeError: if p is neither a number nor a floating-point tensor.
-        ValueError: if p is NaN or outside [0, 1] (a tensor's value is read in eager mode on the CPU only); if p is a
-            tensor that is not 0-d or requires a gradient.
+        TypeError: if the value is anything else, as torch does.
     """
-    if type(p) is float and 0.0 <= p <= 1.0:
-        return p  # nearly every call
-    if isinstance(p, Tensor):
-        _check_rate_tensor(p)
-        if not _readable(p):
-            return p
-    elif not isinstance(p, (numbers.Real, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"p is {p!r}; expected a number in [0, 1] or a 0-d float tensor, the probability of a drop")
-    value = p.item() if isinstance(p, Tensor) else p
-    if not 0.0 <= value <= 1.0:
-        # The first words are torch's own, for code that matches them.
-        raise ValueError(
-            f"dropout probability has to be between 0 and 1, but got {value}: "
-            "p is the share of elements dropped (for 30 % pass p=0.3)"
-        )
-    return p
-
-
-def _check_rate_tensor(p: Tensor) -> None:
-    if not p.is_floating_point():
-        raise TypeError(f"p is a tensor of dtype {p.dtype}; expected a floating-point tensor (try p.double())")
-    if p.dim() != 0:
-        raise ValueError(f"p is a tensor of shape {tuple(p.shape)}; expected a 0-d tensor, one rate per call")
-    if p.requires_grad:
-        raise ValueError("p requires a gradient, but a mask has none with respect to its rate; pass p.detach()")
-
-
-def _readable(tensor: Tensor) -> bool:
-    """Return whether reading a tensor's values needs no graph break, no synchronisation and no functorch wrapper."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and type(tensor) is Tensor
-        and not is_batched(tensor)
-    )
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise TypeError(f"{name} is {value!r}; expected True or False")
 
 
 def place_of(
@@ -263,33 +241,14 @@ def _check_ids(
             f"window.offset[{dim}] is {offset[dim]}; expected 0 along sample_dim, "
             "because the ids already say which samples"
         )
-    if ids.numel() and _readable(ids):
-        _check_id_values(ids, logical, shared_dims, dim)
-
-
-def _check_id_values(ids: Tensor, logical: Sequence[int], shared_dims: tuple[int, ...], dim: int) -> None:
-    low, high = (int(end) for end in ids.aminmax())
-    if low < 0:
-        raise ValueError(f"sample_ids holds {low}; expected no negative id")
-    # Along the outermost dimension every id is a row of its own. Further in, an id beyond the size would run into
-    # another sample's elements and silently share their mask.
-    outer = math.prod(size for d, size in enumerate(logical[:dim]) if d not in shared_dims)
-    if outer > 1 and high >= logical[dim]:
-        raise ValueError(
-            f"sample_ids holds {high}, dimension {dim} has logical size {logical[dim]}; expected ids below it: "
-            f"give a window whose shape[{dim}] exceeds every id"
-        )
-    inner = math.prod(size for d, size in enumerate(logical) if d > dim and d not in shared_dims)
-    if (high + 1) * inner > 2**63:
-        raise ValueError(f"sample_ids holds {high}, {inner} elements per sample; expected indices below 2^63")
+    if is_readable(ids):
+        check_ids_in_range(ids, logical, shared_dims, dim)
 
 
 def _check_size(logical: Sequence[int], shared_dims: tuple[int, ...]) -> None:
     if torch.compiler.is_compiling():
-        return
-    size = math.prod(size for d, size in enumerate(logical) if d not in shared_dims)
-    if size >= 2**63:
-        raise ValueError(f"window.shape is {tuple(logical)}; expected a logical size below 2^63, got {size}")
+        return  # sizes may be symbols; the operator checks them when it runs
+    check_size(logical, shared_dims)
 
 
 def check_tensor(name: str, value: Tensor) -> int:

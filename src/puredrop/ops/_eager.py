@@ -122,7 +122,8 @@ def dropout_again(gradient: Tensor, key: int, p: float, place: Place) -> Tensor:
 
 
 def _watched(input: Tensor, key: int, p: float, place: Place) -> Tensor:
-    return _operator.dropout(input, Key(key).tensor(input.device), torch.scalar_tensor(p, dtype=torch.float64), place)
+    rate = torch.scalar_tensor(p, dtype=torch.float64, device="cpu")
+    return _operator.dropout(input, Key(key).tensor(input.device), rate, place)
 
 
 class _Dropout(torch.autograd.Function):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from puredrop._backend import library
-from puredrop._torch import below_autograd, transforms_active
+from puredrop._torch import assert_on_device, below_autograd, transforms_active
 from puredrop.ops import _kernel, _reference
 from puredrop.ops._arguments import Place
+from puredrop.ops._values import check_finite_noise, check_ids_in_range, check_rate_value, check_size
 
 __all__ = ["dropout", "gaussian_dropout"]
 
@@ -81,7 +82,10 @@ def _register(name: str, kernel: Operator) -> Callable[..., Tensor]:
         sample_dim: int,
     ) -> Tensor:
         sizes, offset = (None if values is None else tuple(values) for values in (window_shape, window_offset))
-        return kernel(input, key, p, Place(tuple(shared_dims), sizes, offset, sample_ids, sample_dim))
+        place = Place(tuple(shared_dims), sizes, offset, sample_ids, sample_dim)
+        if not torch.compiler.is_compiling():
+            _check_values(input, p, place)
+        return kernel(input, key, p, place)
 
     _library.define(name + _ARGUMENTS)
     _library.impl(name, unpacked, "CompositeExplicitAutograd")
@@ -93,6 +97,22 @@ def _register(name: str, kernel: Operator) -> Callable[..., Tensor]:
         lib=_library,
     )
     return operator
+
+
+def _check_values(input: Tensor, p: Tensor, place: Place) -> None:
+    """Check values that the caller of the operator could not see: of tensors that were traced, mapped or on a GPU.
+
+    Raises:
+        ValueError: if a rate, a window or an id on the CPU is out of range; a device asserts the same of its tensors.
+    """
+    if p.device.type == "cpu":
+        check_rate_value(p.item())
+    elif p.device.type != "meta":
+        assert_on_device((p >= 0) & (p <= 1), "dropout probability has to be between 0 and 1")
+    if place.window_shape is not None:
+        check_size(place.window_shape, place.shared_dims)
+    if place.sample_ids is not None:
+        check_ids_in_range(place.sample_ids, place.window_shape or input.shape, place.shared_dims, place.sample_dim)
 
 
 def _differentiable(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -168,7 +188,16 @@ def _dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
     return _reference.dropout(input, key, p, place)
 
 
+def _gaussian_dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:
+    if not torch.compiler.is_compiling():
+        if p.device.type == "cpu":
+            check_finite_noise(p.item())
+        elif p.device.type != "meta":
+            assert_on_device(p < 1, "gaussian_dropout expects p below 1, for its noise has variance p/(1-p)")
+    return _reference.gaussian_dropout(input, key, p, place)
+
+
 # Each operator takes a float tensor of any shape, a key (0-d int64 tensor), a rate (0-d float tensor in [0, 1]) and the
 # input's place, and returns a new tensor like the input. Key and rate are data: new values need no recompilation.
 dropout = _define("dropout", _dropout)
-gaussian_dropout = _define("gaussian_dropout", _reference.gaussian_dropout)
+gaussian_dropout = _define("gaussian_dropout", _gaussian_dropout)

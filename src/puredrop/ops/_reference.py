@@ -41,7 +41,7 @@ def rate_and_digits(p: Tensor) -> tuple[Tensor, Digits]:
     """
     if p.device.type == "cpu":
         k = threshold(p.item())
-        rate = torch.tensor(k / 2**64, dtype=torch.float64)
+        rate = torch.tensor(k / 2**64, dtype=torch.float64, device="cpu")
         return rate, [k >> 56, *(k >> (56 - 8 * d) & 255 for d in range(1, _PLANES))]
     # The same with tensors. Rounding first leaves a multiple of 2^-64, and then every step below is exact.
     rate = torch.round(p.double() * 2.0**64) * 2.0**-64

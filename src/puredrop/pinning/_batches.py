@@ -97,7 +97,7 @@ class Batches:
             if not is_spread and ranks.size > 1 and count is not None and base is not None:
                 offset, total = base + ranks.rank * count, count * ranks.size
                 if self.sharding == "rows":
-                    offset, ids = 0, torch.arange(base + ranks.rank, base + total, ranks.size)
+                    offset, ids = 0, torch.arange(base + ranks.rank, base + total, ranks.size, device="cpu")
             elif not is_spread and ranks.size > 1:
                 offset = None
             samples = Samples.of(count, offset, ids, base=base, total=total, batch_size=size)

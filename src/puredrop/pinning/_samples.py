@@ -51,7 +51,7 @@ class Samples:
             return Samples(True, count, **fields)
         places = ids
         if places is None and count is not None and offset is not None:
-            places = torch.arange(offset, offset + count)
+            places = torch.arange(offset, offset + count, device="cpu")
         return Samples(False, count, offset, ids, places=places, **fields)
 
 
