@@ -16,6 +16,7 @@ LAW = [
     "_torch",
     "_text",
     "_files",
+    "_folders",
     "_options",
     "_hints",
     "_records",

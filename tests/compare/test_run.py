@@ -32,7 +32,7 @@ def compare(out, *options):
 def without_time(results):
     """The numbers, less those that say how long it took and when."""
     results = json.loads(json.dumps(results))
-    results.pop("created")
+    del results["created"], results["checksum"]
     for arm in results["arms"].values():
         arm.pop("seconds_per_epoch")
     return results

@@ -19,7 +19,7 @@ def run(size, out, *options, **environment):
 
 def numbers(out):
     results = json.loads((out / "results.json").read_text())
-    results.pop("created")
+    del results["created"], results["checksum"]
     for arm in results["arms"].values():
         arm.pop("seconds_per_epoch")
     weights = [(out / f"weights-{name}.safetensors").read_bytes() for name in ("none", "dropout", "networks")]

@@ -66,12 +66,18 @@ def run(arguments: argparse.Namespace) -> int:
         return comparison.worker.end(0)
     for note in comparison.data.notes:
         print(note, file=sys.stderr)
+    words = [word for word in arguments.line if word != "--resume"]
+    go_on = f"go on with: puredrop {shlex.join([*words, '--resume'])}"
     try:
         results = execute(comparison, Console(stderr=True))
     except KeyboardInterrupt:
-        words = [word for word in arguments.line if word != "--resume"]
-        print(f"stopped; go on with: puredrop {shlex.join([*words, '--resume'])}", file=sys.stderr)
+        print(f"stopped; {go_on}", file=sys.stderr)
         return 130
+    except (BlockingIOError, ValueError) as error:  # another run has the folder
+        return comparison.worker.end(fail("compare", one_line(error, (BlockingIOError, ValueError))))
+    except (OSError, MemoryError) as error:
+        fix = f"; when that is mended, {go_on}" if comparison.checkpoint.is_file() else ""
+        return comparison.worker.end(fail("compare", one_line(error, (OSError,)) + fix))
     summary(results, comparison.folder / "report.html", Console())
     return comparison.worker.end(0)
 

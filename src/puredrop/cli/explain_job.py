@@ -10,12 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from rich.console import Console
 from torch.nn import Module
 
-from puredrop._files import write
+from puredrop._files import read_tensors, remove_interrupted, write_json
+from puredrop._folders import check_output_folder, check_unlocked, output_folder
 from puredrop.cli.progress import progress
 from puredrop.cli.requests import ExplainRequest
 from puredrop.cli.rows_file import read_rows
@@ -60,17 +60,24 @@ def prepare(request: ExplainRequest) -> ExplainJob:
     for name, value, least in (("--rows", request.rows, 2), ("--members", request.members, 16)):
         if value < least:
             raise ValueError(f"{name} is {value}; expected {least} or more")
-    if request.out is not None and request.out.exists() and not request.out.is_dir():
-        raise NotADirectoryError(f"--out is {str(request.out)!r}, which is a file; expected a folder or a new name")
     folder = Path(request.model)
+    out = request.out or _default_folder(request, folder)
+    check_output_folder(out)
+    check_unlocked(out)
     if (folder / "results.json").is_file():
-        subject, out = _of_run(request, folder), folder
+        subject = _of_run(request, folder)
     elif folder.is_dir():
-        subject, out = _of_hugging_face(request, folder), Path("runs") / f"{folder.name}-explain"
+        subject = _of_hugging_face(request, folder)
     else:
-        subject, out = _of_factory(request), Path("runs") / f"{request.model.replace(':', '-')}-explain"
+        subject = _of_factory(request)
     subject = subject.fewer(request.rows)
-    return ExplainJob(subject, request.out or out, _facts(request, subject))
+    return ExplainJob(subject, out, _facts(request, subject))
+
+
+def _default_folder(request: ExplainRequest, folder: Path) -> Path:
+    if (folder / "results.json").is_file():
+        return folder
+    return Path("runs") / f"{folder.name if folder.is_dir() else request.model.replace(':', '-')}-explain"
 
 
 def _of_run(request: ExplainRequest, folder: Path) -> Subject:
@@ -94,12 +101,9 @@ def _of_run(request: ExplainRequest, folder: Path) -> Subject:
 
 def _weights(folder: Path) -> dict[str, Parameters]:
     """Read the weights of a run's arms with and without dropout."""
-    try:
-        return {
-            name: safetensors.torch.load_file(folder / f"weights-{name}.safetensors") for name in ("none", "dropout")
-        }
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder} has corrupt weights ({error}); run compare again") from error
+    return {
+        name: read_tensors(folder / f"weights-{name}.safetensors", "run compare again") for name in ("none", "dropout")
+    }
 
 
 def _of_factory(request: ExplainRequest) -> Subject:
@@ -124,15 +128,32 @@ def _of_hugging_face(request: ExplainRequest, folder: Path) -> Subject:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = getattr(transformers, (config.architectures or ["none"])[0])
-        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, AttributeError) as error:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _check_kernels(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        architecture = (config.architectures or ["none"])[0]
+        kind = getattr(transformers, architecture)
+        # A folder names any class that it likes: an Auto class or a pipeline would choose what to run once more.
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+            raise ValueError(f"architecture {architecture!r} is no model of transformers")
+        model = kind.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"MODEL {folder} is no finished run of compare, and Hugging Face cannot load it "
             f"({' '.join(str(error).split())[:160]}); expected config.json and model.safetensors"
         ) from error
     return _on_data(request, model.eval(), folder)
+
+
+def _check_kernels(config: Any) -> None:
+    """Raise ValueError if a configuration names a kernel of the Hub, which is code that transformers would download."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            values = value.values() if isinstance(value, dict) else [value]
+            if "implementation" in name and any("/" in str(item) for item in values):
+                raise ValueError(f"config.json names a kernel of the Hub, {name} {value!r}; remove that line")
+            _check_kernels(value)
 
 
 def _on_data(request: ExplainRequest, model: Module, folder: Path | None = None) -> Subject:
@@ -165,7 +186,7 @@ def _tokens(folder: Path | None, texts: list[str]) -> dict[str, Any]:
         raise ValueError("--columns names a column of text; expected numbers, or a folder of Hugging Face's as MODEL")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return dict(tokenizer(texts, padding=True, truncation=True, return_tensors="np"))
 
 
@@ -189,6 +210,11 @@ def execute(job: ExplainJob, line: list[str]) -> tuple[Explanation, Path]:
     Returns:
         The analysis, and the page's path.
     """
+    with output_folder(job.folder):
+        return _execute(job, line)
+
+
+def _execute(job: ExplainJob, line: list[str]) -> tuple[Explanation, Path]:
     console = Console(stderr=True)
     with progress(console, "questions", transient=True) as display:
         bar = display.add_task("explain", total=None, note="")
@@ -205,7 +231,8 @@ def execute(job: ExplainJob, line: list[str]) -> tuple[Explanation, Path]:
         "format": _FORMAT, "name": explanation.name, "facts": job.facts, "command": command, "environment": created,
         **explanation.to_dict(),
     }  # fmt: skip
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write(job.folder / "explain.json", json.dumps(record, indent=1).encode())
-    explanation.save(job.folder / "explain.html", facts=job.facts, command=command)
-    return explanation, job.folder / "explain.html"
+    numbers, page = job.folder / "explain.json", job.folder / "explain.html"
+    write_json(numbers, record)
+    explanation.save(page, facts=job.facts, command=command)
+    remove_interrupted(numbers, page)
+    return explanation, page

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from puredrop._files import check_format
+from puredrop._files import check_format, read_json
 from puredrop.compare.evaluation import COVERAGES, MEMBERS, Evaluation, MemberEvaluation, selective_prediction
 from puredrop.compare.tasks import Judged, Table, Task
 from puredrop.compare.training import Arm
@@ -24,13 +23,10 @@ def load_results(path: Path) -> dict[str, Any]:
     """Read a run's results.json.
 
     Raises:
-        ValueError: if the file is no JSON or has another format; the message names the file.
+        ValueError: if the file is not what was written or has another format; the message names the file.
         OSError: if it cannot be read.
     """
-    try:
-        results: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is corrupt ({error}); delete it and run compare again") from error
+    results = read_json(path, "delete it and run compare again")
     number = results.get("format", results.get("schema"))  # called "schema" before format 2
     check_format(path, number, FORMAT, "delete the file and run compare again")
     return results

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,10 +9,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
-from puredrop._files import load_checkpoint, save_checkpoint, write
+from puredrop._files import (
+    load_checkpoint,
+    remove_interrupted,
+    save_checkpoint,
+    write_json,
+    write_page,
+    write_tensors,
+)
+from puredrop._folders import check_output_folder, check_unlocked, output_folder
 from puredrop._text import first_line, one_line
 from puredrop.compare import page, results
 from puredrop.compare.copies import copy_of_run
@@ -91,11 +96,19 @@ class Comparison:
         if self.finished is not None:
             return self.finished
         self.worker.wait()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.worker.rank > 0:
+            self._train(on_epoch)
+            self.worker.wait()
+            return {}
+        with output_folder(self.folder):
+            if self.checkpoint.exists() and not self.arms:  # of another run, which was killed since `prepare`
+                raise _unfinished(self.folder)
+            return self._complete(on_epoch, on_measure)
+
+    def _complete(self, on_epoch: Callable[[str, Arm], None], on_measure: Callable[[], None]) -> dict[str, Any]:
+        """Do what the first process does, in a folder that no other run writes to."""
         self._train(on_epoch)
         self.worker.wait()
-        if self.worker.rank > 0:
-            return {}
         if self.log is not None:
             self.log.close()
         on_measure()
@@ -205,12 +218,17 @@ class Comparison:
     def _write(self, record: dict[str, Any]) -> None:
         for name in self.identity["arms"]:
             weights = {key: value.detach().cpu().contiguous() for key, value in self.arms[name].best.items()}
-            write(self.folder / f"weights-{name}.safetensors", safetensors.torch.save(weights))
-        write(self.folder / "report.html", page.render(record).encode())
-        write(self.folder / "results.json", json.dumps(record, indent=1).encode())
-        for interrupted in self.folder.glob(".*.tmp"):  # what a killed process was writing
-            interrupted.unlink()
-        self.checkpoint.unlink()  # last: until here a kill leaves a run that resumes
+            write_tensors(self._weights(name), weights)
+        write_page(self.folder / "report.html", page.render(record))
+        write_json(self.folder / "results.json", record)
+        remove_interrupted(
+            self.checkpoint, self.folder / "report.html", self.folder / "results.json",
+            *map(self._weights, self.identity["arms"]),
+        )  # fmt: skip
+        self.checkpoint.unlink(missing_ok=True)  # last: until here a kill leaves a run that resumes
+
+    def _weights(self, name: str) -> Path:
+        return self.folder / f"weights-{name}.safetensors"
 
 
 def prepare(options: CompareOptions) -> Comparison:
@@ -240,15 +258,14 @@ def prepare(options: CompareOptions) -> Comparison:
     run = Comparison(options.out or Path("runs") / data.name, data, network, identity, worker=this_worker())
     if options.seeds < run.worker.size:
         raise ValueError(f"--seeds is {options.seeds}, fewer than the {run.worker.size} processes that train them")
-    _check_folder(run.folder)
+    check_output_folder(run.folder)
+    check_unlocked(run.folder)
     run.log = TensorBoardLog(run.folder / "tensorboard") if options.tensorboard and run.worker.rank == 0 else None
     if not run.checkpoint.exists():
         run.finished = _finished(run) if options.resume else None
         return run
     if not options.resume:
-        raise ValueError(
-            f"{run.folder} holds an unfinished run; add --resume to go on with it, or choose another --out"
-        )
+        raise _unfinished(run.folder)
     _resume(run)
     return run
 
@@ -286,12 +303,8 @@ def make_network(options: CompareOptions, data: Data) -> tuple[Data, Model, str 
     return replace(data, notes=(*data.notes, *notes)), model, model.digest()
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--out is {str(folder)!r}, which is a file; expected a folder or a new name")
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(f"--out is {str(folder)!r}, but {parent} is not writable")
+def _unfinished(folder: Path) -> ValueError:
+    return ValueError(f"{folder} holds an unfinished run; add --resume to go on with it, or choose another --out")
 
 
 def _resume(run: Comparison) -> None:

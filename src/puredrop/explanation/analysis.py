@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from puredrop._files import write
+from puredrop._files import write_page
 from puredrop._records import Records
 from puredrop.explanation import (
     averages,
@@ -93,7 +93,7 @@ class Explanation(Records):
             "explanation.html.j2", ("puredrop.explanation",), name=self.name, facts=facts, explanation=self,
             command=command, environment={**environment(), "created": created},
         )  # fmt: skip
-        write(Path(path), page.encode())
+        write_page(Path(path), page)
 
 
 def analyse(

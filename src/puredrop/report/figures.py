@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puredrop._files import write
+from puredrop._files import write_page
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -77,7 +77,7 @@ class Figure:
         Args:
             path: the file, overwritten whole or not at all.
         """
-        write(Path(path), self.plotly().to_html(include_plotlyjs=True).encode())
+        write_page(Path(path), self.plotly().to_html(include_plotlyjs=True))
 
     def _filled(self) -> dict[str, Any]:
         return {"data": [{"type": "scatter", **trace} for trace in self.traces], "layout": self.layout}
