@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 import safetensors.torch
 import torch
@@ -61,11 +62,26 @@ def test_a_runs_state_goes_on_with_the_same_masks(rows):
     assert pinned.step == 3
 
 
-def test_a_runs_state_of_another_version_is_refused_by_name():
+def test_a_runs_state_of_another_format_is_refused_by_name():
     pinned = puredrop.reproducible(puredrop.convert(net()), seed=3, name="before")
     state = json.loads((BEFORE / "run_state.json").read_text())
-    with pytest.raises(ValueError, match=r"version is 7"):
+    with pytest.raises(ValueError, match=r"version is 7, this run's is 1"):
         pinned.load_state_dict({**state, "version": 7})
+    with pytest.raises(ValueError, match=r"format is 7, this run's is 1"):
+        pinned.load_state_dict({**pinned.state_dict(), "format": 7})
+    without = {name: value for name, value in state.items() if name != "version"}
+    with pytest.raises(ValueError, match=r"format is None, this run's is 1"):
+        pinned.load_state_dict(without)
+
+
+def test_a_runs_state_names_its_format_as_files_do():
+    pinned = puredrop.reproducible(puredrop.convert(net()), seed=3, name="before")
+    pinned.load_state_dict(json.loads((BEFORE / "run_state.json").read_text()))
+    state = pinned.state_dict()
+    assert state == {"format": 1, "seed": 3, "name": "before", "step": 3, "tally": [0, 0, 0]}
+    pinned.advance()
+    pinned.load_state_dict(state)
+    assert pinned.step == 3
 
 
 def test_a_frozen_ensemble_is_a_graph_without_our_classes(rows):
@@ -119,6 +135,8 @@ def test_an_unfinished_job_of_predict_is_refused_by_name(folder, capsys):
     shutil.rmtree("unfinished.parquet.parts")
     assert main(line) == 0
     pd.testing.assert_frame_equal(pd.read_parquet("unfinished.parquet"), pd.read_parquet("predictions.parquet"))
+    assert parquet.read_schema("unfinished.parquet").metadata[b"puredrop.format"] == b"1"
+    assert b"puredrop.format" not in parquet.read_schema("predictions.parquet").metadata
 
 
 def test_what_is_written_names_its_format(folder, monkeypatch):

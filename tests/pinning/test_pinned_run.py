@@ -88,7 +88,7 @@ def test_restarted_at_any_step_the_weights_are_the_same(stop):
     [
         ({"seed": 1}, "load_state_dict: seed is 1, this run's is 0; the masks would not continue as they were"),
         ({"name": "b"}, "load_state_dict: name is 'b', this run's is ''"),
-        ({"version": 9}, "load_state_dict: version is 9, this run's is 1"),
+        ({"format": 9}, "load_state_dict: format is 9, this run's is 1"),
     ],
 )
 def test_states_of_other_masks(change, match):

@@ -29,6 +29,7 @@ from puredrop.inspection.weights import load_weights
 __all__ = ["PredictJob", "execute", "prepare"]
 
 _FORMAT = 1  # of job.json and the parts in its folder
+_PREDICTIONS_FORMAT = 1  # of the file that is written at the end
 _POLL = 0.2  # seconds between checks for other processes' parts
 
 
@@ -119,10 +120,12 @@ class PredictJob:
     def _join(self) -> None:
         import pyarrow.parquet as parquet
 
-        first = parquet.ParquetFile(self.part(0))
-        with replacing(self.request.out) as file, parquet.ParquetWriter(file, first.schema_arrow) as writer:
+        schema = parquet.ParquetFile(self.part(0)).schema_arrow
+        number = {"puredrop.format": str(_PREDICTIONS_FORMAT)}
+        named = schema.with_metadata({**(schema.metadata or {}), **number})
+        with replacing(self.request.out) as file, parquet.ParquetWriter(file, named) as writer:
             for start in self.starts:
-                writer.write_table(parquet.read_table(self.part(start), schema=first.schema_arrow))
+                writer.write_table(parquet.read_table(self.part(start), schema=schema))
         shutil.rmtree(self.folder)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "unpin"]
 
-_VERSION = 1
+_FORMAT = 1
 
 
 class Run:
@@ -174,7 +174,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Return the state for resuming, which JSON can hold; it is the same on every process."""
         tally = self._forward.batches.tally
-        return {"version": _VERSION, "seed": self.seed, "name": self.name, "step": self.step, "tally": list(tally)}
+        return {"format": _FORMAT, "seed": self.seed, "name": self.name, "step": self.step, "tally": list(tally)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a run was saved; in the middle of a step only on the same number of processes.
@@ -185,7 +185,9 @@ class Run:
         Raises:
             ValueError: if the state has another format, seed or name, so that the masks would be others.
         """
-        for name, expected in (("version", _VERSION), ("seed", self.seed), ("name", self.name)):
+        # The first states named their format "version".
+        number = "version" if "version" in state and "format" not in state else "format"
+        for name, expected in ((number, _FORMAT), ("seed", self.seed), ("name", self.name)):
             if state.get(name) != expected:
                 raise ValueError(
                     f"load_state_dict: {name} is {state.get(name)!r}, this run's is {expected!r}; the masks would not "
