@@ -16,7 +16,7 @@ def hints(**texts: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a function so that a likely wrong argument raises a TypeError which names the right one.
 
     Args:
-        texts: name of the argument that users try -> what to type instead.
+        texts: name of the argument that users try -> what to type instead; "{value}" stands for the value given.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -24,7 +24,8 @@ def hints(**texts: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
             for name in texts.keys() & kwargs.keys():
                 call = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
-                raise TypeError(f"{call} has no argument {name}; {texts[name]}")
+                advice = texts[name].replace("{value}", repr(kwargs[name]))
+                raise TypeError(f"{call} has no argument {name}; {advice}")
             return function(*args, **kwargs)
 
         return checked

@@ -219,8 +219,7 @@ def _plan(model: Module) -> Conversion:
 def _check_model(model: Any) -> None:
     """Raise TypeError unless an argument is a module."""
     if not isinstance(model, Module):
-        given = repr(model) if isinstance(model, str) else type(model).__name__
-        raise TypeError(f"model is {given}; expected a torch.nn.Module, such as the model that you train")
+        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
 
 
 @overload

@@ -298,15 +298,21 @@ def check_key(key: Key | None) -> None:
     """
     if key is not None and not isinstance(key, Key):
         raise TypeError(
-            f"key is {key!r}; expected puredrop.Key or None: pass key=puredrop.Key(1) for the same mask in each "
+            f"key is {key!r}; expected puredrop.Key or None: pass key={_suggested(key)} for the same mask in each "
             "forward, or call puredrop.reproducible(model, seed=1) for a new mask in each step"
         )
+
+
+def _suggested(key: object) -> str:
+    """Return the key that a user who passed a number meant, as he would type it."""
+    return f"puredrop.Key({key if isinstance(key, int) else 1})"
 
 
 def _checked(key: Tensor) -> Tensor:
     if not isinstance(key, Tensor):
         raise TypeError(
-            f"key is {key!r}; expected puredrop.Key, a 0-d int64 tensor or None (for a number pass key=puredrop.Key(1))"
+            f"key is {key!r}; expected puredrop.Key, a 0-d int64 tensor or None (for a number pass "
+            f"key={_suggested(key)})"
         )
     if key.dtype != torch.int64 or key.dim() != 0:
         raise TypeError(

@@ -83,7 +83,7 @@ def test_targets_in_a_mapping_have_the_usual_names(split, data):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((), {}, "loss is missing; expected 'cross_entropy', 'mse_loss'"),
+        ((), {}, "y is missing, and x is a Tensor; pass y, a batch"),
         ((F.cross_entropy,), {}, "loss is missing; where x holds the targets, pass the loss as loss="),
         ((None, "nll"), {}, "loss is 'nll'; expected 'cross_entropy'"),
         ((None, 3), {}, "loss is 3; expected 'cross_entropy'"),
@@ -179,3 +179,63 @@ def test_measures_and_results_are_attributes_and_files_are_not_hidden():
     assert repr(explain) == "puredrop.explain"
     with pytest.raises(TypeError, match=r"penalty\(\) got an unexpected keyword argument 'each'"):
         explain.penalty(relu_net(), torch.zeros(2, 6), torch.zeros(2).long(), "cross_entropy", each=True)
+
+
+MEASURES = ["penalty", "gradient_noise", "l2_strength"]
+
+
+def fast(name):
+    return {"draws": 2, "batches": 3} if name == "gradient_noise" else {}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_loss_follows_from_the_targets(name, data):
+    net, (x, y) = relu_net(), data
+    measure = getattr(explain, name)
+    for given in ((x, y), ((x, y),), (x, y.numpy()), (x, y.to(torch.int32))):
+        assert str(measure(net, *given, **fast(name))) == str(measure(net, x, y, "cross_entropy", **fast(name)))
+    numbers = torch.randn(40, 3, dtype=torch.float64)
+    found = measure(net, x, numbers, **fast(name))
+    assert str(found) == str(measure(net, x, numbers, nn.MSELoss(), **fast(name)))
+    assert str(found) != str(measure(net, x, y, **fast(name)))
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_targets_of_a_regression_have_the_outputs_shape(name):
+    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Dropout(0.5), nn.Linear(9, 1))
+    x, y = torch.randn(40, 6), torch.randn(40, 1)
+    expected = str(getattr(explain, name)(net, x, y, "mse_loss", **fast(name)))
+    for given in (y[:, 0], y[:, 0].numpy(), pd.Series(y[:, 0].double().numpy())):
+        assert str(getattr(explain, name)(net, x, given, **fast(name))) == expected
+
+
+@pytest.mark.parametrize("name", [*MEASURES, "coadaptation"])
+def test_floating_point_classes_are_refused_by_name(name, data):
+    net, (x, y) = relu_net(), data
+    loss = [] if name == "coadaptation" else ["cross_entropy"]
+    message = r"y has dtype torch\.float32; expected whole numbers, .*: pass y\.long\(\)"
+    with pytest.raises(ValueError, match=message):
+        getattr(explain, name)(net, x, y.float(), *loss)
+    if loss:
+        message = r"y has dtype torch\.float64 and shape \(rows,\), but .* shape \(rows, 3\); .* pass y\.long\(\)"
+        with pytest.raises(ValueError, match=message):
+            getattr(explain, name)(net, x, y.double())
+
+
+def test_floating_point_classes_of_the_whole_analysis_are_refused_by_name(data):
+    net, (x, y) = relu_net(), data
+    message = r"y has dtype torch\.float32; expected whole numbers, .*: pass y\.long\(\)"
+    with pytest.raises(ValueError, match=message):
+        explain(net, x, y.float(), task="classification")
+    with pytest.raises(ValueError, match="train_" + message.replace("pass y", "pass train_y")):
+        explain(net, x, y, train_x=x, train_y=y.float())
+    message = r"y has dtype torch\.float32 and shape \(40,\); expected \(40, 3\), .* y\.long\(\)"
+    with pytest.raises(ValueError, match=message):
+        explain(net, x, y.float())
+
+
+def test_probabilities_of_classes_are_targets_of_the_cross_entropy(data):
+    net, (x, y) = relu_net(), data
+    hard = explain.penalty(net, x, y, "cross_entropy")
+    soft = explain.penalty(net, x, F.one_hot(y, 3).double(), "cross_entropy")
+    torch.testing.assert_close(soft.measured, hard.measured)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop._hints import hints
 from puredrop.ensemble.calibration import By, acquire
 from puredrop.ensemble.export import Frozen, member, number_of
 from puredrop.ensemble.moments import Covariance, Moments, carrier
@@ -25,6 +26,18 @@ from puredrop.members.sites import SiteUse
 from puredrop.members.thinned import RunStep
 
 __all__ = ["DropoutEnsemble"]
+
+_COUNTS = ("members", "num_samples", "n_samples", "samples", "n", "num_members", "n_members")
+_OF_PREDICT = (
+    *("noise", "until", "tolerance", "bounds", "confidence", "max_members", "batch_size", "memory", "keep"),
+    *("progress", "first_row"),
+)
+_GUESSES = {
+    **dict.fromkeys(_COUNTS, "the number of members is given to the call: ensemble.predict(x, members={value})"),
+    **{name: f"it is given to the call: ensemble.predict(x, {name}={{value}})" for name in _OF_PREDICT},
+    "p": "members drop at the rates of the model's layers; set them there: layer.p = {value}",
+    "device": "the ensemble runs where its model is: model.to({value})",
+}
 
 
 class DropoutEnsemble(SurveyedModel):
@@ -62,6 +75,7 @@ class DropoutEnsemble(SurveyedModel):
     (torch.Size([8, 3]), 2^64)
     """
 
+    @hints(**_GUESSES)
     def __init__(
         self,
         model: Module,
@@ -265,6 +279,8 @@ class DropoutEnsemble(SurveyedModel):
         moments, parts = carrier(self.model, covariance), []
         x = self._data("moments", inputs, named_inputs)
         for batch in self._inputs().batches(x, 64 if covariance == "full" else 1024):
+            if not batch.rows:
+                continue
             if len(batch.args) != 1 or batch.kwargs or not isinstance(batch.args[0], Tensor):
                 raise ValueError("moments: the model is called with several things; expected one tensor")
             parts.append(moments(batch.args[0]))

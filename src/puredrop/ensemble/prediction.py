@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,36 @@ from puredrop._text import table
 __all__ = ["Prediction"]
 
 _SHOWN_ROWS = 5
+_MEANS = "type prediction.mean for the mean probabilities, or outputs of a regression"
+_CLASSES = "type prediction.mean.argmax(1) for the most probable class of each row"
+_DEVIATION = "type prediction.variance.sqrt() for the standard deviation between members"
+_ERROR = "type prediction.standard_error for the standard error of the mean"
+_OUTPUTS = "type predict(x, keep=64).outputs for the outputs of members"
+_TABLE = "type prediction.frame() for a DataFrame"
+_GUESSES = {
+    **dict.fromkeys(("probs", "probabilities", "proba", "predict_proba", "scores", "values"), _MEANS),
+    **dict.fromkeys(("label", "labels", "classes", "predictions", "pred", "preds", "argmax", "top_class"), _CLASSES),
+    **dict.fromkeys(("std", "stddev", "std_dev", "sd", "sigma"), _DEVIATION),
+    **dict.fromkeys(("se", "sem", "stderr"), _ERROR),
+    **dict.fromkeys(("samples", "all_outputs"), _OUTPUTS),
+    **dict.fromkeys(("df", "to_df", "to_pandas", "to_frame", "dataframe"), _TABLE),
+    "mean_std": "type prediction.mean and prediction.variance.sqrt()",
+    "var": "type prediction.variance",
+    "uncertainty": "type prediction.entropy or prediction.mutual_information for a classification, else "
+    "prediction.variance",
+    "bald": "type prediction.mutual_information",
+    "epistemic": "type prediction.mutual_information, or prediction.variance for a regression",
+    "aleatoric": "type prediction.expected_entropy",
+    "confidence": "type prediction.mean.max(1).values for the largest probability of each row",
+    "logits": "members' probabilities are averaged; DropoutEnsemble(model, task='regression') averages logits",
+    "intervals": "type prediction.interval, or prediction.quantile([0.05, 0.95])",
+    "quantiles": "type prediction.quantile([0.05, 0.95])",
+    "shape": "type prediction.mean.shape",
+    "numpy": "type prediction.mean.numpy()",
+    "cpu": "its tensors are on the CPU",
+    "to": "its tensors are on the CPU; type prediction.mean.to(device)",
+}
+"""Attributes that users try -> what to type."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,6 +158,13 @@ class Prediction(Records):
 
     def __len__(self) -> int:
         return len(self.mean)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Name what to type in place of a guessed attribute."""
+            hint = f"; {_GUESSES[name]}" if name in _GUESSES else ""
+            raise AttributeError(f"Prediction has no attribute {name!r}{hint}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of all rows, with the number of members and what was skipped; None stands for NaN."""

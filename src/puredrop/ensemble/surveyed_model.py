@@ -112,7 +112,7 @@ class SurveyedModel(ABC):
             The ensemble.
         """
         x = self._data("survey", inputs, named_inputs)
-        batch = next(iter(self._inputs().batches(x, 2)))
+        batch = next(batch for batch in self._inputs().batches(x, 2) if batch.rows)
         self._survey = survey(
             self.model, batch, self._members, main_output if isinstance(self.task, str) else self.task
         )
@@ -155,7 +155,23 @@ class SurveyedModel(ABC):
         return Inputs(self.model, self._sample_dim)
 
     def _data(self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Return the inputs of one of the methods as one object."""
+        """Return the inputs of one of the methods as one object.
+
+        Raises:
+            TypeError: for an argument of the ensemble itself, or a rate.
+        """
+        taken = inspect.signature(self.model.forward).parameters
+        for name in named.keys() - taken.keys():
+            if name in inspect.signature(type(self)).parameters and name != "model":
+                raise TypeError(
+                    f"{name} is no argument of {method}; it is given to the ensemble: DropoutEnsemble(model, "
+                    f"{name}={named[name]!r})"
+                )
+            if name == "p":
+                raise TypeError(
+                    f"p is no argument of {method}; members drop at the rates of the model's layers; set them there: "
+                    f"layer.p = {named[name]!r}"
+                )
         parameters = inspect.signature(getattr(type(self), method)).parameters.values()
         return self._inputs().combined(inputs, named, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,16 +11,54 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop.explanation._loss import (
+    Loss,
+    default_loss,
+    is_cross_entropy,
+    is_squared,
+    loss_function,
+    refuse_loss_as_targets,
+)
 from puredrop.members.prepared import PreparedModel, TargetedBatches, prepare
 
-__all__ = ["check_task", "choose", "prepare_with_targets", "resolve_class_dim", "split_targets"]
+__all__ = [
+    "as_targets",
+    "check_task",
+    "choose",
+    "prepare_with_targets",
+    "resolve_class_dim",
+    "split_targets",
+    "targets_and_loss",
+]
 
 _NAMES = ("labels", "label", "targets", "target", "y")
 """Names under which mappings hold their targets."""
 
 
+def targets_and_loss(x: Any, y: Any, loss: Any) -> tuple[Any, Tensor, Loss]:
+    """Return rows, targets and the loss, which by default follows from the targets.
+
+    Raises:
+        TypeError, ValueError: for data without targets, and for what is no loss.
+    """
+    refuse_loss_as_targets(y, loss)
+    named = None if loss is None else loss_function(loss)
+    x, y = as_targets(x, y)
+    return x, y, named or default_loss(y)
+
+
+def as_targets(x: Any, y: Any) -> tuple[Any, Tensor]:
+    """Return rows and targets apart, the targets as a tensor.
+
+    Raises:
+        TypeError, ValueError: if y is missing, and x does not hold targets.
+    """
+    x, y = split_targets(x, y)
+    return x, torch.tensor(y.to_numpy()) if hasattr(y, "to_numpy") else torch.as_tensor(y)
+
+
 def prepare_with_targets(
-    model: Module | PreparedModel, x: Any, y: Any, class_dim: int | None, has_classes: bool, **options: Any
+    model: Module | PreparedModel, x: Any, y: Any, class_dim: int | None, loss: Loss, **options: Any
 ) -> tuple[PreparedModel, TargetedBatches]:
     """Survey a model on its data, and return each batch with its targets.
 
@@ -27,7 +66,7 @@ def prepare_with_targets(
         model: any module, or one that is prepared.
         x, y: rows and targets; y is None where x holds both.
         class_dim: dimension of the classes in the model's outputs, or None to find it.
-        has_classes: whether outputs are logits of classes.
+        loss: cross entropy needs whole numbers, the squared error targets in the shape of the outputs.
         options: of `prepare`.
 
     Raises:
@@ -36,9 +75,21 @@ def prepare_with_targets(
     x, y = split_targets(x, y)
     prepared = prepare(model, x, **options)
     targets = prepared.targets(y)
-    if has_classes or class_dim is not None:
+    if is_cross_entropy(loss) and not targets.is_floating_point():
+        targets = targets.long()
+    elif is_squared(loss) and class_dim is None:
+        targets = _like_outputs(prepared, targets)
+    if is_cross_entropy(loss) or class_dim is not None:
         prepared = resolve_class_dim(prepared, class_dim, targets)
     return prepared, prepared.with_targets(targets)
+
+
+def _like_outputs(prepared: PreparedModel, targets: Tensor) -> Tensor:
+    """Return a regression's targets in the shape of the outputs, where numbers suffice, and the model's precision."""
+    shape = prepared.output_shape[1:]
+    if targets.dtype == torch.float64:
+        targets = targets.to(next((weight.dtype for weight in prepared.root.parameters()), targets.dtype))
+    return targets.reshape(len(targets), *shape) if targets[0].numel() == math.prod(shape) else targets
 
 
 def resolve_class_dim(prepared: PreparedModel, class_dim: int | None, targets: Tensor | None = None) -> PreparedModel:

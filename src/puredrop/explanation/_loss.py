@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Loss", "check", "check_classes", "curvature_root", "is_cross_entropy", "is_squared", "loss_function"]
+__all__ = [
+    "Loss",
+    "as_classes",
+    "check",
+    "check_classes",
+    "curvature_root",
+    "default_loss",
+    "is_cross_entropy",
+    "is_squared",
+    "loss_function",
+    "refuse_loss_as_targets",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _NAMED: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse_loss": F.mse_loss, "mse": F.mse_loss}
@@ -18,17 +29,24 @@ _MOST_OUTPUTS = 64
 """Outputs of a row, at most, for a loss whose curvature is found by differentiating it."""
 
 
-def loss_function(loss: Any, y: Any = None) -> Loss:
+def refuse_loss_as_targets(y: Any, loss: Any) -> None:
+    """Raise TypeError for a loss in the place of y."""
+    if loss is None and (isinstance(y, str) or (callable(y) and not isinstance(y, Tensor))):
+        raise TypeError(f"y is {y!r}, and loss is missing; where x holds the targets, pass the loss as loss=...")
+
+
+def default_loss(y: Tensor) -> Loss:
+    """Return the mean squared error for floating-point targets, else the cross entropy."""
+    return F.mse_loss if y.is_floating_point() else F.cross_entropy
+
+
+def loss_function(loss: Any) -> Loss:
     """Return the loss that a user names or gives.
 
     Raises:
-        TypeError, ValueError: for what is no loss, or a loss in the place of y; the message says what to pass.
+        TypeError, ValueError: for what is no loss; the message says what to pass.
     """
     expected = "expected 'cross_entropy', 'mse_loss', or a function (outputs, y) -> mean over rows"
-    if loss is None:
-        if isinstance(y, str) or (callable(y) and not isinstance(y, Tensor)):
-            raise TypeError(f"y is {y!r}, and loss is missing; where x holds the targets, pass the loss as loss=...")
-        raise TypeError(f"loss is missing; {expected}")
     if isinstance(loss, str):
         if loss not in _NAMED:
             raise ValueError(f"loss is {loss!r}; {expected}")
@@ -37,6 +55,24 @@ def loss_function(loss: Any, y: Any = None) -> Loss:
         raise TypeError(f"loss is {loss!r}; {expected}")
     named: Loss = loss
     return named
+
+
+def as_classes(y: Tensor, name: str = "y") -> Tensor:
+    """Return labels as int64.
+
+    Args:
+        y: labels.
+        name: of the argument, for errors.
+
+    Raises:
+        ValueError: for floating-point numbers.
+    """
+    if y.is_floating_point():
+        raise ValueError(
+            f"{name} has dtype {y.dtype}; expected whole numbers, the class of each row from 0: pass {name}.long() "
+            "(for numbers of a regression pass task='regression' or loss='mse_loss')"
+        )
+    return y.long()
 
 
 def check_classes(y: Tensor, number: int, ignored: int | None = None) -> None:
@@ -48,10 +84,11 @@ def check_classes(y: Tensor, number: int, ignored: int | None = None) -> None:
         ignored: the label of entries without a class.
 
     Raises:
-        ValueError: with the range of the labels.
+        ValueError: with the dtype or the range of the labels.
     """
+    y = as_classes(y)
     labels = y[y != ignored] if ignored is not None else y
-    if y.is_floating_point() or (labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < number):
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < number:
         raise ValueError(
             f"y has classes {float(labels.min()):g} to {float(labels.max()):g}; expected 0 to {number - 1}, whole "
             f"numbers, since the model returns {number} logits (class_dim= names their dimension, 1 by default)"
@@ -67,10 +104,17 @@ def check(loss: Loss, outputs: Tensor, y: Tensor, all_y: Tensor | None = None) -
         all_y: the targets of all rows, where y is a part of them.
 
     Raises:
-        ValueError: for a loss without reduction, or one that is a sum; for classes that the model does not have.
+        ValueError: for a loss without reduction, or one that is a sum; for classes that the model does not have, and
+            targets of another dtype or shape than the loss needs.
     """
-    if is_cross_entropy(loss) and not y.is_floating_point():
+    has_probabilities = y.is_floating_point() and y.shape == outputs.shape
+    if is_cross_entropy(loss) and not has_probabilities:
         check_classes(y if all_y is None else all_y, outputs.shape[1], _ignored(loss))
+    if is_squared(loss) and y.shape != outputs.shape:
+        raise ValueError(
+            f"y has dtype {y.dtype} and shape {_shape(y)}, but the model's outputs have shape {_shape(outputs)}; "
+            "expected equal shapes for the squared error (for classes pass y.long(), with loss='cross_entropy')"
+        )
     value = loss(outputs, y)
     if value.dim():
         raise ValueError(
@@ -82,6 +126,10 @@ def check(loss: Loss, outputs: Tensor, y: Tensor, all_y: Tensor | None = None) -
             f"loss is {float(value):.4g} on rows and {float(twice):.4g} on the same rows twice; expected a mean over "
             "rows (reduction='mean'), not a sum"
         )
+
+
+def _shape(values: Tensor) -> str:
+    return f"(rows,{','.join(f' {size}' for size in values.shape[1:])})"
 
 
 def is_squared(loss: Loss) -> bool:

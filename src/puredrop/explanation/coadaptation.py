@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
@@ -21,7 +22,7 @@ from puredrop.explanation._ablation import (
     remove_ranked,
 )
 from puredrop.explanation._inputs import check_task, prepare_with_targets
-from puredrop.explanation._loss import check_classes
+from puredrop.explanation._loss import Loss, check_classes
 from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import checked_number
@@ -44,6 +45,7 @@ _NAMES = {
     "largest": "largest activations removed (not trained on)",
     "noise": "Gaussian noise added (not trained on)",
 }
+_LOSSES: dict[str, Loss] = {"classification": F.cross_entropy, "regression": F.mse_loss}
 _AXES = {"random": "units removed (%)", "largest": "activations removed (%)", "noise": "noise / activations' size"}
 
 
@@ -237,7 +239,7 @@ def coadaptation(
         raise ValueError(f"probe_rate is {probe_rate}; expected a number between 0 and 1, such as 0.5")
     check_task(task)
     prepared, parts = prepare_with_targets(
-        model, x, y, class_dim, task == "classification", seed=seed, batch_size=batch_size, may_be_silent=True
+        model, x, y, class_dim, _LOSSES[task], seed=seed, batch_size=batch_size, may_be_silent=True
     )
     recorder, read = Recorder(), reader(task, 1)
     with Units(prepared, at).instrument() as outputs:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
 from torch.nn import Module
 
 from puredrop.explanation import analysis
-from puredrop.explanation._inputs import check_task, split_targets
+from puredrop.explanation._inputs import as_targets, check_task
+from puredrop.explanation._loss import as_classes
 from puredrop.explanation.coadaptation import Coadaptation, Curve, coadaptation
 from puredrop.explanation.gradient_noise import GradientNoise, gradient_noise
 from puredrop.explanation.l2_strength import L2Strength, l2_strength
@@ -126,19 +125,16 @@ class Explainer:
         >>> [section.id for section in found.sections]
         ['network', 'division', 'reliance', 'one-pass', 'l2', 'uncertainty', 'why']
         """
-        x, y = _rows_of(x, y)
+        x, y = as_targets(x, y)
         if train_x is not None:
-            train_x, train_y = _rows_of(train_x, train_y)
+            train_x, train_y = as_targets(train_x, train_y)
         if task is None:
             task = "regression" if y.is_floating_point() else "classification"
         check_task(task)
+        if task == "classification":
+            y, train_y = as_classes(y), None if train_y is None else as_classes(train_y, "train_y")
         subject = Subject(
             name or type(model).__name__, model, x, y, task, train_x, train_y, undropped, draws, None,
             checked_number("members", members, 16), seed, class_dim,
         )  # fmt: skip
         return analysis.analyse(subject.fewer(checked_number("rows", rows, 2)), on_question, exclude)
-
-
-def _rows_of(x: Any, y: Any) -> tuple[Any, Tensor]:
-    x, y = split_targets(x, y)
-    return x, torch.tensor(y.to_numpy()) if hasattr(y, "to_numpy") else torch.as_tensor(y)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.explanation._inputs import prepare_with_targets
-from puredrop.explanation._loss import Loss, check, is_cross_entropy, loss_function
+from puredrop.explanation._inputs import prepare_with_targets, targets_and_loss
+from puredrop.explanation._loss import Loss, check
 from puredrop.explanation._result import Result
 from puredrop.explanation.subject import Case, Question
 from puredrop.members.inputs import Batch, checked_number
@@ -136,7 +136,8 @@ def gradient_noise(
         x: rows to draw mini-batches from, (rows, ...): a tensor, an array, a table, or a mapping or tuple of them;
             with y left out, a batch (x, y) or a DataLoader of such batches.
         y: targets of the rows, (rows, ...).
-        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows.
+        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows; by default "mse_loss" for
+            floating-point y, else "cross_entropy".
         batch: rows of a mini-batch, at most as many as there are; by default 128, or half of the rows if they are
             fewer than 256.
         batches: number of mini-batches, 3 at least; rows repeat only where there are too few.
@@ -165,8 +166,8 @@ def gradient_noise(
     """
     for name, value, least in (("batches", batches, 3), ("draws", draws, 2), ("probes", probes, 1)):
         checked_number(name, value, least)
-    loss = loss_function(loss, y)
-    prepared, pairs = prepare_with_targets(model, x, y, class_dim, is_cross_entropy(loss), seed=seed, batch_size=2**31)
+    x, y, loss = targets_and_loss(x, y, loss)
+    prepared, pairs = prepare_with_targets(model, x, y, class_dim, loss, seed=seed, batch_size=2**31)
     if len(pairs) > 1:
         raise ValueError(
             "x comes in batches of its own; expected all rows, from which batches are drawn, or a DataLoader of (x, y) "

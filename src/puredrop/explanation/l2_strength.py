@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.explanation._inputs import prepare_with_targets
-from puredrop.explanation._loss import Loss, check, curvature_root, is_cross_entropy, loss_function
+from puredrop.explanation._inputs import prepare_with_targets, targets_and_loss
+from puredrop.explanation._loss import Loss, check, curvature_root
 from puredrop.explanation._result import Result
 from puredrop.members.inputs import Batch, checked_number
 from puredrop.members.prepared import PreparedModel, Runner, probe_vectors
@@ -105,7 +105,8 @@ def l2_strength(
         x: rows, (rows, ...), two at least: a tensor, an array, a table, or a mapping or tuple of them; with y left
             out, a batch (x, y) or a DataLoader of such batches.
         y: targets of the rows, (rows, ...).
-        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows.
+        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows; by default "mse_loss" for
+            floating-point y, else "cross_entropy".
         probes: products with the transposed Jacobian, at most.
         class_dim: dimension of the classes in the outputs, which `loss` gets in dimension 1: -1 for (rows, time,
             classes). By default found from y for cross entropy, else outputs stay as they are.
@@ -128,10 +129,8 @@ def l2_strength(
     True
     """
     checked_number("probes", probes, 2)
-    loss = loss_function(loss, y)
-    prepared, pairs = prepare_with_targets(
-        model, x, y, class_dim, is_cross_entropy(loss), seed=seed, batch_size=batch_size
-    )
+    x, y, loss = targets_and_loss(x, y, loss)
+    prepared, pairs = prepare_with_targets(model, x, y, class_dim, loss, seed=seed, batch_size=batch_size)
     generator = torch.Generator().manual_seed(int(Key(seed).fold_in("probes")))
     layers: dict[str, _StrengthSums] = {}
     with prepared.instrument() as runner:

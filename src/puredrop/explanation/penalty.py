@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop.explanation._inputs import prepare_with_targets
-from puredrop.explanation._loss import Loss, check, curvature_root, is_cross_entropy, is_squared, loss_function
+from puredrop.explanation._inputs import prepare_with_targets, targets_and_loss
+from puredrop.explanation._loss import Loss, check, curvature_root, is_squared
 from puredrop.explanation._result import Result
 from puredrop.explanation.l2_strength import l2_strength
 from puredrop.explanation.ridge import Descent, Ridge, landing
@@ -189,8 +189,8 @@ def penalty(
         x: rows, (rows, ...), two at least: a tensor, an array, a table, or a mapping or tuple of them; with y left
             out, a batch (x, y) or a DataLoader of such batches.
         y: targets of the rows, (rows, ...).
-        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows, such as
-            `torch.nn.functional.cross_entropy`.
+        loss: "cross_entropy", "mse_loss", or a function (outputs, y) -> mean over rows; by default "mse_loss" for
+            floating-point y, else "cross_entropy".
         members: masks of each row, for the truth, 2 at least; up to 12 units all masks are run.
         probes: products for the approximation, at most.
         per_site: whether each site is also measured alone.
@@ -218,9 +218,9 @@ def penalty(
     """
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
-    loss = loss_function(loss, y)
+    x, y, loss = targets_and_loss(x, y, loss)
     prepared, parts = prepare_with_targets(
-        model, x, y, class_dim, is_cross_entropy(loss), seed=seed, sample_dim=sample_dim, batch_size=batch_size
+        model, x, y, class_dim, loss, seed=seed, sample_dim=sample_dim, batch_size=batch_size
     )
     with prepared.instrument() as runner:
         base = _base(runner, parts, loss)

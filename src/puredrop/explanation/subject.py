@@ -116,9 +116,18 @@ class Case:
         return self._fitting(self.subject.trained[1])
 
     def _fitting(self, y: Tensor) -> Tensor:
-        """A regression's targets in the shape and dtype of the outputs, where numbers suffice."""
+        """A regression's targets in the shape and dtype of the outputs; classes as they are.
+
+        Raises:
+            ValueError: for a regression's targets of another size.
+        """
         if self.subject.task == "regression" and y.numel() == len(y) * self.outputs[0].numel():
             return y.reshape(len(y), *self.outputs.shape[1:]).to(self.outputs.dtype)
+        if self.subject.task == "regression":
+            raise ValueError(
+                f"y has dtype {y.dtype} and shape {tuple(y.shape)}; expected {(len(y), *self.outputs.shape[1:])}, the "
+                "shape of the model's outputs in a regression (for classes pass whole numbers: y.long())"
+            )
         return y
 
 

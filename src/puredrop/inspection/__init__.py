@@ -72,12 +72,14 @@ class Observed(Generic[W]):
     stuck: tuple[str, ...]
 
 
-def observe(kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observed[W]:
+def observe(
+    kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], caller: str = "sites"
+) -> Observed[W]:
     """Run a model in training and in eval mode under a kind of watch; arguments and errors as `sites`."""
     if not isinstance(model, Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     model = getattr(model, COMPILED, model)  # what torch.compile wraps
-    args, kwargs = call_arguments(model, args, kwargs)
+    args, kwargs = call_arguments(model, args, kwargs, caller)
     notes: list[Site] = []
     watches: list[W] = []
     with restored(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):

@@ -15,7 +15,7 @@ _CONTAINERS = ("list", "tuple", "sequence", "iterable")
 
 
 def call_arguments(
-    model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], caller: str = "sites"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and named arguments to call a model with.
 
@@ -29,6 +29,7 @@ def call_arguments(
     Args:
         model: the module to be called.
         args, kwargs: the inputs, as given by the user.
+        caller: name of the function that the user called, for errors.
 
     Raises:
         TypeError: if there are no inputs and the forward needs some.
@@ -38,7 +39,7 @@ def call_arguments(
     if not args and not kwargs and not _binds(signature, (), {}):
         raise TypeError(
             f"there are no inputs, and the model's forward{signature} needs some; give them after the model, such as "
-            "sites(model, x), or give a DataLoader"
+            f"{caller}(model, x), or give a DataLoader"
         )
     if len(args) != 1 or kwargs:
         return args, kwargs

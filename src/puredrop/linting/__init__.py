@@ -41,7 +41,7 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
         fix: p is the share that is dropped: keep_prob 0.9 is p=0.1
     1 finding
     """
-    observed = observe(Trace, model, args, kwargs)
+    observed = observe(Trace, model, args, kwargs, "check")
     modules = dict(model.named_modules())
     findings = [
         *itertools.chain(*(_site_findings(site, modules, observed.stuck) for site in observed.sites)),
