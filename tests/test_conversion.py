@@ -140,7 +140,7 @@ def test_revert_reports_layers_that_ran_batchwise_and_leaves_the_original():
 
 @pytest.mark.parametrize("call", [convert, revert])
 def test_what_is_no_model_is_named(call):
-    with pytest.raises(TypeError, match=r"model is 'model'; expected a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"model is str; expected a torch\.nn\.Module"):
         call("model")
     with pytest.raises(TypeError, match=r"model is dict; expected a torch\.nn\.Module"):
         call({}, report=True)
