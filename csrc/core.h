@@ -73,8 +73,13 @@ INLINE void philox(const lanes key[10][2], const lanes *counter, uint32_t plane,
         front[i] = paired(c0[i], c1[i]), back[i] = paired(c2[i], c3[i]);
 }
 
-/* So many elements can have a first digit that equals the threshold's; they are counted from the first one drawn. */
-enum { TIES_MOST = 16 * DRAW_MOST + 2 * LANES };
+/* Elements whose first digit equals the threshold's, counted from the first one drawn. About 8 of a chunk do; as soon as
+   more than TIES_WAIT wait they are settled, so that the stack need not hold all 2048. By then two more sets of lanes may
+   have added theirs, and as much as two vectors is written beyond the last one. */
+#ifndef TIES_WAIT
+#define TIES_WAIT 32
+#endif
+enum { TIES_MOST = TIES_WAIT + 2 * 16 * LANES + 2 * LANES };
 
 /* Decisions of one or two sets of lanes from a block on, those that tie left open; returns how many do by now. */
 INLINE size_t decide(const struct rule *rule, const lanes key[10][2], uint64_t block, size_t done, int sets,
@@ -144,23 +149,28 @@ static void draw(const struct rule *rule, uint64_t block, size_t blocks, uint8_t
     const struct rule own = *rule; /* a copy, so that no store of decisions can change it */
     lanes key[10][2];
     uint64_t ties[TIES_MOST];
-    size_t done = 0, count = 0;
+    size_t done = 0;
     if (own.all) {
         memset(bits, 0, 2 * blocks);
         return;
     }
     every_key(rule, key);
-    for (; done + LANES < blocks; done += 2 * LANES)
-        count = decide(&own, key, block, done, 2, bits, ties, count, NULL);
-    if (done < blocks)
-        count = decide(&own, key, block, done, 1, bits, ties, count, NULL);
-    settle(&own, key, block, bits, ties, count);
+    do {
+        size_t count = 0;
+        for (; done + LANES < blocks && count <= TIES_WAIT; done += 2 * LANES)
+            count = decide(&own, key, block, done, 2, bits, ties, count, NULL);
+        if (done < blocks && done + LANES >= blocks && count <= TIES_WAIT) {
+            count = decide(&own, key, block, done, 1, bits, ties, count, NULL);
+            done = blocks;
+        }
+        settle(&own, key, block, bits, ties, count);
+    } while (__builtin_expect(done < blocks, 0));
 }
 
 /* Whole chunks, drawn and treated in one: while one is treated the next is drawn, since the first is work for memory
    and the second for the arithmetic units. */
 INLINE void stream(group_fn *treat, size_t width, char *const *operand, size_t chunks, const struct rule *rule,
-                   uint64_t block)
+                   uint64_t block, const uint8_t first[CHUNK / 8])
 {
     const struct rule own = *rule;
     char *const place[OPERANDS] = {operand[0], operand[1], operand[2], operand[3]};
@@ -169,15 +179,18 @@ INLINE void stream(group_fn *treat, size_t width, char *const *operand, size_t c
     lanes key[10][2];
     uint64_t ties[TIES_MOST];
     every_key(rule, key);
-    draw(&own, block, CHUNK / 16, bits[0]);
+    memcpy(bits[0], first, CHUNK / 8);
     for (size_t chunk = 1; chunk < chunks; ++chunk) {
-        size_t count = 0;
+        size_t done = 0;
         block += CHUNK / 16;
-        for (size_t done = 0; done < CHUNK / 16; done += 2 * LANES, groups.at += 2 * LANES * 16 * width) {
-            groups.bits = bits[(chunk - 1) & 1] + 2 * done;
-            count = decide(&own, key, block, done, 2, bits[chunk & 1], ties, count, &groups);
-        }
-        settle(&own, key, block, bits[chunk & 1], ties, count);
+        do {
+            size_t count = 0;
+            for (; done < CHUNK / 16 && count <= TIES_WAIT; done += 2 * LANES, groups.at += 2 * LANES * 16 * width) {
+                groups.bits = bits[(chunk - 1) & 1] + 2 * done;
+                count = decide(&own, key, block, done, 2, bits[chunk & 1], ties, count, &groups);
+            }
+            settle(&own, key, block, bits[chunk & 1], ties, count);
+        } while (__builtin_expect(done < CHUNK / 16, 0));
     }
     for (size_t i = 0; i < CHUNK / 16; ++i, groups.at += 16 * width) {
         uint16_t word;
@@ -298,9 +311,10 @@ OP(bf16, f32, float, u32, 32, 2)
 OP(f16, f32, float, u32, 32, 2)
 
 #define STREAM(name, type, SIZE)                                                                                       \
-    static void name##_stream_##type(char *const *operand, size_t chunks, const struct rule *rule, uint64_t block)     \
+    static void name##_stream_##type(char *const *operand, size_t chunks, const struct rule *rule, uint64_t block,     \
+                                     const uint8_t first[CHUNK / 8])                                                   \
     {                                                                                                                  \
-        stream(name##_group_##type, SIZE, operand, chunks, rule, block);                                               \
+        stream(name##_group_##type, SIZE, operand, chunks, rule, block, first);                                        \
     }
 #define STREAMS(name) STREAM(name, f32, 4) STREAM(name, f64, 8) STREAM(name, bf16, 2) STREAM(name, f16, 2)
 STREAMS(DROPOUT)

@@ -1,6 +1,8 @@
 /* Choice of the variant: the ones that this machine runs, and the one in use. */
 #include "isa.h"
 
+#include "checks.h"
+
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -34,6 +36,7 @@ static const struct isa *present(int index)
 
 const char *puredrop_variant(int index)
 {
+    CHECK(index < 0 ? "index is negative" : NULL);
     const struct isa *const found = present(index);
     return found ? found->name : NULL;
 }
@@ -41,6 +44,7 @@ const char *puredrop_variant(int index)
 int puredrop_use_variant(const char *name)
 {
     const struct isa *found;
+    CHECK(name ? NULL : "name is NULL");
     for (int i = 0; (found = present(i)); ++i)
         if (strcmp(found->name, name) == 0) {
             in_use = found;

@@ -28,8 +28,10 @@ enum { APPLY_OVERRUN = 4 };
 typedef void apply_fn(char *const *operand, size_t n, const uint8_t *bits, unsigned shift, double scale);
 
 /* `chunks` times CHUNK elements that lie side by side in every operand, from element 16 * block on: drawn and treated.
-   NULL for ops whose arithmetic is the cost, which gain nothing by it. */
-typedef void stream_fn(char *const *operand, size_t chunks, const struct rule *rule, uint64_t block);
+   The first chunk is already drawn; so no draw is on the stack while a stream is. NULL for ops whose arithmetic is the
+   cost, which gain nothing by it. */
+typedef void stream_fn(char *const *operand, size_t chunks, const struct rule *rule, uint64_t block,
+                       const uint8_t first[CHUNK / 8]);
 
 struct isa {
     const char *name;

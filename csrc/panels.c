@@ -1,6 +1,6 @@
 /* Compacted layers: lists of the units that groups keep, and panels of a matrix gathered and scattered by them. */
+#include "checks.h"
 #include "pool.h"
-#include "puredrop.h"
 
 #include <string.h>
 
@@ -8,6 +8,7 @@ enum { WORTH_A_THREAD = 1 << 15 };
 
 void puredrop_list(const float *keep, int64_t groups, int64_t size, int32_t *index, int32_t *at, int32_t *counts)
 {
+    CHECK(fault_of_masks(keep, groups, size, index, at, counts));
     for (int64_t g = 0; g < groups; ++g, keep += size, index += size, at += size) {
         int32_t count = 0;
         for (int64_t j = 0; j < size; ++j) {
@@ -106,6 +107,9 @@ static void scatter_rows(int64_t begin, int64_t end, void *context)
 
 int puredrop_panels(const struct puredrop_panels *call)
 {
+    CHECK(fault_of_panels(call));
+    if (fault_of_lists(call))
+        return PUREDROP_WRONG_LISTS;
     const int64_t grain = call->width < WORTH_A_THREAD ? WORTH_A_THREAD / (call->width + 1) + 1 : 1;
     if (call->scatters)
         return over_pool(call->rows, grain, scatter_rows, (void *)call);

@@ -1,11 +1,13 @@
 /* Philox4x32-10 (Salmon et al., SC 2011): four random words for a 64-bit key and a 128-bit counter; and what a key and a
    drop probability decide by it. */
+#include "checks.h"
 #include "isa.h"
 
 #include <math.h>
 
 void puredrop_philox(uint64_t key, const uint32_t counter[4], uint32_t words[4])
 {
+    CHECK(counter && words ? NULL : "counter or words is NULL");
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {

@@ -15,7 +15,6 @@ struct plan {
     struct puredrop_dim dim[MAX_RANK]; /* outermost in memory first; strides in bytes */
     int is_side_by_side;               /* the last dimension is contiguous in every operand */
     int64_t columns, height, breadth;  /* the dimension along which tiles run, or -1; the size of a tile */
-    uint64_t spread[256];              /* a byte's bits, `height` <= 8 bits apart */
 };
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

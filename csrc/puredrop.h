@@ -59,6 +59,9 @@ struct puredrop_panels {
     int64_t row_step;                  /* where row_at is NULL: a group has `height` rows from group * row_step */
     const int32_t *column, *column_count; /* groups x columns, a group's first; groups; or NULL: all of them */
 };
+/* Return as puredrop_run, or PUREDROP_WRONG_LISTS before anything is written if row_at, row_count, column or column_count
+ * holds a number out of range: lists are tensors that others can write to, and would lead beyond the panels. */
+enum { PUREDROP_WRONG_LISTS = -1 };
 PUREDROP_EXPORT int puredrop_panels(const struct puredrop_panels *call);
 /* List the kept units of a mask (groups x size, nonzero = kept): for each group its units, each unit's place or -1, and
  * their number. */

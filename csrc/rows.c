@@ -41,7 +41,7 @@ static void run(const struct plan *plan, struct drawn *drawn, char *operand[OPER
 {
     const struct puredrop_dim *dim = &plan->dim[plan->rank - 1];
     const int shares = dim->logical_stride == 0, keeps = shares && kept(plan, drawn, j);
-    uint8_t one[CHUNK / 8 + APPLY_OVERRUN];
+    uint8_t one[CHUNK / 8 + APPLY_OVERRUN], first[CHUNK / 8 + DRAW_OVERRUN];
     if (shares && !keeps && plan->op == DROPOUT) {
         const int64_t size = n * plan->width; /* in parts: for long ones C libraries take an instruction */
         for (int64_t at = 0; at < size; at += 512) /* that page faults of fresh memory slow down (6 % on 32 MB) */
@@ -54,7 +54,8 @@ static void run(const struct plan *plan, struct drawn *drawn, char *operand[OPER
         const int streams = plan->stream && n >= CHUNK && !shares && !plan->rule.all;
         if (streams && (j & 15) == 0) {
             length = n - n % CHUNK;
-            plan->stream(operand, (size_t)length / CHUNK, &plan->rule, j >> 4);
+            plan->isa->draw(&plan->rule, j >> 4, CHUNK / 16, first);
+            plan->stream(operand, (size_t)length / CHUNK, &plan->rule, j >> 4, first);
         } else {
             length = least(n, shares ? CHUNK : streams ? 16 - (int64_t)(j & 15) : SPAN - (int64_t)(j % SPAN));
             plan->apply(operand, (size_t)length, shares ? one : decided(plan, drawn, j) + j % SPAN / 8, shares ? 0 : j & 7,
@@ -90,24 +91,31 @@ static void scattered(const struct plan *plan, struct drawn *drawn, char *operan
     }
 }
 
+/* Return the thread's own memory of draws: 9 KiB, much for a small stack. A call finds it once. */
+static __attribute__((noinline)) struct drawn *own_draws(void)
+{
+    static _Thread_local struct drawn drawn __attribute__((aligned(64)));
+    return &drawn;
+}
+
 /* Treat one thread's share of the elements, counted in memory order. */
 void rows(int64_t begin, int64_t end, void *context)
 {
     const struct plan *plan = context;
     const struct puredrop_dim *last = &plan->dim[plan->rank - 1];
     const int is_scattered = !plan->is_side_by_side || last->logical_stride > 1;
-    struct drawn drawn;
+    struct drawn *const drawn = own_draws();
     struct place row;
-    memset(drawn.tag, 0, sizeof drawn.tag);
+    memset(drawn->tag, 0, sizeof drawn->tag);
     seek(plan, begin / last->size, &row);
     for (int64_t i = begin % last->size, length; begin < end; begin += length, i = 0) {
         char *operand[OPERANDS];
         length = least(last->size - i, end - begin);
         move(operand, row.operand, last->stride, is_scattered ? 0 : i);
         if (is_scattered)
-            scattered(plan, &drawn, operand, row.j, i, length);
+            scattered(plan, drawn, operand, row.j, i, length);
         else
-            run(plan, &drawn, operand, row.j + logical(last, i), length);
+            run(plan, drawn, operand, row.j + logical(last, i), length);
         advance(plan, &row);
     }
 }

@@ -25,15 +25,19 @@ void plan_tiles(struct plan *plan)
     plan->breadth = least(SIZE / plan->height / 64 * 64, BREADTH_MOST);
     if (plan->breadth < BREADTH_LEAST)
         plan->breadth = BREADTH_LEAST;
-    plan->spread[0] = 0;
-    for (int byte = 1; byte < 256 && plan->height <= 8; ++byte)
-        plan->spread[byte] = plan->spread[byte & (byte - 1)] | (uint64_t)1 << __builtin_ctz((unsigned)byte) * plan->height;
 }
 
 /* Description of a tile's draw: row by row, each along the columns, where the logical order runs from j on. */
 struct drawn {
     uint8_t bits[HEIGHT_MOST * (BREADTH_LEAST / 8 + 2) + SLACK];
     uint64_t j, pitch, stride; /* distance between rows: in bits, and in the logical order */
+};
+
+/* A thread's memory for one tile: its draw, and the decisions in memory order. */
+struct tile {
+    struct drawn drawn;
+    uint64_t run[SIZE / 64 + 2], turned[64][HEIGHT_MOST / 64 + 1];
+    uint64_t spread[256]; /* a byte's bits, `height` <= 8 bits apart */
 };
 
 static void draw(const struct plan *plan, struct drawn *drawn, int64_t height, int64_t breadth)
@@ -81,12 +85,12 @@ static void transpose(uint64_t word[64], int size)
 }
 
 /* Write 64 columns of `height` <= 8 words as bits, column after column. */
-static void weave(const struct plan *plan, const uint64_t word[8], int64_t height, uint64_t *run)
+static void weave(const uint64_t spread[256], const uint64_t word[8], int64_t height, uint64_t *run)
 {
     uint64_t eight[8] = {0};
     for (int64_t r = 0; r < height; ++r)
         for (int c = 0; c < 8; ++c)
-            eight[c] |= plan->spread[word[r] >> 8 * c & 0xFF] << r;
+            eight[c] |= spread[word[r] >> 8 * c & 0xFF] << r;
     for (int c = 0; c < 8; ++c) /* each store overwrites the surplus bits of the one before */
         memcpy((char *)run + c * height, &eight[c], sizeof eight[c]);
 }
@@ -116,57 +120,66 @@ static void line_up(uint64_t word[64], int64_t height, uint64_t *run)
 }
 
 /* Apply a tile whose columns follow each other in memory, as one run. */
-static void apply_run(const struct plan *plan, const struct drawn *drawn, char *operand[OPERANDS], int64_t height,
+static void apply_run(const struct plan *plan, struct tile *tile, char *operand[OPERANDS], int64_t height,
                       int64_t breadth)
 {
-    uint64_t run[SIZE / 64 + 2], word[64];
+    uint64_t word[64];
     for (int64_t left = 0; left < breadth; left += 64) {
-        words(drawn, left, 0, height, word);
-        (height <= 8 ? weave(plan, word, height, run + left * height / 64)
-                     : line_up(word, height, run + left * height / 64));
+        words(&tile->drawn, left, 0, height, word);
+        (height <= 8 ? weave(tile->spread, word, height, tile->run + left * height / 64)
+                     : line_up(word, height, tile->run + left * height / 64));
     }
-    plan->apply(operand, (size_t)(height * breadth), (uint8_t *)run, 0, plan->rule.scale);
+    plan->apply(operand, (size_t)(height * breadth), (uint8_t *)tile->run, 0, plan->rule.scale);
 }
 
 /* Apply a tile column by column, each as a run. */
-static void apply_columns(const struct plan *plan, const struct drawn *drawn, char *operand[OPERANDS], int64_t height,
+static void apply_columns(const struct plan *plan, struct tile *tile, char *operand[OPERANDS], int64_t height,
                           int64_t breadth)
 {
-    uint64_t turned[64][HEIGHT_MOST / 64 + 1], word[64] = {0};
+    uint64_t word[64] = {0};
     char *at[OPERANDS];
     for (int64_t c = 0; c < breadth; ++c) {
         for (int64_t top = 0; c % 64 == 0 && top < height; top += 64) {
-            words(drawn, c, top, least(height - top, 64), word);
+            words(&tile->drawn, c, top, least(height - top, 64), word);
             transpose(word, 64);
             for (int i = 0; i < 64; ++i)
-                turned[i][top / 64] = word[i];
+                tile->turned[i][top / 64] = word[i];
         }
         move(at, operand, plan->dim[plan->columns].stride, c);
-        plan->apply(at, (size_t)height, (uint8_t *)turned[c % 64], 0, plan->rule.scale);
+        plan->apply(at, (size_t)height, (uint8_t *)tile->turned[c % 64], 0, plan->rule.scale);
     }
+}
+
+/* Return the thread's own tile, which is 97 KiB, more than the whole stack of some threads. A call finds it once. */
+static __attribute__((noinline)) struct tile *own_tile(void)
+{
+    static _Thread_local struct tile tile __attribute__((aligned(64)));
+    return &tile;
 }
 
 void tiles(int64_t begin, int64_t end, void *context)
 {
+    struct tile *const tile = own_tile();
     const struct plan *plan = context;
     const struct puredrop_dim *row = &plan->dim[plan->rank - 1], *column = &plan->dim[plan->columns];
     const int64_t down = (row->size + plan->height - 1) / plan->height;
     const int64_t across = (column->size + plan->breadth - 1) / plan->breadth;
-    struct drawn drawn;
     struct place place;
+    for (int byte = 1; byte < 256 && plan->height <= 8; ++byte)
+        tile->spread[byte] = tile->spread[byte & (byte - 1)] | (uint64_t)1 << __builtin_ctz((unsigned)byte) * plan->height;
     seek(plan, begin / down / across, &place);
     for (int64_t at = begin; at < end; ++at) {
         const int64_t top = at % down * plan->height, left = at / down % across * plan->breadth;
         const int64_t height = least(row->size - top, plan->height), breadth = least(column->size - left, plan->breadth);
         char *operand[OPERANDS];
-        drawn.j = place.j + logical(row, top) + logical(column, left);
+        tile->drawn.j = place.j + logical(row, top) + logical(column, left);
         move(operand, place.operand, row->stride, top);
         move(operand, operand, column->stride, left);
         int is_run = height <= 64;
         for (int o = 0; o < OPERANDS; ++o)
             is_run &= !operand[o] || column->stride[o] == height * plan->width;
-        draw(plan, &drawn, height, breadth);
-        (is_run ? apply_run : apply_columns)(plan, &drawn, operand, height, breadth);
+        draw(plan, &tile->drawn, height, breadth);
+        (is_run ? apply_run : apply_columns)(plan, tile, operand, height, breadth);
         if ((at + 1) % (down * across) == 0)
             advance(plan, &place);
     }

@@ -1,4 +1,5 @@
 /* From a call's strides to a plan, and the plan's execution on torch's thread pool. */
+#include "checks.h"
 #include "plan.h"
 #include "pool.h"
 
@@ -102,6 +103,7 @@ int puredrop_run(const struct puredrop_call *call)
     struct plan plan;
     int64_t count = 1, unit = 1;
 
+    CHECK(fault_of_call(call));
     plan.isa = isa_in_use();
     plan.apply = plan.isa->apply[call->op][call->dtype];
     plan.stream = plan.isa->stream[call->op][call->dtype];

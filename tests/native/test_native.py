@@ -6,114 +6,17 @@ Where a compiler or an emulator is missing the test is skipped with the reason; 
 import os
 import platform
 import shutil
-import struct
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from driving import HERE, ROOT, SANITIZED, Cases, build, need
 
-from oracles import FLOATS, bits
-from puredrop import Key
-from puredrop.ops import Place, _kernel, _reference
+from oracles import FLOATS
+from puredrop.ops import _kernel
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.integration  # the core runs the same code, compiled for this machine, in tests/ops
-WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
-
-
-def need(*programs):
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing and os.environ.get("CI"):
-        pytest.fail(f"CI installs {', '.join(missing)}; see .ci/run")
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)")
-
-
-def build(folder, *flags, compiler="cc", sources=ROOT / "csrc"):
-    program = folder / "driver"
-    files = [*sorted(map(str, sources.glob("*.c"))), str(HERE / "driver.c")]
-    done = subprocess.run(
-        [compiler, *WARNINGS, f"-I{ROOT / 'csrc'}", *flags, *files, "-lm", "-o", str(program)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return program
-
-
-class Cases:
-    """Calls for the driver, and what must come out."""
-
-    def __init__(self):
-        self.text, self.expected, self.random = [], [], np.random.default_rng(7)
-
-    def add(self, op, dtype, shape, strides, key, p, logical=None, start=0, ids=None, dim=0, misalign=0):
-        """A call on operands that all have these strides; `logical` strides the index, row-major if not given."""
-        size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        flat = [torch.from_numpy(self.random.standard_normal(size)).to(dtype) for _ in range(3)]
-        x, second, third = (torch.as_strided(one, shape, strides) for one in flat)
-        used = [True, op not in (0, 1, 3), op == _kernel.BIAS_ADD]
-        logical = logical or list(torch.empty(shape, device="meta").stride())
-        operands = [flat[i].view(torch.uint8).numpy().tobytes() if used[i] else b"" for i in range(3)]
-        names = b"" if ids is None else ids.numpy().tobytes()
-        dims = [
-            (n, logical[d] % 2**64, *[strides[d]] * 4, int(ids is not None and d == dim)) for d, n in enumerate(shape)
-        ]
-        head = (op, _kernel._DTYPES[dtype], key, p, 0, 0, 0, 0, start, len(shape))
-        call = struct.pack(_kernel._HEAD, *head) + b"".join(struct.pack(_kernel._DIM, *one) for one in dims)
-        sizes = [size * dtype.itemsize, *map(len, operands), len(names), misalign, len(call)]
-        self.text.append(struct.pack("<7q", *sizes) + call + b"".join(operands) + names)
-
-        index = torch.full((), start % 2**63, dtype=torch.int64)
-        for d, n in enumerate(shape):
-            along = ids if ids is not None and d == dim else torch.arange(n)
-            index = index + (along * logical[d]).view(-1, *[1] * (len(shape) - 1 - d))
-        output = torch.full((size * dtype.itemsize,), 0xAA, dtype=torch.uint8).view(dtype)
-        torch.as_strided(output, shape, strides).copy_(values(op, x, second, third, key, p, index.expand(shape)))
-        self.expected.append((op, output))
-
-    def check(self, program, variant, *before):
-        done = subprocess.run([*before, str(program), variant], input=b"".join(self.text), capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        left = done.stdout
-        for number, (op, expected) in enumerate(self.expected):
-            size = expected.numel() * expected.itemsize
-            found = torch.frombuffer(bytearray(left[:size]), dtype=expected.dtype)
-            if op in (_kernel.GELU, _kernel.GELU_BACKWARD) and found.dtype == torch.float64:
-                torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-15)  # another C library's erfc
-            else:
-                assert torch.equal(bits(found + 0.0), bits(expected + 0.0)), (number, variant)
-            left = left[size:]
-        assert not left
-
-
-def values(op, x, second, third, key, p, index):
-    """The reference, or for the fused forms the library on this machine, which tests/test_fused.py judges."""
-    ids = Place((), (2**62,), None, index.flatten())
-    rate = torch.tensor(p, dtype=torch.float64)
-
-    def dropped(t):
-        return _reference.dropout(t.flatten(), Key(key).tensor(), rate, ids).view(t.shape)
-
-    if op == _kernel.DROPOUT:
-        return dropped(x)
-    if op == _kernel.RELU:
-        return dropped(x.relu())
-    if op == _kernel.RELU_BACKWARD:
-        scale = 1 / (1 - round(p * 2**64) / 2**64)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        scaled = (x.to(wide) * torch.tensor(scale, dtype=torch.float64).to(wide)).to(x.dtype)
-        return torch.where(second <= 0, torch.zeros_like(x), scaled)
-    if op == _kernel.ADD:
-        return dropped(x) + second
-    if op == _kernel.BIAS_ADD:
-        return dropped(x + third) + second
-    second = second.contiguous().flatten() if op == _kernel.GELU_BACKWARD else None
-    return _kernel.run(op, x.contiguous().flatten(), key, p, ids, second=second).view(x.shape)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +55,17 @@ def present():
 
 def test_sanitizers_find_nothing(cases, tmp_path):
     need("cc")
-    program = build(tmp_path, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    # Few ties may wait, so that they are settled in the middle of a draw, which else happens to one in 10^10.
+    program = build(tmp_path, *SANITIZED, "-DPUREDROP_CHECKS", "-DTIES_WAIT=1")
     for variant in present():
         cases.check(program, variant)
+
+
+def test_threads_race_for_nothing(cases, tmp_path):
+    need("cc")
+    program = build(tmp_path, "-O1", "-g", "-fsanitize=thread")
+    for variant in present():
+        cases.check(program, variant, threads=16)
 
 
 def test_neon_on_an_emulated_arm(cases, tmp_path):
