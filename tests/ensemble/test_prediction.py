@@ -329,3 +329,15 @@ def test_a_prediction_is_handed_to_other_programs():
     assert prediction.frame()["entropy"].tolist() == prediction.entropy.tolist()
     several = puredrop.DropoutEnsemble(model).predict(x, until="top_class", max_members=64)
     assert several.to_dict()["members"] == several.members.tolist()
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_prediction_of_no_rows_prints_and_has_its_columns(task):
+    model, x = model_of("mlp")
+    found = puredrop.DropoutEnsemble(model, task).predict(x, members=32)
+    none = found.rows(torch.tensor([], dtype=torch.int64))
+    assert repr(none).startswith("0 rows, no members\nrow  ")
+    assert "standard error" not in repr(none)
+    assert "0 rows" in none._repr_html_()
+    assert none.to_dict()["rows"] == none.records() == []
+    assert [*none.frame().columns] == [*found.frame().columns, "members"]

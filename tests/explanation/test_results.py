@@ -16,6 +16,7 @@ from puredrop.explanation.averages import averages
 from puredrop.explanation.unit_over_masks import unit_over_masks
 from puredrop.linting import Report
 from puredrop.members.prepared import prepare
+from puredrop.report.figures import Figure
 
 
 def subclasses(kind):
@@ -88,6 +89,11 @@ def test_a_number_that_is_not_known_is_none_in_json(found):
     cost = dataclasses.replace(found["Penalty"], measured=0.0, standard_error=math.inf)
     record = json.loads(cost.to_json(), parse_constant=pytest.fail)
     assert (record["ratio"], record["standard_error"]) == (None, None)
+    analysis = found["Explanation"]
+    first = dataclasses.replace(analysis.sections[0], figures=(Figure("", [{"y": [1.5, math.nan]}], {}),))
+    analysis = dataclasses.replace(analysis, sections=(first,))
+    record = json.loads(analysis.to_json(), parse_constant=pytest.fail)
+    assert record["sections"][0]["figures"][0]["traces"] == [{"y": [1.5, None]}]
 
 
 def test_a_result_is_a_table(found):

@@ -185,7 +185,7 @@ class Prediction(Records):
         if self.class_dim is not None and self.mean.dim() == 2:
             columns["label"] = self.mean.argmax(1).numpy()
         for name, value in self._values().items():
-            flat = value.reshape(len(self), -1)
+            flat = value.reshape(len(self), math.prod(value.shape[1:]))
             names = [name] if flat.shape[1] == 1 else [f"{name}_{i}" for i in range(flat.shape[1])]
             columns.update(zip(names, flat.T.numpy(), strict=True))
         return columns
@@ -223,18 +223,18 @@ class Prediction(Records):
             lines.append([str(row), *cells])
         if self.entropy is not None:
             return ["row", "class", "probability ± se", "entropy", "mutual information"], lines
-        return ["row", *(["output ± se"] * (len(lines[0]) - 1))], lines
+        return ["row", *(["output ± se"] * math.prod(self.mean.shape[1:]))], lines
 
     @property
     def _summary(self) -> str:
         number = str(self.members)
         if isinstance(self.members, Tensor):
-            number = f"{int(self.members.min())} to {int(self.members.max())}"
+            number = f"{int(self.members.min())} to {int(self.members.max())}" if len(self.members) else "no"
         return f"{len(self)} rows, {number} members"
 
     def _notes(self) -> list[str]:
         notes = [f"not part of any member: {path}: {why}" for path, why in self.skipped.items()]
-        if bool(self.standard_error.isnan().all()):
+        if len(self) and bool(self.standard_error.isnan().all()):
             notes.append("no standard error: it needs two blocks of 16 balanced members; run members=32 or more")
         return notes + ([f"members ran one after the other: {self.slow}"] if self.slow else [])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from puredrop._records import Records
 
-__all__ = ["Result"]
+__all__ = ["Result", "plain"]
 
 
 class Result(Records):
@@ -24,17 +24,17 @@ class Result(Records):
         """Return the fields, and the numbers that follow from them; tensors are lists, and None stands for NaN."""
         derived = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
         names = [*(one.name for one in fields(cast(Any, self))), *derived]
-        return {name: _plain(getattr(self, name)) for name in names if name not in self._raw}
+        return {name: plain(getattr(self, name)) for name in names if name not in self._raw}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value as JSON can hold it, which has neither NaN nor infinity."""
     if isinstance(value, Result):
         return value.to_dict()
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

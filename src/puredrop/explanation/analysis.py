@@ -21,6 +21,7 @@ from puredrop.explanation import (
     variance_shift,
     weight_scaling_gap,
 )
+from puredrop.explanation._result import plain
 from puredrop.explanation.subject import Case, Question, Subject
 from puredrop.report.environment import environment
 from puredrop.report.section import Claim, Section, unable
@@ -67,11 +68,12 @@ class Explanation(Records):
         return "\n".join([self.verdict, *held, *(f"skipped: {path}: {why}" for path, why in self.skipped.items())])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON holds it: verdict, findings, sections with their figures, and what was skipped."""
-        return {
+        """Return everything as JSON holds it: verdict, findings, sections, and what was skipped; None stands for NaN."""
+        record: dict[str, Any] = plain({
             "verdict": self.verdict, "findings": [asdict(claim) for claim in self.findings], "skipped": self.skipped,
             "sections": [section.to_dict() for section in self.sections],
-        }  # fmt: skip
+        })  # fmt: skip
+        return record
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of `frame`: the question and the answer of each section."""
