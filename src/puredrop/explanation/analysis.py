@@ -68,7 +68,7 @@ class Explanation(Records):
         return "\n".join([self.verdict, *held, *(f"skipped: {path}: {why}" for path, why in self.skipped.items())])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON holds it: verdict, findings, sections, and what was skipped; None stands for NaN."""
+        """Return verdict, findings, sections with their figures, and what was skipped; None stands for NaN."""
         record: dict[str, Any] = plain({
             "verdict": self.verdict, "findings": [asdict(claim) for claim in self.findings], "skipped": self.skipped,
             "sections": [section.to_dict() for section in self.sections],
