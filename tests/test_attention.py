@@ -139,7 +139,7 @@ def test_no_mask_is_kept_for_backward():
 
 def test_bad_input_is_named():
     q = torch.randn(1, 1, 3, 4)
-    with pytest.raises(ValueError, match="is_causal is True and attn_mask is given"):
+    with pytest.raises(RuntimeError, match="is_causal is True and attn_mask is given"):
         scaled_dot_product_attention(q, q, q, torch.zeros(3, 3), 0.5, True)
     with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1, but got 2"):
         scaled_dot_product_attention(q, q, q, dropout_p=2)

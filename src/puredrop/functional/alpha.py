@@ -88,7 +88,7 @@ def feature_alpha_dropout(
     >>> feature_alpha_dropout(torch.zeros(1, 4, 2), 0.5, True, key=Key(3)).round(decimals=3)[0, :, 0]
     tensor([-0.7790, -0.7790, -0.7790,  0.7790])
     """
-    if ops.check_tensor("input", input) < 2 and training:
+    if ops.check_tensor("input", input) < 2 and training and input.numel():
         raise RuntimeError(
             f"feature_alpha_dropout: input has shape {tuple(input.shape)}; Feature dropout requires at least 2 "
             "dimensions in the input, (N, C, ...); to drop single elements use alpha_dropout"
@@ -112,6 +112,8 @@ def _alpha(
     place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)
     if passes(input, rate, training):
         return input
+    if not isinstance(rate, Tensor) and rate == 1 and not input.is_floating_point():
+        return input.zero_() if inplace else torch.zeros_like(input)  # as torch; other rates raise below
     ops.check_dtype(input)
     if isinstance(rate, Tensor):
         rate = ops.readable_from("p", rate, input)

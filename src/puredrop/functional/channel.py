@@ -9,7 +9,7 @@ from puredrop.functional.element import drop, warn
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
-__all__ = ["dropout1d", "dropout2d", "dropout3d"]
+__all__ = ["drop_channels", "dropout1d", "dropout2d", "dropout3d"]
 
 
 def dropout1d(
@@ -54,7 +54,7 @@ def dropout1d(
             f"dropout1d: Expected 2D or 3D input, but received a {rank}D input. Expected (N, C, L) or, without a "
             "batch, (C, L); to drop single elements of any shape use dropout"
         )
-    return _drop_channels(input, rate, training, inplace, rank - 2, key, window, sample_ids, sample_dim)
+    return drop_channels(input, rate, training, inplace, rank - 2, key, window, sample_ids, sample_dim)
 
 
 def dropout2d(
@@ -101,7 +101,7 @@ def dropout2d(
             "(C, H, W) pass input.unsqueeze(0)",
             stacklevel=2,
         )
-    return _drop_channels(input, rate, training, inplace, 1, key, window, sample_ids, sample_dim)
+    return drop_channels(input, rate, training, inplace, 1, key, window, sample_ids, sample_dim)
 
 
 def dropout3d(
@@ -141,10 +141,10 @@ def dropout3d(
     rank = ops.check_tensor("input", input)
     if rank not in (4, 5):
         _warn_of_rank("dropout3d", rank, "(N, C, D, H, W) or (C, D, H, W)")
-    return _drop_channels(input, rate, training, inplace, 1 if rank == 5 else 0, key, window, sample_ids, sample_dim)
+    return drop_channels(input, rate, training, inplace, 1 if rank == 5 else 0, key, window, sample_ids, sample_dim)
 
 
-def _drop_channels(
+def drop_channels(
     input: Tensor,
     rate: float | Tensor,
     training: bool,
@@ -157,7 +157,7 @@ def _drop_channels(
 ) -> Tensor:
     """Drop channels: share one decision over all dimensions after the channel dimension."""
     rank = input.dim()
-    if rank <= channel and training and (isinstance(rate, Tensor) or 0 < rate < 1):
+    if rank <= channel and training and input.numel() and (isinstance(rate, Tensor) or 0 < rate < 1):
         raise RuntimeError(
             f"Feature dropout requires at least 2 dimensions in the input, got shape {tuple(input.shape)}; "
             "to drop single elements use dropout"

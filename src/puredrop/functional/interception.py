@@ -13,9 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from puredrop import ops
 from puredrop.functional.alpha import alpha_dropout, feature_alpha_dropout
-from puredrop.functional.attention import multi_head_attention_forward, scaled_dot_product_attention
-from puredrop.functional.channel import dropout1d, dropout2d, dropout3d
+from puredrop.functional.attention import scaled_dot_product_attention
+from puredrop.functional.channel import drop_channels, dropout1d, dropout2d, dropout3d
 from puredrop.functional.element import dropout
+from puredrop.functional.multi_head import multi_head_attention_forward
 from puredrop.functional.recurrent import packs, recurrent
 from puredrop.rng import Key, check_key
 
@@ -61,19 +62,29 @@ def _elementwise(kind: str, function: Callable[..., Tensor], default: bool) -> C
 
 def _builtin(kind: str, function: Callable[..., Tensor], inplace: bool) -> Callable[..., InterceptedCall]:
     def read(input: Tensor, p: float, train: bool) -> InterceptedCall:
+        _check_builtin_rate(p)
         return InterceptedCall(kind, input, p, train, lambda key: function(input, p, train, inplace, key=key))
 
     return read
 
 
+def _check_builtin_rate(p: float) -> None:
+    """Refuse a rate outside [0, 1] with the class of torch's own operators, where its Python functions differ."""
+    try:
+        ops.as_rate(p)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
+
+
 def _channels(
     input: Tensor, p: float, training: bool, inplace: bool, *, key: Key | Tensor | ops.KeySource | None
 ) -> Tensor:
-    return dropout(input, p, training, inplace, key=key, shared_dims=range(2, input.dim()))
+    return drop_channels(input, ops.as_rate(p), training, inplace, 1, key, None, None, 0)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **named: Any) -> InterceptedCall:
     p = arguments[1] if len(arguments) > 1 else named.get("dropout_p", 0.0)
+    _check_builtin_rate(p)
     return InterceptedCall(
         "attention",
         query,
