@@ -39,6 +39,7 @@ class Explainer:
 
     The model is unchanged when a call returns; every result prints itself, and most draw themselves by `figure()`.
 
+    >>> import torch
     >>> from puredrop import explain
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(9, 3))
     >>> found = explain.weight_scaling_gap(net, torch.randn(20, 4))
@@ -119,6 +120,7 @@ class Explainer:
             TypeError, ValueError: for fewer than two rows, classes that the model does not have, or a model of which
                 no dropout is reached.
 
+        >>> import torch
         >>> from puredrop import explain
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(9, 3))
         >>> found = explain(net, torch.randn(40, 4), torch.randint(3, (40,)), members=16, exclude=("noise",))
