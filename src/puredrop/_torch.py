@@ -33,6 +33,7 @@ __all__ = [
     "assert_on_device",
     "backward_number",
     "below_autograd",
+    "call_uncompiled",
     "checkpoint_frame",
     "children",
     "flat_group",
@@ -49,6 +50,7 @@ __all__ = [
     "remove_hooks",
     "safe_softmax",
     "set_recurrent_weights",
+    "share_parameters",
     "skip_alone",
     "transforms_active",
     "watch_operators",
@@ -195,11 +197,11 @@ def without_modes() -> AbstractContextManager[Any]:
     return context
 
 
-def watch_operators(see: Callable[[tuple[Any, ...]], None]) -> AbstractContextManager[Any]:
-    """Return a context that shows each operator's arguments and output.
+def watch_operators(see: Callable[[Any, tuple[Any, ...]], None]) -> AbstractContextManager[Any]:
+    """Return a context that shows each operator that this thread runs, with its arguments and output.
 
     Args:
-        see: called after each operator with its positional arguments and, last, what it returned.
+        see: called after each operator with it, and with its positional arguments and, last, what it returned.
 
     Raises:
         RuntimeError: if this torch has no mode for operators.
@@ -211,7 +213,7 @@ def watch_operators(see: Callable[[tuple[Any, ...]], None]) -> AbstractContextMa
 
     def dispatch(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        see((*args, output))
+        see(func, (*args, output))
         return output
 
     # Defined here, since the base class may be missing when this file is imported.
@@ -257,6 +259,17 @@ def with_parameters(module: Module, parameters: dict[str, nn.Parameter | None]) 
     for name, parameter in parameters.items():
         new.register_parameter(name, parameter)
     return new
+
+
+def share_parameters(module: Module, new: Module) -> None:
+    """Give a module the table of another's parameters, so that it sees those that FSDP exchanges in each forward."""
+    if "_parameters" in vars(module):
+        vars(new)["_parameters"] = vars(module)["_parameters"]
+
+
+def call_uncompiled(module: Module) -> None:
+    """Let a module run its forward, not what `module.compile()` made of it."""
+    vars(module).pop("_compiled_call_impl", None)
 
 
 def has_hooks(module: Module) -> bool:

@@ -19,7 +19,8 @@ from puredrop.ensemble.moments import Covariance, Moments, carrier
 from puredrop.ensemble.prediction import Prediction
 from puredrop.ensemble.predictor import Noise, PredictOptions, Predictor
 from puredrop.ensemble.surveyed_model import SurveyedModel
-from puredrop.inspection.state import restored
+from puredrop.inspection.duplicate import duplicate
+from puredrop.inspection.state import generators_restored, uncompiled
 from puredrop.members.exact import enumerated_masks, exact
 from puredrop.members.outputs import Task, main_output, probabilities
 from puredrop.members.sites import SiteUse
@@ -208,10 +209,9 @@ class DropoutEnsemble(SurveyedModel):
         Reference: Baldi and Sadowski: Understanding dropout (NeurIPS 2013).
         """
         batches = self._inputs().batches(self._data("weight_scaling", inputs, named_inputs), batch_size)
-        with restored(self.model), torch.no_grad():
-            self.model.eval()
-            read = self._read()
-            outputs = [read(self.model(*batch.args, **batch.kwargs)).double() for batch in batches]
+        model, read = duplicate(self.model).eval(), self._read()
+        with generators_restored(), torch.no_grad(), uncompiled:
+            outputs = [read(model(*batch.args, **batch.kwargs)).double() for batch in batches]
         return torch.cat(outputs).cpu()
 
     def exact(

@@ -154,10 +154,10 @@ def variance_shift(
     checked_number("members", members, 2)
     checked_number("probes", probes, 2)
     prepared = prepare(model, x, seed=seed, batch_size=batch_size)
-    norms = {path: module for path, module in prepared.root.named_modules() if isinstance(module, BatchNorm)}
-    if not norms:
+    if not _has_batchnorm(prepared.root):
         return VarianceShift((), (), members, prepared.rows, prepared.skipped)
-    with prepared.instrument() as runner, _InputRecorder(norms) as watched:
+    with prepared.instrument() as runner:
+        watched = _InputRecorder(runner.model)
         tested = _MomentSums(watched, runner, None)
         trained = [_MomentSums(watched, runner, number) for number in range(members)]
         noises = [_noise(watched, runner, number) for number in range(probes)]
@@ -183,22 +183,14 @@ measure = variance_shift
 
 
 class _InputRecorder:
-    """Records the input of each BatchNorm, while it is open."""
+    """Records the input of each BatchNorm of a model."""
 
-    def __init__(self, norms: dict[str, BatchNorm]) -> None:
-        self._norms = norms
+    def __init__(self, model: Module) -> None:
         self.order: list[str] = []
         self.inputs: dict[str, Tensor] = {}
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> _InputRecorder:
-        for path, module in self._norms.items():
-            self._hooks.append(module.register_forward_pre_hook(self._hook(path)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        for path, module in model.named_modules():
+            if isinstance(module, BatchNorm):
+                module.register_forward_pre_hook(self._hook(path))
 
     def _hook(self, path: str) -> Any:
         def hook(module: Module, inputs: tuple[Tensor, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -12,13 +12,28 @@ import torch
 from torch.nn import Module
 
 from puredrop._torch import COMPILED
+from puredrop.inspection.duplicate import calls_noted, duplicate
 from puredrop.inspection.inputs import call_arguments
 from puredrop.inspection.load import load
 from puredrop.inspection.site import Site, Sites
-from puredrop.inspection.state import restored
+from puredrop.inspection.state import generators_restored, uncompiled
 from puredrop.inspection.watch import Event, Visit, Watch, holds_dropout, kind_of, rate_of
 
-__all__ = ["call_arguments", "Observed", "Site", "Sites", "load", "observe", "outermost", "sites"]
+__all__ = [
+    "STRAY",
+    "Observed",
+    "Site",
+    "Sites",
+    "call_arguments",
+    "load",
+    "observe",
+    "outermost",
+    "outside_positions",
+    "sites",
+]
+
+STRAY = "by a reference that a copy of the model does not follow, such as a global"
+"""Note of a module that the forward calls past the modules that hold it."""
 
 W = TypeVar("W", bound=Watch)
 Calls = dict[Hashable, Visit | Event]
@@ -82,19 +97,31 @@ def observe(
     args, kwargs = call_arguments(model, args, kwargs, caller)
     notes: list[Site] = []
     watches: list[W] = []
-    with restored(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with generators_restored(), torch.no_grad(), uncompiled:
+        watched = duplicate(model)
         for training in (True, False):
-            model.train(training)
-            stuck = tuple(path for path, module in model.named_modules() if module.training)
-            before = _outside()
-            with kind(model) as watch:
-                watch.output = model(*args, **kwargs)
+            watched.train(training)
+            stuck = tuple(path for path, module in watched.named_modules() if module.training)
+            before = outside_positions()
+            with kind(watched) as watch:
+                watch.output = watched(*args, **kwargs)
             watches.append(watch)
-            if training and _outside() != before:
+            if training and outside_positions() != before:
                 notes.append(Site("", "unseen", None, None, "?", 1, None, "draws by Python's or NumPy's generator"))
-    on, off = watches
-    sites = [*_reached(on.calls, off.calls), *_never(model, on.calls), *_scripted(model), *notes]
+        on, off = watches
+        never = _never(watched, on.calls)
+        if never:
+            never = _strays(model, never, lambda: duplicate(model).eval()(*args, **kwargs))
+    sites = [*_reached(on.calls, off.calls), *never, *_scripted(watched), *notes]
     return Observed(Sites(sites), on, off, stuck)
+
+
+def _strays(model: Module, never: list[Site], forward: Callable[[], object]) -> list[Site]:
+    """Name the modules that a duplicate does not reach because its forward calls the model's own."""
+    modules = {model.get_submodule(site.path): site for site in never}
+    with calls_noted(list(modules)) as called:
+        forward()
+    return [replace(site, note=STRAY) if module in called else site for module, site in modules.items()]
 
 
 def _reached(training: Calls, evaluated: Calls) -> list[Site]:
@@ -150,7 +177,7 @@ def _is_within(path: str, outer: str) -> bool:
     return not outer or path.startswith(f"{outer}.")
 
 
-def _outside() -> tuple[Any, ...]:
+def outside_positions() -> tuple[Any, ...]:
     """Return the positions of Python's and NumPy's generators."""
     name, keys, *rest = np.random.get_state()
     return random.getstate(), name, np.asarray(keys).tobytes(), *rest

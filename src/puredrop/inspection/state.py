@@ -11,17 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn import Module
 
 __all__ = [
     "Stateful",
+    "generators_restored",
     "live_forwards",
     "logical_thread",
     "opening",
     "opens_watched",
     "register",
     "registry_lock",
-    "restored",
+    "uncompiled",
     "unregister",
 ]
 
@@ -102,32 +102,37 @@ def opens_watched(watcher: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def restored(model: Module) -> Iterator[None]:
-    """Restore modes, buffers, generators and the pinned models that run meanwhile, whatever happens."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
-    ]
+def generators_restored() -> Iterator[None]:
+    """Restore the generators of torch, Python and NumPy at the end, whatever happens."""
     python, numpy = random.getstate(), np.random.get_state()
-    here = logical_thread.number
-    states = {forward: forward.snapshot() for forward in live_forwards() if forward.depth and forward.thread == here}
-
-    def save(forward: Any) -> None:
-        if forward not in states:
-            states[forward] = forward.snapshot()
-
     try:
-        with torch.random.fork_rng(), opens_watched(save):
+        with torch.random.fork_rng():
             yield
     finally:
-        for forward, state in states.items():
-            forward.restore(state)
         random.setstate(python)
         np.random.set_state(numpy)
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                setattr(module, name, buffer.copy_(before))  # the forward may have put another tensor there
+
+
+class _Uncompiled:
+    """The stance of torch.compile while anything is watched: one for all threads, so the last to leave restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = 0
+        self._stance: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._open:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._open += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                self._stance.__exit__(None, None, None)
+
+
+uncompiled = _Uncompiled()
+"""Context in which compiled functions run as they are written."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,31 @@ class MemberMasks:
         )
 
 
+class _SlowBatchingAllowed:
+    """Context without torch's warning of slow operators: one filter for all threads, removed by the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = 0
+        self._filter: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._open:
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                self._filter = warnings.filters[0]
+            self._open += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._open -= 1
+            if not self._open and self._filter in warnings.filters:
+                warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
+
+
+_slow_batching_allowed = _SlowBatchingAllowed()
+
+
 class Engine:
     """The runner of members of a model.
 
@@ -84,10 +110,9 @@ class Engine:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Take the model over until the block ends."""
-        with ExitStack() as stack:
-            stack.enter_context(self.instrumented.opened())
-            self._compact.install(stack, self.instrumented.model, self.instrumented.override)
+        """Run a duplicate of the model until the block ends."""
+        with self.instrumented.opened():
+            self._compact.install(self.instrumented.model, self.instrumented.override)
             yield
 
     def outputs(self, batch: Batch, numbers: Sequence[int], first: int = 0) -> Tensor:
@@ -111,9 +136,8 @@ class Engine:
         def forward(member: Tensor) -> Tensor:
             return self._forward(batch, numbers, member, first)
 
-        with warnings.catch_warnings():
-            # Operators without a batching rule run for one member after the other, which is right, if slow.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
+        # Operators without a batching rule run for one member after the other, which is right, if slow.
+        with _slow_batching_allowed:
             outputs: Tensor = torch.func.vmap(forward, randomness="error")(torch.tensor(numbers))
         return outputs
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import ops
-from puredrop._torch import children, transforms_active
+from puredrop._torch import children, transforms_active, watch_operators
 from puredrop.conversion import Swapped, as_ours
 from puredrop.functional.interception import InterceptedCall, Interception
+from puredrop.inspection.duplicate import duplicate
 from puredrop.inspection.frames import Frame, Hooks
-from puredrop.inspection.state import restored
-from puredrop.inspection.watch import holds_dropout, positions
+from puredrop.inspection.state import generators_restored, uncompiled
+from puredrop.inspection.watch import holds_dropout
 from puredrop.members.sites import MemberForward, MemberSite
 from puredrop.nn.keyed import HasKey
-from puredrop.pinning import pinned
 
 __all__ = ["FORCED", "InstrumentedModel", "Plan"]
 
@@ -44,11 +44,13 @@ class Plan:
         owners: paths of modules that call functional dropout in training mode only; they alone run in training mode.
         forced: paths of modules that call functional dropout in eval mode too; their training=False is overridden.
         skipped: path of a module or call that drops and is part of no member -> the reason.
+        draws: whether members' forwards draw from generators, which are restored afterwards.
     """
 
     owners: set[str] = field(default_factory=set)
     forced: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
+    draws: bool = False
 
 
 class _Unkeyed(ops.KeySource):
@@ -120,13 +122,13 @@ def _with(
 
 
 class InstrumentedModel:
-    """A model that can run members; while it is open, the user's model is changed.
+    """A model that can run members: while it is open, a duplicate of the user's model whose sites belong to members.
 
     Args:
-        root: the model, unwrapped.
+        root: the model, unwrapped; it stays as it is.
         plan: how its sites are reached.
         sample_dim: dimension of the samples in the model's inputs.
-        finds_draws: whether `drawing` is filled, which compares the generators' states at every watched module.
+        finds_draws: whether `drawing` and `has_drawn` are kept, for which every operator is watched.
     """
 
     def __init__(self, root: Module, plan: Plan, sample_dim: int, *, finds_draws: bool = False) -> None:
@@ -136,18 +138,22 @@ class InstrumentedModel:
         self.sample_dim = sample_dim
         self.drawing: set[str] = set()
         """Paths of modules that drew random numbers themselves."""
+        self.has_drawn = False
         self._moment: MemberForward | None = None
         self._frames = [Frame("")]
         self._finds_draws = finds_draws
-        self._positions: list[Any] = []
 
     @contextmanager
     def running(self, moment: MemberForward) -> Iterator[Module]:
         """Yield the model, whose forward is that of some members."""
         self._moment = moment
         self._frames = [Frame("")]
+        self.has_drawn = False
         try:
-            with _Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced):
+            with ExitStack() as stack:
+                if self._finds_draws:
+                    stack.enter_context(watch_operators(self._note_draw))
+                stack.enter_context(_Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced))
                 yield self.model
         finally:
             self._moment = None
@@ -159,81 +165,64 @@ class InstrumentedModel:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Instrument the model, and restore it at the end, whatever happens."""
+        """Make the duplicate, and run it instead of the model until the block ends."""
         with ExitStack() as stack:
-            stack.enter_context(restored(self.root))
+            if self.plan.draws:
+                stack.enter_context(generators_restored())
             stack.enter_context(torch.no_grad())
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(uncompiled)
             stack.callback(setattr, self, "model", self.root)
-            self.root.eval()
-            self._unpin(stack)
-            self._take(stack)
+            self.model = self._instrumented(duplicate(self.root).eval())
             outer, ops.active.source = ops.active.source, _Unkeyed(self._functional)
             stack.callback(setattr, ops.active, "source", outer)
             yield
 
-    def _unpin(self, stack: ExitStack) -> None:
-        """Suspend a pinned model's own keys."""
-        forward = pinned(self.root)
-        if forward is not None:
-            stack.enter_context(forward.suspended())
-
-    def _take(self, stack: ExitStack) -> None:
-        """Put our layers in the place of others, and give each its site."""
+    def _instrumented(self, root: Module) -> Module:
+        """Put our layers in the place of others, give each its site, and return the model."""
         ours: dict[Module, Module] = {}
         watched: list[tuple[Module, str, bool]] = []
-        for path, module in list(self.root.named_modules()):
+        for path, module in list(root.named_modules()):
             if isinstance(module, Swapped):
                 # It runs as its base class: our layer for dropout, torch's for a layer with weights.
                 plain: Any = next(kind for kind in type(module).__mro__ if not issubclass(kind, Swapped))
-                self.override(stack, self.root.get_submodule(path), plain.forward)
+                self.override(module, plain.forward)
             if path in self.plan.skipped:
                 continue
             layer = module if isinstance(module, (HasKey, Swapped)) else as_ours(module)
             if isinstance(layer, HasKey):
-                self._give(stack, layer, path)
+                site = MemberSite(self.now, path, layer.samples_in(self.sample_dim))
+                vars(layer).update(key=site, training=True)
                 ours[module] = layer
             elif holds_dropout(module) or path in self.plan.owners:
                 module.training = True
                 watched.append((module, path, False))
             elif path in self.plan.forced:
                 watched.append((module, path, False))
-        hooks = Hooks(watched)
-        hooks.put_on(self)
-        stack.callback(hooks.take_off, self)
-        self._exchange(stack, ours)
+        Hooks(watched).put_on(self)
+        for parent in list(root.modules()):
+            for name, child in children(parent).items():
+                parent.register_module(name, ours.get(child, child))
+        return ours.get(root, root)
 
     @staticmethod
-    def override(stack: ExitStack, module: Module, forward: Callable[..., Any]) -> None:
+    def override(module: Any, forward: Callable[..., Any]) -> None:
         """Replace a module's forward."""
-        stack.callback(module.__dict__.pop, "forward", None)
-        module.__dict__["forward"] = MethodType(forward, module)
-
-    def _give(self, stack: ExitStack, layer: HasKey, path: str) -> None:
-        attributes, before = layer.__dict__, {name: layer.__dict__.get(name) for name in ("key", "training")}
-        stack.callback(attributes.update, before)
-        attributes.update(key=MemberSite(self.now, path, layer.samples_in(self.sample_dim)), training=True)
-
-    def _exchange(self, stack: ExitStack, ours: dict[Module, Module]) -> None:
-        self.model = ours.get(self.root, self.root)
-        for parent in list(self.root.modules()):
-            for name, child in children(parent).items():
-                layer = ours.get(child, child)
-                if layer is not child:
-                    stack.callback(parent.register_module, name, child)
-                    parent.register_module(name, layer)
+        vars(module)["forward"] = MethodType(forward, module)
 
     def enter(self, path: str, is_site: bool, module: Module, inputs: tuple[Any, ...]) -> None:
         """Push the frame of a module that begins."""
         self._frames.append(Frame(path))
-        if self._finds_draws:
-            self._positions.append(positions())
 
     def leave(self) -> None:
-        """Pop the frame of the module that has returned or failed, and record whether it drew random numbers."""
-        frame = self._frames.pop()
-        if self._finds_draws and self._positions.pop() != positions():
-            self.drawing.add(frame.path)
+        """Pop the frame of the module that has returned or failed."""
+        self._frames.pop()
+
+    def _note_draw(self, operator: Any, _: Any) -> None:
+        """Record the watched module that draws random numbers: in this thread, unlike the generators' states."""
+        if torch.Tag.nondeterministic_seeded in operator.tags:
+            self.has_drawn = True
+            if len(self._frames) > 1:
+                self.drawing.add(self._frames[-1].path)
 
     def _functional(self, kind: str) -> MemberSite:
         """Return the site of a function that is called."""

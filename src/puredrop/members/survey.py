@@ -14,9 +14,10 @@ from torch.nn import Module
 
 from puredrop._text import first_line
 from puredrop._torch import watch_operators
-from puredrop.inspection import Sites, observe
-from puredrop.inspection.state import restored
-from puredrop.inspection.watch import Event, Watch, positions
+from puredrop.inspection import STRAY, Sites, observe, outside_positions
+from puredrop.inspection.duplicate import duplicate
+from puredrop.inspection.state import generators_restored
+from puredrop.inspection.watch import Event, Watch
 from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
@@ -77,20 +78,27 @@ def survey(
         ValueError: if no decision of a dropout can be reached, and why.
     """
     few = batch.select(torch.arange(_ROWS) % batch.rows)
+    with generators_restored():
+        return _surveyed(root, few, members, read, may_be_silent)
+
+
+def _surveyed(
+    root: Module, few: Batch, members: MemberMasks, read: Callable[[Any], Tensor], may_be_silent: bool
+) -> Survey:
     sites, plan = _planned(root, few)
-    instrumented = InstrumentedModel(root, plan, batch.dim, finds_draws=True)
+    instrumented = InstrumentedModel(root, plan, few.dim, finds_draws=True)
     reference = Engine(instrumented, members, read, [], is_batched=False)
     for _ in range(2):
         instrumented.drawing.clear()
+        outside = outside_positions()
         with reference.opened():
-            before = positions()
             outputs = reference.outputs(few, [0, 1])
-            has_drawn = positions() != before
+        plan.draws = instrumented.has_drawn or outside_positions() != outside
         if not instrumented.drawing:
             break
         for path in instrumented.drawing:
             plan.skipped[path] = "draws random numbers of its own, which no key reaches; it is off"
-    if has_drawn:
+    if plan.draws:
         plan.skipped.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
     uses = tuple(reference.uses)
     if not may_be_silent and not any(_is_random(use) for use in uses):
@@ -99,7 +107,7 @@ def survey(
         is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)
         if site.is_reached and site.p and not is_used:
             plan.skipped.setdefault(site.path, "drops in training mode, but was not reached")
-    candidates = [] if batch.dim else _runs(root, plan)
+    candidates = [] if few.dim else _runs(root, plan)
     reached = [steps for steps in candidates if not any(step.site in plan.skipped for step in steps)]
     untried = Survey(sites, plan, uses, reached, "", 0.0, 0.0)
     # cache=1 runs one member after the other in a run of layers, as it is with many rows: so memory is measured.
@@ -113,16 +121,18 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
     except Exception as error:  # such as a detector's, which wants targets in training mode
         why = f"could not be run in training mode ({first_line(error, 100)}): functions that drop there are unknown"
         return Sites(), Plan(skipped={"(model)": why})
+    stray = next((site for site in seen.sites if site.note == STRAY), None)
+    if stray is not None:
+        raise ValueError(f"model calls {stray.path} {STRAY}; call it as an attribute of the module that uses it")
     return seen.sites, _plan(seen.training.calls, seen.evaluated.calls)
 
 
 def _runs(root: Module, plan: Plan) -> list[list[RunStep]]:
     """Return the runs of layers in the modes in which members run."""
-    with restored(root):
-        root.eval()
-        for path in plan.owners:
-            root.get_submodule(path).training = True
-        return runs(root)
+    model = duplicate(root).eval()
+    for path in plan.owners:
+        model.get_submodule(path).training = True
+    return runs(model)
 
 
 def _is_random(use: SiteUse) -> bool:
@@ -193,7 +203,7 @@ def _of_one(few: Batch) -> float:
     return sum(tensor.nbytes for tensor in few.tensors) / few.rows
 
 
-def _note_bytes(noted: list[int], values: tuple[Any, ...]) -> None:
+def _note_bytes(noted: list[int], operator: Any, values: tuple[Any, ...]) -> None:
     """Append the bytes of an operator's tensors, each counted once."""
     sizes: dict[int, int] = {}
     for value in values:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -100,14 +99,14 @@ class CompactRuns:
         self._results.clear()
         self._passing.clear()
 
-    def install(self, stack: ExitStack, model: Module, override: Callable[[ExitStack, Module, Any], None]) -> None:
-        """Give sites and their readers another forward until the stack closes."""
+    def install(self, model: Module, override: Callable[[Module, Any], None]) -> None:
+        """Give sites and their readers another forward."""
         for steps in self._runs:
             layers = [(model.get_submodule(step.site), model.get_submodule(step.reader)) for step in steps]
             for step, (site, reader) in zip(steps, layers, strict=True):
                 is_first = step is steps[0]
-                override(stack, site, self._start(steps, layers) if is_first else self._pass(step.site))
-                override(stack, reader, self._end(step.reader) if step is steps[-1] else self._pass(step.reader))
+                override(site, self._start(steps, layers) if is_first else self._pass(step.site))
+                override(reader, self._end(step.reader) if step is steps[-1] else self._pass(step.reader))
 
     def _start(self, steps: list[RunStep], layers: list[tuple[Any, Any]]) -> Callable[[Any, Tensor], Tensor]:
         def start(site: Any, input: Tensor) -> Tensor:
