@@ -21,6 +21,7 @@ from torch.nn import Module
 
 from puredrop import nn as ours
 from puredrop._text import first_line
+from puredrop.inspection.tracing import Tracer
 from puredrop.nn.keyed import HasKey
 
 __all__ = ["Covariance", "Moments", "carrier"]
@@ -153,7 +154,7 @@ class _Value:
         return _Value(mean, spread, lambda towards: towards * a[:, None, :])  # Stein's lemma
 
 
-class _LayerTracer(fx.Tracer):
+class _LayerTracer(Tracer):
     def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
         """Torch's layers and ours are one step."""
         return super().is_leaf_module(m, module_qualified_name) or isinstance(m, HasKey)

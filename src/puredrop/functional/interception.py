@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -207,6 +208,8 @@ class intercept(Interception):  # noqa: N801, used as a function is, after `with
 
     Raises:
         TypeError: if the key is neither a `Key` nor None.
+        RuntimeError: at the `with`, if the block has a key and is open in another thread, whose calls would be counted
+            together with this thread's. Make a block in each thread: it acts in the thread that opens it alone.
 
     >>> x = torch.ones(8)
     >>> with intercept(Key(0)):
@@ -225,3 +228,18 @@ class intercept(Interception):  # noqa: N801, used as a function is, after `with
             return call.with_key(None if key is None else key.fold_in(call.kind).fold_in(count))
 
         super().__init__(serve)
+        self._is_counted = key is not None
+        self._opened = threading.RLock()
+
+    def __enter__(self) -> Self:
+        if self._is_counted and not self._opened.acquire(blocking=False):
+            raise RuntimeError(
+                "this intercept(key) is open in another thread, and the calls of both would be counted together; make "
+                "one in each thread, with keys of their own: intercept(key.fold_in(thread))"
+            )
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self._is_counted:
+            self._opened.release()

@@ -7,7 +7,7 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ _LONGEST = 10_000
 """The most entries of a container that is searched for modules: a longer one holds data."""
 
 
-def duplicate(model: Module) -> Module:
+def duplicate(model: Module, exchanged: Callable[[Module, Module], Module] = lambda module, new: new) -> Module:
     """Return the same model in modules of its own, which share its parameters.
 
     Who watches a model or runs its members does so on a duplicate: modes, hooks, keys and buffers of the user's modules
@@ -40,14 +40,16 @@ def duplicate(model: Module) -> Module:
 
     Args:
         model: any module.
+        exchanged: function from a module and its copy to what takes the copy's place.
     """
-    return _Duplication().module(model)
+    return _Duplication(exchanged).module(model)
 
 
 class _Duplication:
     """One duplication: what it has copied so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, exchanged: Callable[[Module, Module], Module]) -> None:
+        self._exchanged = exchanged
         self._copies: dict[int, Any] = {}
         self._kept: list[Any] = []  # an object that is collected would give its id to another
         self._pinned = {id(forward) for forward in live_forwards()}
@@ -80,7 +82,8 @@ class _Duplication:
             vars(new)["key"] = None
         if hasattr(new, COMPILED):
             vars(new)["forward"] = getattr(new, COMPILED)
-        return new
+        taken: Module = self._note(module, self._exchanged(module, new))
+        return taken
 
     def _note(self, old: Any, new: Any) -> Any:
         self._copies[id(old)] = new
@@ -105,7 +108,10 @@ class _Duplication:
             return self._tuple(value)
         if isinstance(value, types.MethodType):
             owner = self._value(value.__self__)
-            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+            if owner is value.__self__:
+                return value
+            is_copy = type(owner) is type(value.__self__)
+            return types.MethodType(value.__func__, owner) if is_copy else getattr(owner, value.__name__)
         if isinstance(value, weakref.ref):
             target = value()
             referred = self._value(target)

@@ -101,16 +101,24 @@ def opens_watched(watcher: Callable[[Any], None]) -> Iterator[None]:
         logical_thread.watchers.remove(watcher)
 
 
+_generators_lock = threading.RLock()
+
+
 @contextmanager
 def generators_restored() -> Iterator[None]:
-    """Restore the generators of torch, Python and NumPy at the end, whatever happens."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    """Restore the generators of torch, Python and NumPy at the end, whatever happens.
+
+    All threads share these generators, so one restores them at a time. What other threads draw meanwhile they will draw
+    again.
+    """
+    with _generators_lock:
+        python, numpy = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng():
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 class _Uncompiled:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import ops
-from puredrop._torch import children, transforms_active, watch_operators
+from puredrop._torch import transforms_active, watch_operators
 from puredrop.conversion import Swapped, as_ours
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.duplicate import duplicate
@@ -172,37 +172,39 @@ class InstrumentedModel:
             stack.enter_context(torch.no_grad())
             stack.enter_context(uncompiled)
             stack.callback(setattr, self, "model", self.root)
-            self.model = self._instrumented(duplicate(self.root).eval())
+            self.model = self._instrumented()
             outer, ops.active.source = ops.active.source, _Unkeyed(self._functional)
             stack.callback(setattr, ops.active, "source", outer)
             yield
 
-    def _instrumented(self, root: Module) -> Module:
-        """Put our layers in the place of others, give each its site, and return the model."""
-        ours: dict[Module, Module] = {}
+    def _instrumented(self) -> Module:
+        """Return the duplicate, with our layers in the place of others and a site in each."""
+        skipped = {module for path, module in self.root.named_modules() if path in self.plan.skipped}
+
+        def exchanged(module: Module, new: Module) -> Module:
+            is_kept = module in skipped or isinstance(module, (HasKey, Swapped))
+            layer = None if is_kept else as_ours(new)
+            return layer if isinstance(layer, HasKey) else new
+
+        model = duplicate(self.root, exchanged).eval()
         watched: list[tuple[Module, str, bool]] = []
-        for path, module in list(root.named_modules()):
+        for path, module in list(model.named_modules()):
             if isinstance(module, Swapped):
                 # It runs as its base class: our layer for dropout, torch's for a layer with weights.
                 plain: Any = next(kind for kind in type(module).__mro__ if not issubclass(kind, Swapped))
                 self.override(module, plain.forward)
             if path in self.plan.skipped:
                 continue
-            layer = module if isinstance(module, (HasKey, Swapped)) else as_ours(module)
-            if isinstance(layer, HasKey):
-                site = MemberSite(self.now, path, layer.samples_in(self.sample_dim))
-                vars(layer).update(key=site, training=True)
-                ours[module] = layer
+            if isinstance(module, HasKey):
+                site = MemberSite(self.now, path, module.samples_in(self.sample_dim))
+                vars(module).update(key=site, training=True)
             elif holds_dropout(module) or path in self.plan.owners:
                 module.training = True
                 watched.append((module, path, False))
             elif path in self.plan.forced:
                 watched.append((module, path, False))
         Hooks(watched).put_on(self)
-        for parent in list(root.modules()):
-            for name, child in children(parent).items():
-                parent.register_module(name, ours.get(child, child))
-        return ours.get(root, root)
+        return model
 
     @staticmethod
     def override(module: Any, forward: Callable[..., Any]) -> None:

@@ -105,6 +105,7 @@ class Forward(ForwardState):
             memo[id(shared)] = shared  # a copy shares the processes
         vars(new).update(copy.deepcopy(vars(self), memo))
         new.is_copy, new.thread = True, None
+        new.give_up()
         watch_checkpoints(new)
         return new
 
@@ -148,13 +149,16 @@ class Forward(ForwardState):
             else:
                 self.hooks.take_off(self)
             return
+        self.check_thread()
         self.depth += 1
         self._frames.append(Frame("", self._root_site))
         if self.samples.count is None:
             self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
 
     def close_by_hook(self) -> None:
-        """Close the innermost open forward."""
+        """Close the innermost open forward, if it is this thread's."""
+        if not self.is_here:
+            return
         if self.depth > 1:
             self.depth -= 1
             self._frames.pop()
@@ -173,12 +177,21 @@ class Forward(ForwardState):
             is_spread: whether the inputs hold the samples of all processes.
 
         Raises:
-            RuntimeError: if a forward is open, or if this is a recomputation of an unknown forward.
+            RuntimeError: if a forward is open, also in another thread, or if this is a recomputation of an unknown
+                forward.
         """
+        self.claim()
         if self.depth:
             raise RuntimeError(
                 "a forward of the pinned model is opened by hand while another is open; close that first"
             )
+        try:
+            self._open(count, is_spread)
+        except BaseException:
+            self.give_up()
+            raise
+
+    def _open(self, count: int | None, is_spread: bool) -> None:
         opening(self)
         if backward_number() != -1 and not self.is_replayed:
             raise RuntimeError(
@@ -211,6 +224,7 @@ class Forward(ForwardState):
             mode.__exit__(None, None, None)
         active.source = self.outer
         self.depth, self.outer = 0, None
+        self.give_up()
         failed = failed or sys.exc_info()[1] is not self._error
         self._error = None
         if failed:
@@ -235,17 +249,18 @@ class Forward(ForwardState):
         elif has_drawn:
             raise RuntimeError(
                 "this forward drew random numbers, which the first one did not; if that was functional dropout of "
-                "torch's, its mask was not pinned: pass reproducible(..., functional=True)"
+                "torch's, its mask was not pinned: pass reproducible(..., functional=True), which also allows other "
+                "threads to draw random numbers meanwhile"
             )
 
     def enter(self, path: str, is_site: bool, module: Module, inputs: tuple[Any, ...]) -> None:
         """Record that a module runs."""
-        if self.depth:
+        if self.depth and (torch.compiler.is_compiling() or self.is_here):
             self._frames.append(Frame(path, self.keys.site(path, (), self.sample_dim) if is_site else None))
 
     def leave(self) -> None:
         """Record that the current module has returned."""
-        if self.depth:
+        if self.depth and (torch.compiler.is_compiling() or self.is_here):
             self._frames.pop()
 
     def _serve(self, call: InterceptedCall) -> Any:
@@ -297,11 +312,7 @@ class Forward(ForwardState):
             with self._refusing(state):
                 yield
             return
-        if self.depth and self.thread != logical_thread.number:
-            raise RuntimeError(
-                "a checkpointed region of the pinned model is run again while another thread runs the model; run one "
-                "model in one thread at a time"
-            )
+        self.claim()
         now, was_replayed, has_dropped, thread = self.snapshot(), self.is_replayed, self.has_dropped, self.thread
         self.restore(state)
         self.is_replayed, self.thread = True, logical_thread.number
@@ -315,6 +326,8 @@ class Forward(ForwardState):
                 mode.__exit__(None, None, None)
             self.restore(now)
             self.is_replayed, self.has_dropped, self.thread = was_replayed, has_dropped, thread
+            if not self.depth:
+                self.give_up()
 
     @contextmanager
     def _refusing(self, state: State) -> Iterator[None]:

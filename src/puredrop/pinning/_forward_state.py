@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.nn import Module
 
+from puredrop.inspection.state import logical_thread
 from puredrop.ops import KeySource
 from puredrop.pinning._samples import FIRST, Samples
 
@@ -41,6 +42,35 @@ class ForwardState(KeySource):
     outer: Any = None
     thread: int | None = None
 
+    @property
+    def is_here(self) -> bool:
+        """Return whether this thread opened the last run, or works for the thread that did."""
+        return self.thread == logical_thread.number
+
+    def claim(self) -> None:
+        """Take the model for this thread until `give_up`.
+
+        Raises:
+            RuntimeError: if another thread has it.
+        """
+        # One operation on a dictionary, so that of two threads one gets it.
+        if vars(self).setdefault("owner", logical_thread.number) != logical_thread.number:
+            _refuse_thread()
+
+    def give_up(self) -> None:
+        """Leave the model to the next thread, unless this is a recomputation, which has it to its end."""
+        if not self.is_replayed:
+            vars(self).pop("owner", None)
+
+    def check_thread(self) -> None:
+        """Refuse a use while another thread runs the model, whose uses would be counted together with this one.
+
+        Raises:
+            RuntimeError: if another thread has a forward open.
+        """
+        if self.depth and not self.is_here:
+            _refuse_thread()
+
     @abstractmethod
     def snapshot(self) -> Any:
         """Return the state with which a region of the forward begins."""
@@ -52,3 +82,10 @@ class ForwardState(KeySource):
     @abstractmethod
     def replayed(self, state: Any) -> AbstractContextManager[None]:
         """Run a region again from the state that it began with."""
+
+
+def _refuse_thread() -> NoReturn:
+    raise RuntimeError(
+        "the pinned model is used while another thread runs it, so that no use has a number of its own; run it in one "
+        "thread at a time, or give each thread a copy: copy.deepcopy(model) is pinned on its own"
+    )

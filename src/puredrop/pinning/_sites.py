@@ -89,6 +89,8 @@ class PinnedSite(SiteKeySource):
             opening(forward)  # a weight may be read between forwards
             if not forward.is_replayed:
                 self._refuse_backward()
+        if not is_traced:
+            forward.check_thread()
         call = self._use(forward)
         if forward.is_parallel:
             self._check_whole(input, call, is_traced)

@@ -17,6 +17,7 @@ from torch.nn import Module
 from puredrop._text import first_line
 from puredrop._torch import FEED_FORWARD, BatchNorm, ConvNd, has_hooks
 from puredrop.functional.interception import drops
+from puredrop.inspection.tracing import Tracer
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 from puredrop.thinning._layers import CONVOLUTIONS, DROPOUTS
@@ -69,7 +70,7 @@ class ChainSearch:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-class _ChainTracer(fx.Tracer):
+class _ChainTracer(Tracer):
     """Tracer of a module's method, down to torch's layers and ours."""
 
     proxy_buffer_attributes = True  # writes to buffers are recorded instead of executed
