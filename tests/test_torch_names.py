@@ -29,7 +29,8 @@ SCOPES = [
 ]
 # Attributes that torch gives its objects when it makes them: there is nothing to delete. The last is of torch 2.6.
 STATE = {name for name in vars(torch.nn.LSTM(1, 1)) if name.startswith("_")}
-STATE |= {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_cdata", "_fsdp_param_group", "skip_code"}
+STATE |= {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_compiled_call_impl"}
+STATE |= {"_cdata", "_fsdp_param_group", "skip_code"}
 # Uses that are refused in words of their own: a layer without the method is one whose forward cannot be followed.
 REFUSED = {("nn.TransformerEncoderLayer._ff_block", "feed_forward"): "nothing to compact"}
 
