@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from puredrop.cli import check, compare, explain, predict, sites
+from puredrop._text import one_line
+from puredrop.cli import check, compare, explain, predict, sites, verify
+from puredrop.cli.errors import fail
 
 __all__ = ["main"]
 
-_COMMANDS = {"compare": compare, "sites": sites, "check": check, "predict": predict, "explain": explain}
+_COMMANDS = {
+    "compare": compare, "sites": sites, "check": check, "predict": predict, "explain": explain, "verify": verify,
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,13 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of sys.argv if None.
 
     Returns:
-        The exit code: 0; 1 where `check` found mistakes; 2 for bad input (one line on stderr, nothing written); 130
-        after Ctrl-C.
+        The exit code: 0; 1 where `check` found mistakes or `verify` a corrupt file; 2 for bad input (one line on
+        stderr, nothing written); 130 after Ctrl-C; 141 where the reader of the output has closed it.
     """
     line = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(line).parse_args(line, argparse.Namespace(line=line))
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output, such as `head`, has read enough
+        _drop_output()
+        return 141
+    except OSError as error:  # of the output, such as a full disk
+        _drop_output()
+        return fail(arguments.command, one_line(error, (OSError,)))
     return code
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere, so that the interpreter does not fail on it as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

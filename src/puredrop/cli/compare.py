@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         comparison = prepare(read_options(CompareOptions, arguments))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return fail("compare", one_line(error, (ValueError, OSError))) if is_first() else 2
     if comparison.worker.rank:
         comparison.execute()

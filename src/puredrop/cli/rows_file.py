@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from puredrop.compare.arrays import npz_names, read_npz
+
 __all__ = ["read_rows"]
 
 Rows = NDArray[Any] | dict[str, NDArray[Any]] | list[str]
@@ -47,18 +49,18 @@ def read_rows(
 def _of_arrays(
     path: Path, columns: tuple[str, ...] | None, target: str | None, named: bool
 ) -> tuple[Rows, NDArray[Any] | None]:
-    with np.load(path, allow_pickle=False) as arrays:
-        names = columns or (tuple(name for name in arrays if name != target) if named else ("x",))
-        for name in (*names, *([target] if target else [])):
-            if name not in arrays:
-                option = "--target" if name == target else "--columns"
-                raise ValueError(
-                    f"DATA {str(path)!r} has no array {name!r}; it has {', '.join(arrays)} (name one: {option})"
-                )
-        y = arrays[target] if target else None
-        if named or len(names) > 1:
-            return {name: arrays[name] for name in names}, y
-        return arrays[names[0]], y
+    present = npz_names(path)
+    names = columns or (tuple(name for name in present if name != target) if named else ("x",))
+    wanted = (*names, *([target] if target else []))
+    for name in wanted:
+        if name not in present:
+            option = "--target" if name == target else "--columns"
+            raise ValueError(
+                f"DATA {str(path)!r} has no array {name!r}; it has {', '.join(present)} (name one: {option})"
+            )
+    arrays = read_npz(path, wanted)
+    y = arrays.pop(target) if target else None
+    return (arrays if named or len(names) > 1 else arrays[names[0]]), y
 
 
 def _of_table(

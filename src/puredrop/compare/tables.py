@@ -6,6 +6,7 @@ import csv
 import decimal
 import difflib
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from puredrop._text import one_line
+from puredrop.compare.arrays import npz_names, read_npz
 from puredrop.compare.data import VALIDATION_SHARE, Data, DataSplit
 from puredrop.compare.tasks import Classification, Regression, Task
 
@@ -95,15 +98,15 @@ def _read(path: Path) -> _Frame:
         raise ValueError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
-    except (pd.errors.ParserError, ValueError, OSError) as error:
-        text = str(error)
+    except Exception as error:  # pandas, pyarrow and csv have many kinds
+        text = one_line(error, (ValueError, OSError))
         raise ValueError(text if text.startswith(str(path)) else f"{path}: cannot be read ({text})") from error
 
 
 def _read_csv(path: Path) -> _Frame:
     with path.open(encoding="utf-8", newline="") as file:
         header = next(csv.reader(file), [])
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(header).items() if count > 1)
     if not header:
         raise ValueError(f"{path} is empty; expected a line of column names and rows below")
     if repeated:  # pandas would rename the second one without a word
@@ -113,15 +116,13 @@ def _read_csv(path: Path) -> _Frame:
 
 def _read_npz(path: Path) -> _Frame:
     columns: dict[str, Any] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            array = arrays[name]
-            if array.ndim == 1:
-                columns[name] = array
-            elif array.ndim == 2:
-                columns |= {f"{name}{i}": column for i, column in enumerate(array.T)}
-            else:
-                raise ValueError(f"{path}: array {name!r} has shape {array.shape}; expected (rows,) or (rows, columns)")
+    for name, array in read_npz(path, npz_names(path)).items():
+        if array.ndim == 1:
+            columns[name] = array
+        elif array.ndim == 2:
+            columns |= {f"{name}{i}": column for i, column in enumerate(array.T)}
+        else:
+            raise ValueError(f"{path}: array {name!r} has shape {array.shape}; expected (rows,) or (rows, columns)")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{path}: arrays of different lengths: {lengths}; expected one row count")
