@@ -12,12 +12,18 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Library", "backend", "library"]
+__all__ = ["WRONG_LISTS", "Library", "backend", "library"]
+
+WRONG_LISTS = -1
+"""Status of `Library.panels` if a list holds a number out of range; nothing was written then."""
 
 
 @dataclass(frozen=True)
 class Library:
     """Functions of the compiled library (csrc/puredrop.h).
+
+    They trust the addresses and sizes that they are passed. So the files that call them, `ops/_kernel.py` and two of
+    `compact`, check every tensor, whoever calls, and no other file passes an address (tests/ops/test_wrong_tensors.py).
 
     Args:
         run: executes a packed call; returns 0, or the status of torch's thread pool if that failed.
@@ -98,6 +104,7 @@ def _path() -> Path | None:
 def _use_variant(loaded: ctypes.CDLL) -> str:
     """Choose the instruction set, and return its name."""
     loaded.puredrop_variant.restype = ctypes.c_char_p
+    loaded.puredrop_use_variant.argtypes = [ctypes.c_char_p]
     present: list[str] = []
     while name := loaded.puredrop_variant(len(present)):
         present.append(name.decode())

@@ -41,7 +41,12 @@ class Kept:
 
         Args:
             keep: (groups, size), nonzero where a unit is kept.
+
+        Raises:
+            ValueError: if the mask has another number of dimensions, or too many units to number them in int32.
         """
+        if keep.dim() != 2 or keep.shape[1] >= 2**31:
+            raise ValueError(f"keep has shape {tuple(keep.shape)}; expected (groups, size) with a size below 2^31")
         groups, size = keep.shape
         compiled = library() if keep.is_cpu else None
         if compiled is None:
@@ -50,9 +55,11 @@ class Kept:
             index = (~is_kept).to(torch.int8).argsort(dim=1, stable=True)  # dropped units go after the kept ones
             counts, index, position = is_kept.sum(1).int(), index.int(), position.int()
         else:
-            keep = keep.to(torch.float32).contiguous()
-            shapes = (groups, (groups, size), (groups, size))
-            counts, index, position = (torch.empty(shape, dtype=torch.int32) for shape in shapes)
+            if keep.dtype != torch.float32:
+                keep = (keep != 0).to(torch.float32)  # a conversion alone would round small numbers to 0
+            keep = keep.contiguous()
+            shapes = ((groups,), (groups, size), (groups, size))
+            counts, index, position = (torch.empty(shape, dtype=torch.int32, device="cpu") for shape in shapes)
             compiled.list(keep.data_ptr(), groups, size, index.data_ptr(), position.data_ptr(), counts.data_ptr())
         return Kept(size, _padded_width(counts), counts, index, position)
 
@@ -60,6 +67,35 @@ class Kept:
         """Return the lists of the groups from `first` up to, not including, `last`, no wider than they need."""
         counts = self.counts[first:last]
         return Kept(self.size, _padded_width(counts), counts, self.index[first:last], self.position[first:last])
+
+    def check(self, name: str, groups: int, size: int, device: torch.device) -> None:
+        """Check that the lists are those of so many groups and units, before the library reads them.
+
+        Args:
+            name: name of the argument, for the error.
+            groups: number of groups.
+            size: number of units before dropout.
+            device: device of the tensor whose units these are.
+
+        Raises:
+            TypeError: if a list is not int32.
+            ValueError: if a list has another shape, is not contiguous or is on another device.
+        """
+        if self.size != size:
+            raise ValueError(f"{name} is of {self.size} units; expected {size}, as the matrix has")
+        lists = (("counts", self.counts, (groups,)), ("index", self.index, (groups, size)))
+        for field, values, shape in (*lists, ("position", self.position, (groups, size))):
+            if values.dtype != torch.int32:
+                raise TypeError(f"{name}.{field} has dtype {values.dtype}; expected torch.int32")
+            if values.shape != shape or not values.is_contiguous():
+                raise ValueError(
+                    f"{name}.{field} has shape {tuple(values.shape)} and strides {values.stride()}; "
+                    f"expected a contiguous tensor of shape {shape}"
+                )
+            if values.device != device:
+                raise ValueError(f"{name}.{field} is on device {values.device}; expected {device}")
+            if values.is_cpu and values.numel() and not values.data_ptr():
+                raise ValueError(f"{name}.{field} has no memory, as after its storage was resized to 0; expected memory")
 
     def units(self, group: int) -> Tensor:
         """Return the units that a group keeps, int64 (count,)."""

@@ -11,7 +11,7 @@ import struct
 import torch
 from torch import Tensor
 
-from puredrop._backend import library
+from puredrop._backend import WRONG_LISTS, library
 from puredrop.compact import _reference
 from puredrop.compact.kept import Kept
 
@@ -41,7 +41,12 @@ def gather(
 
     Returns:
         `panels`.
+
+    Raises:
+        TypeError: if a tensor or list has a wrong dtype.
+        ValueError: if sizes do not fit, a tensor is not contiguous, or a list holds a number out of range.
     """
+    _check(dense, rows, columns, panels, step)
     if not _compiled(0, dense, rows, columns, scale, panels, step):
         _reference.gather(dense, _lists(rows), columns, scale, step, panels)
     return panels
@@ -62,7 +67,11 @@ def scatter(
 
     Returns:
         `dense`.
+
+    Raises:
+        TypeError, ValueError: as `gather`.
     """
+    _check(dense, rows, columns, panels, step)
     if not _compiled(1, dense, rows, columns, scale, panels, step):
         _reference.scatter(panels, _lists(rows), columns, scale, step, dense)
     return dense
@@ -73,6 +82,32 @@ def _lists(rows: Kept | int) -> Kept | None:
     return rows if isinstance(rows, Kept) else None
 
 
+def _check(dense: Tensor, rows: Kept | int, columns: Kept | None, panels: Tensor, step: int) -> None:
+    """Check that panels fit a matrix, since the library trusts their sizes."""
+    if dense.dim() < 2:
+        raise ValueError(f"dense has shape {tuple(dense.shape)}; expected rows, columns and perhaps more dimensions")
+    groups = panels.shape[0] if panels.dim() else 0
+    expected = shape_of(dense, groups, rows, columns)
+    if panels.shape != expected:
+        raise ValueError(f"panels has shape {tuple(panels.shape)}; expected {expected}, as many groups as you like")
+    if panels.dtype != dense.dtype:
+        raise TypeError(f"panels has dtype {panels.dtype}; expected the dtype of dense, {dense.dtype}")
+    for name, tensor in (("dense", dense), ("panels", panels)):
+        if tensor.device != dense.device:
+            raise ValueError(f"{name} is on device {tensor.device}; expected the device of dense, {dense.device}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}; expected a contiguous tensor (try .contiguous())")
+        if dense.is_cpu and tensor.numel() and not tensor.data_ptr():
+            raise ValueError(f"{name} has no memory, as after its storage was resized to 0; expected one that has")
+    for name, kept, size in (("rows", rows, dense.shape[0]), ("columns", columns, dense.shape[1])):
+        if isinstance(kept, Kept):
+            kept.check(name, groups, size, dense.device)
+    if not isinstance(rows, Kept) and (step < 0 or (groups and step * (groups - 1) + rows > dense.shape[0])):
+        raise ValueError(
+            f"rows is {rows}, step {step}, groups {groups}; expected rows within the {dense.shape[0]} of dense"
+        )
+
+
 def _compiled(
     scatters: int, dense: Tensor, rows: Kept | int, columns: Kept | None, scale: float, panels: Tensor, step: int
 ) -> bool:
@@ -81,7 +116,8 @@ def _compiled(
     if compiled is None:
         return False
     if dense.numel() == 0:
-        panels.zero_()
+        if not scatters:
+            panels.zero_()
         return True
     count, size = dense.shape[:2]
     width = dense.numel() // count
@@ -93,6 +129,11 @@ def _compiled(
         *(row_at, row_count, step, column, column_count),
     )
     status = compiled.panels(call)
+    if status == WRONG_LISTS:
+        raise ValueError(
+            "rows or columns: a list of kept units holds a number out of range; expected lists as Kept.from_mask "
+            "returns them, unchanged"
+        )
     if status:
         raise RuntimeError(f"puredrop: torch's thread pool failed with status {status}; set PUREDROP_BACKEND=reference")
     return True

@@ -30,6 +30,9 @@ __all__ = [
 DROPOUT, RELU, RELU_BACKWARD, GELU, GELU_BACKWARD, ADD, BIAS_ADD = range(7)
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
+# Operations that read x alone; the others read `second`, and BIAS_ADD `third` too.
+_UNARY = (DROPOUT, RELU, GELU)
+
 _HEAD, _DIM = "qqQdQQQQQq", "qQqqqqQ"
 _ALL = 2**64 - 1
 _DIM_SIZE = struct.calcsize(_DIM)
@@ -61,9 +64,19 @@ def run(
 
     Returns:
         A new tensor of the input's memory format, or the input.
+
+    Raises:
+        TypeError: if a tensor has a wrong dtype, or an operand is missing or no tensor.
+        ValueError: if a tensor is not in the CPU's memory, or a size, dimension or number is out of range.
     """
     compiled = library()
     assert compiled is not None
+    # The library trusts what it is passed, so nothing wrong may leave this function, whoever calls it.
+    dtype = _DTYPES.get(input.dtype)
+    if dtype is None or not input.is_cpu or not 0.0 <= p <= 1.0 or not 0 <= key <= _ALL:
+        raise _fault(input, key, p)
+    if second is not None or third is not None or op not in _UNARY:
+        _check_operands(op, input, second, third)
     if not inplace:
         output = torch.empty_like(input)
     else:
@@ -73,9 +86,11 @@ def run(
     count = input.numel()
     if count == 0:
         return output
-    dtype, to, at = _DTYPES[input.dtype], output.data_ptr(), input.data_ptr()
+    to, at = output.data_ptr(), input.data_ptr()
     second_at = 0 if second is None else second.data_ptr()
     third_at = 0 if third is None else third.data_ptr()
+    if not (to and at):
+        raise _without_memory("input")
     is_contiguous = (
         input.is_contiguous()
         and (second is None or second.is_contiguous())
@@ -88,16 +103,69 @@ def run(
         if not is_contiguous:
             strides = tuple(None if operand is None else operand.stride() for operand in (output, input, second, third))
         ids, named = place.sample_ids, None if place.sample_ids is None else place.sample_dim
-        start, dims = _layout(input.shape, strides, place.shared_dims, place.window_shape, place.window_offset, named)
+        if ids is not None:
+            _check_ids(ids, place.sample_dim, input.shape)
+        start, rank, ids_at, dims = _layout(
+            input.shape, strides, place.shared_dims, place.window_shape, place.window_offset, named
+        )
         if ids is not None:
             if not (ids.is_cpu and ids.is_contiguous()):
                 ids = ids.to("cpu").contiguous()  # held until the call returns
-            end = (place.sample_dim + 1) * _DIM_SIZE
-            dims = dims[: end - 8] + ids.data_ptr().to_bytes(8, sys.byteorder) + dims[end:]
-        status = compiled.run(_pack_head(op, dtype, key, p, to, at, second_at, third_at, start, input.dim()) + dims)
+            dims = dims[:ids_at] + ids.data_ptr().to_bytes(8, sys.byteorder) + dims[ids_at + 8 :]
+        status = compiled.run(_pack_head(op, dtype, key, p, to, at, second_at, third_at, start, rank) + dims)
     if status:
         raise RuntimeError(f"puredrop: torch's thread pool failed with status {status}; set PUREDROP_BACKEND=reference")
     return output
+
+
+def _fault(input: Tensor, key: int, p: float) -> Exception:
+    """Return the error that says why the library cannot run over an input."""
+    if input.dtype not in _DTYPES:
+        return TypeError(f"input has dtype {input.dtype}; expected float32, float64, bfloat16 or float16")
+    if not input.is_cpu:
+        return ValueError(f"input is on device {input.device}; expected the CPU")
+    if not 0 <= key <= _ALL:
+        return ValueError(f"key is {key!r}; expected a number below 2^64, not negative")
+    return ValueError(f"p is {p!r}; expected a number in [0, 1]")
+
+
+def _without_memory(name: str) -> Exception:
+    return ValueError(f"{name} has no memory, as after its storage was resized to 0; expected a tensor that holds data")
+
+
+def _check_operands(op: int, input: Tensor, second: Tensor | None, third: Tensor | None) -> None:
+    """Check that an operation's further operands are given and fit the input."""
+    if not DROPOUT <= op <= BIAS_ADD:
+        raise ValueError(f"op is {op!r}; expected {DROPOUT} to {BIAS_ADD}")
+    for name, operand, reads in (("second", second, op not in _UNARY), ("third", third, op == BIAS_ADD)):
+        if not reads:
+            if operand is not None:
+                raise TypeError(f"{name} is given, but operation {op} does not read it; expected None")
+            continue
+        if not isinstance(operand, Tensor) or operand.dtype != input.dtype:
+            found = f"a tensor of dtype {operand.dtype}" if isinstance(operand, Tensor) else repr(operand)
+            raise TypeError(f"{name} is {found}; expected a tensor of the input's dtype {input.dtype}")
+        if operand.shape != input.shape:
+            raise ValueError(f"{name} has shape {tuple(operand.shape)}; expected the input's, {tuple(input.shape)}")
+        if not operand.is_cpu:
+            raise ValueError(f"{name} is on device {operand.device}; expected the CPU")
+        if not operand.data_ptr() and operand.numel():
+            raise _without_memory(name)
+
+
+def _check_ids(ids: Tensor, dim: int, shape: torch.Size) -> None:
+    """Check that there is an id for each index along a dimension."""
+    if not 0 <= dim < len(shape):
+        raise ValueError(f"sample_dim is {dim}; expected a dimension of the input, 0 to {len(shape) - 1}")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"sample_ids has dtype {ids.dtype}; expected torch.int64")
+    if ids.shape != (shape[dim],):
+        raise ValueError(
+            f"sample_ids has shape {tuple(ids.shape)}; expected ({shape[dim]},), one id per index along "
+            f"sample_dim={dim}"
+        )
+    if ids.is_meta or (ids.is_cpu and not ids.data_ptr()):  # from other devices they are copied
+        raise _without_memory("sample_ids")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -108,11 +176,19 @@ def _layout(
     window_shape: tuple[int, ...] | None,
     window_offset: tuple[int, ...] | None,
     named: int | None,
-) -> tuple[int, bytes]:
-    """Return the first element's logical index, modulo 2^64, and the dimensions as the library reads them, without ids.
+) -> tuple[int, int, int, bytes]:
+    """Return what the library reads of a call's dimensions: their start, number, place of ids, and bytes without ids.
 
-    Strides are the operands' strides, or None where all operands are contiguous.
+    The start is the first element's logical index, modulo 2^64. Dimensions of size 1 are left out unless they have ids;
+    so no more are left than the library takes, 64. Strides are the operands' strides, or None where all operands are
+    contiguous.
     """
+    rank = len(shape)
+    if not all(0 <= d < rank for d in shared_dims):
+        raise ValueError(f"shared_dims is {shared_dims}; expected dimensions of the input, 0 to {rank - 1}")
+    for name, entries in (("window_shape", window_shape), ("window_offset", window_offset)):
+        if entries is not None and len(entries) != rank:
+            raise ValueError(f"{name} is {entries}; expected {rank} entries, one for each dimension of the input")
     logical, start, stride = [0] * len(shape), 0, 1
     for d in reversed(range(len(shape))):
         if d in shared_dims:
@@ -123,10 +199,15 @@ def _layout(
         stride *= shape[d] if window_shape is None else window_shape[d]
     if strides is None:
         strides = (tuple(math.prod(shape[d + 1 :]) for d in range(len(shape))),) * 4
-    fields: list[int] = []
+    dims, ids_at = b"", 0
     for d, size in enumerate(shape):
-        fields += (size, logical[d], *(0 if operand is None else operand[d] for operand in strides), 0)
-    return start & _ALL, struct.pack(_DIM * len(shape), *fields)
+        if size != 1 or d == named:
+            dims += struct.pack(
+                _DIM, size, logical[d], *(0 if operand is None else operand[d] for operand in strides), 0
+            )
+        if d == named:
+            ids_at = len(dims) - 8
+    return start & _ALL, len(dims) // _DIM_SIZE, ids_at, dims
 
 
 def check_overlap(tensor: Tensor) -> None:
