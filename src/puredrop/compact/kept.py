@@ -95,7 +95,9 @@ class Kept:
             if values.device != device:
                 raise ValueError(f"{name}.{field} is on device {values.device}; expected {device}")
             if values.is_cpu and values.numel() and not values.data_ptr():
-                raise ValueError(f"{name}.{field} has no memory, as after its storage was resized to 0; expected memory")
+                raise ValueError(
+                    f"{name}.{field} has no memory, as after its storage was resized to 0; expected memory"
+                )
 
     def units(self, group: int) -> Tensor:
         """Return the units that a group keeps, int64 (count,)."""
