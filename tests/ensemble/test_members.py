@@ -102,7 +102,7 @@ def test_the_model_is_as_it_was(name):
     generator = torch.get_rng_state()
     ensemble = puredrop.DropoutEnsemble(model)
     ensemble.predict(x, members=3)
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, AssertionError)):  # the latter of attention, as torch has it
         ensemble.predict(wrong, members=3)
     assert torch.equal(generator, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]

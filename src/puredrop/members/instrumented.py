@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop import ops
-from puredrop._torch import transforms_active, watch_operators
+from puredrop._torch import transforms_active
 from puredrop.conversion import Swapped, as_ours
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.duplicate import duplicate
@@ -128,32 +128,25 @@ class InstrumentedModel:
         root: the model, unwrapped; it stays as it is.
         plan: how its sites are reached.
         sample_dim: dimension of the samples in the model's inputs.
-        finds_draws: whether `drawing` and `has_drawn` are kept, for which every operator is watched.
     """
 
-    def __init__(self, root: Module, plan: Plan, sample_dim: int, *, finds_draws: bool = False) -> None:
+    def __init__(self, root: Module, plan: Plan, sample_dim: int) -> None:
         self.root = root
         self.model = root
         self.plan = plan
         self.sample_dim = sample_dim
         self.drawing: set[str] = set()
-        """Paths of modules that drew random numbers themselves."""
-        self.has_drawn = False
+        """Paths of modules that drew random numbers themselves, as `note_draw` has seen."""
         self._moment: MemberForward | None = None
         self._frames = [Frame("")]
-        self._finds_draws = finds_draws
 
     @contextmanager
     def running(self, moment: MemberForward) -> Iterator[Module]:
         """Yield the model, whose forward is that of some members."""
         self._moment = moment
         self._frames = [Frame("")]
-        self.has_drawn = False
         try:
-            with ExitStack() as stack:
-                if self._finds_draws:
-                    stack.enter_context(watch_operators(self._note_draw))
-                stack.enter_context(_Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced))
+            with _Mode(self._serve, lambda: self._frames[-1].path in self.plan.forced):
                 yield self.model
         finally:
             self._moment = None
@@ -219,12 +212,10 @@ class InstrumentedModel:
         """Pop the frame of the module that has returned or failed."""
         self._frames.pop()
 
-    def _note_draw(self, operator: Any, _: Any) -> None:
-        """Record the watched module that draws random numbers: in this thread, unlike the generators' states."""
-        if torch.Tag.nondeterministic_seeded in operator.tags:
-            self.has_drawn = True
-            if len(self._frames) > 1:
-                self.drawing.add(self._frames[-1].path)
+    def note_draw(self, operator: Any, _: Any) -> None:
+        """Record the module that runs if an operator draws random numbers in it."""
+        if torch.Tag.nondeterministic_seeded in operator.tags and len(self._frames) > 1:
+            self.drawing.add(self._frames[-1].path)
 
     def _functional(self, kind: str) -> MemberSite:
         """Return the site of a function that is called."""

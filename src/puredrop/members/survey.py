@@ -17,7 +17,7 @@ from puredrop._torch import watch_operators
 from puredrop.inspection import STRAY, Sites, observe, outside_positions
 from puredrop.inspection.duplicate import duplicate
 from puredrop.inspection.state import generators_restored
-from puredrop.inspection.watch import Event, Watch
+from puredrop.inspection.watch import Event, Watch, positions
 from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
@@ -86,18 +86,23 @@ def _surveyed(
     root: Module, few: Batch, members: MemberMasks, read: Callable[[Any], Tensor], may_be_silent: bool
 ) -> Survey:
     sites, plan = _planned(root, few)
-    instrumented = InstrumentedModel(root, plan, few.dim, finds_draws=True)
+    instrumented = InstrumentedModel(root, plan, few.dim)
     reference = Engine(instrumented, members, read, [], is_batched=False)
-    for _ in range(2):
-        instrumented.drawing.clear()
-        outside = outside_positions()
+    for _ in range(3):
+        before = positions(), outside_positions()
         with reference.opened():
             outputs = reference.outputs(few, [0, 1])
-        plan.draws = instrumented.has_drawn or outside_positions() != outside
+        plan.draws = (positions(), outside_positions()) != before
+        if not plan.draws:
+            break
+        # Who drew? Perhaps another thread, so operators are watched, which takes longer and sees this thread alone.
+        with reference.opened(), watch_operators(instrumented.note_draw):
+            reference.outputs(few, [0, 1])
         if not instrumented.drawing:
             break
         for path in instrumented.drawing:
             plan.skipped[path] = "draws random numbers of its own, which no key reaches; it is off"
+        instrumented.drawing.clear()
     if plan.draws:
         plan.skipped.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
     uses = tuple(reference.uses)
