@@ -168,15 +168,15 @@ class Report(Records):
 
     Args:
         findings: in the order of their places.
-        looked_at: number of sites, or files, that were checked.
+        checked: number of sites, or files, that were checked.
 
-    >>> report = Report((Finding("PD302", "drop"),), looked_at=3)
+    >>> report = Report((Finding("PD302", "drop"),), checked=3)
     >>> report.ok, len(report), [finding.code for finding in report]
     (False, 1, ['PD302'])
     """
 
     findings: tuple[Finding, ...]
-    looked_at: int = 0
+    checked: int = 0
 
     @property
     def ok(self) -> bool:
@@ -185,7 +185,7 @@ class Report(Records):
 
     def to_dict(self) -> dict[str, Any]:
         """Return whether the check passed, how much was checked, and the findings."""
-        return {"ok": self.ok, "looked_at": self.looked_at, "findings": self.records()}
+        return {"ok": self.ok, "checked": self.checked, "findings": self.records()}
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of `frame`: the fields of each finding, with severity, message, reason and fix."""
@@ -201,6 +201,6 @@ class Report(Records):
 
     def __str__(self) -> str:
         if self.ok:
-            return f"no findings ({self.looked_at} checked)"
+            return f"no findings ({self.checked} checked)"
         count = len(self.findings)
         return "\n".join([*map(str, self.findings), f"{count} finding{'s' * (count > 1)}"])
