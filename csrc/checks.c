@@ -35,8 +35,8 @@ static const char *fault_of_dims(const struct puredrop_call *call)
         if (dim->size > 1 && dim->stride[0] == 0)
             return "dim: out has a stride of 0, so that elements overwrite each other";
         for (int o = 0; o < OPERANDS; ++o) {
-            const int64_t stride = dim->stride[o] < 0 ? -dim->stride[o] : dim->stride[o];
-            if (stride < 0 || !fit(dim->size - 1, stride) || reach[o] > most - (dim->size - 1) * stride)
+            const int64_t own = dim->stride[o], stride = own < -most ? INT64_MAX : own < 0 ? -own : own;
+            if (!fit(dim->size - 1, stride) || reach[o] > most - (dim->size - 1) * stride)
                 return "dim: a stride reaches beyond the address space";
             reach[o] += (dim->size - 1) * stride;
         }
@@ -86,13 +86,13 @@ const char *fault_of_panels(const struct puredrop_panels *call)
         return "call is NULL";
     if (call->scatters != 0 && call->scatters != 1)
         return "scatters is neither 0 nor 1";
+    if (!call->row_at != !call->row_count || !call->column != !call->column_count)
+        return "row_count or column_count: lists and counts come together";
     fault = fault_of_sizes(call);
     if (fault)
         return fault;
     if ((!call->dense && call->rows && call->width) || (!call->values && call->groups && call->height && call->breadth))
         return "dense or values is NULL";
-    if (!call->row_at != !call->row_count || !call->column != !call->column_count)
-        return "row_count or column_count: lists and counts come together";
     if (!call->row_at && call->groups &&
         (call->row_step < 0 || !fit(call->groups, call->row_step) ||
          call->row_step * (call->groups - 1) > call->rows - call->height))
