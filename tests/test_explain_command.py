@@ -189,3 +189,72 @@ def test_a_pickle_is_not_run(folder, capsys):
     assert main(["explain", "my_explained_nets:net", "rows.npz", "--weights", "evil.pt"]) == 2
     assert not (folder / "harm").exists()
     assert "cannot be read as weights alone" in capsys.readouterr().err
+
+
+FOREIGN = """
+open("harm", "w").close()
+from transformers import BertConfig, BertForSequenceClassification
+
+
+class Config(BertConfig):
+    model_type = "foreign"
+
+
+class Model(BertForSequenceClassification):
+    config_class = Config
+"""
+AUTO_MAP = {
+    "AutoConfig": "foreign.Config", "AutoModel": "foreign.Model", "AutoTokenizer": ["foreign.Tokenizer", None],
+    "AutoModelForSequenceClassification": "foreign.Model",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "foreign", "auto_map": AUTO_MAP},
+        {"auto_map": AUTO_MAP, "architectures": ["AutoModelForSequenceClassification"]},
+        {"auto_map": AUTO_MAP, "architectures": ["AutoModel"]},
+        {"architectures": ["pipeline"]},
+        {"architectures": [["a"]]},
+        {"attn_implementation": "somebody/kernel"},
+        {"attn_implementation": {"": "eager", "text_config": "somebody/kernel"}},
+    ],
+    ids=["config", "auto class", "auto model", "pipeline", "list", "kernel", "nested kernel"],
+)
+def test_code_in_a_folder_is_never_run_and_nothing_is_asked(folder, change, monkeypatch, capsys):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained("bert")
+    (folder / "bert" / "foreign.py").write_text(FOREIGN)
+    path = folder / "bert" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    ids = np.random.default_rng(1).integers(5, 50, (24, 6))
+    np.savez("ids.npz", input_ids=ids, labels=np.arange(24) % 3)
+    capsys.readouterr()
+    assert main(["explain", "bert", "ids.npz", "--members", "16"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith("puredrop explain: error: MODEL bert is no finished run of compare, and Hugging Face")
+    assert asked == []
+    assert not (folder / "harm").exists()
+    assert not (folder / "runs").exists()
+
+
+def test_a_tokenizer_in_a_folder_runs_no_code(folder, monkeypatch, capsys):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained("bert")
+    (folder / "bert" / "foreign.py").write_text(FOREIGN)
+    told = {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": ["foreign.Tokenizer", None]}}
+    (folder / "bert" / "tokenizer_config.json").write_text(json.dumps(told))
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    line = ["explain", "bert", "rows.csv", "--columns", "text", "--target", "label", "--members", "16"]
+    assert main(line) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (folder / "harm").exists()

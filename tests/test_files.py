@@ -1,6 +1,12 @@
+import errno
+import io
+import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from puredrop import _files as files
@@ -95,3 +101,94 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     assert os.read(reader, 10) == b"data"
     assert path.is_fifo()
     os.close(reader)
+
+
+WRITERS = {
+    "a.json": lambda path: files.write_json(path, {"format": 1, "nll": [0.1 + 0.2, -0.0], "name": "é"}),
+    "a.html": lambda path: files.write_page(path, "<!doctype html>\n<html><body>page</body></html>\n"),
+    "b.html": lambda path: files.write_page(path, "<html><body>figure</body></html>\n"),
+    "a.safetensors": lambda path: files.write_tensors(path, TENSORS),
+    "checkpoint.safetensors": lambda path: files.save_checkpoint(path, TENSORS, STATE),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_flipped_bit_of_every_kind_of_file_is_noticed(tmp_path, name):
+    path = tmp_path / name
+    WRITERS[name](path)
+    data = path.read_bytes()
+    assert files.read(path, "") == data
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert files.checksum_state(io.BytesIO(flipped)) == "corrupt", bit
+    for end in (1, len(data) // 4):
+        assert files.checksum_state(io.BytesIO(data[:-end])) == "corrupt"
+    path.write_bytes(data + b" ")
+    with pytest.raises(ValueError, match=rf"{name} is corrupt \(its checksum is wrong\); fetch it again"):
+        files.read(path, "fetch it again")
+
+
+def test_what_is_written_comes_back(tmp_path):
+    for name, writer in WRITERS.items():
+        writer(tmp_path / name)
+    assert files.read_json(tmp_path / "a.json", "") == {"format": 1, "nll": [0.1 + 0.2, -0.0], "name": "é"}
+    tensors = files.read_tensors(tmp_path / "a.safetensors", "")
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>\n<!-- puredrop blake2b-128 ")
+    assert (tmp_path / "b.html").read_text().endswith("-->\n<html><body>figure</body></html>\n")
+
+
+@pytest.mark.parametrize("place", [0, 1, 70, (1 << 20) - 100, (1 << 20) - 50, (1 << 20) - 1, 1 << 20, 3 << 20])
+def test_a_checksum_is_found_wherever_it_stands(place):
+    mark = files.BLANK_CHECKSUM.encode()
+    data = os.urandom(place) + mark + os.urandom((1 << 20) + 17)
+    sealed, file = files.seal(data), io.BytesIO(data)
+    files.seal_file(file)
+    assert file.getvalue() == sealed
+    assert files.checksum_state(file) == "right"
+    for position in (0, place + 25, len(data) - 1):
+        changed = bytearray(sealed)
+        changed[position] ^= 4
+        assert files.checksum_state(io.BytesIO(changed)) == "corrupt"
+    assert files.checksum_state(io.BytesIO(os.urandom(3000))) == "no checksum"
+
+
+def test_a_checkpoint_from_before_checksums_is_checked_by_its_digest(tmp_path):
+    text = json.dumps(STATE)
+    metadata = {"format": "1", "state": text, "digest": files.digest(TENSORS, text)}
+    path = tmp_path / "old.safetensors"
+    path.write_bytes(safetensors.torch.save(TENSORS, metadata))
+    assert files.load_checkpoint(path)[1] == STATE
+    path.write_bytes(safetensors.torch.save({**TENSORS, "b": TENSORS["b"] + 1}, metadata))
+    with pytest.raises(ValueError, match=r"old.safetensors is corrupt \(its checksum is wrong\)"):
+        files.load_checkpoint(path)
+
+
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
+    files.write(path, b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"^cannot write .*file: No space left on device$") as info:
+            files.write(path, b"new")
+    assert info.value.errno == errno.ENOSPC
+    assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [("file", b"old")]
+    shutil.rmtree(path.parent)
+    with pytest.raises(FileNotFoundError, match=r"^cannot write .*: the folder .*folder has vanished$"):
+        files.write(path, b"new")
+    with pytest.raises(OSError, match=r"^cannot write /dev/full: No space left on device$"):
+        files.write(Path("/dev/full"), b"new")
+
+
+def test_only_what_was_being_written_here_is_removed(tmp_path):
+    names = [".file.0123456789abcdef.tmp", ".file.tmp", ".other.0123456789abcdef.tmp", ".file.0123456789ABCDEF.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    files.remove_interrupted(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

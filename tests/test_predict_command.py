@@ -1,10 +1,12 @@
 """`puredrop predict`: the file it writes, on one process or two, stopped and started again."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -15,7 +17,8 @@ import torch
 
 import processes
 import puredrop
-from puredrop.cli import main
+from puredrop._folders import output_folder
+from puredrop.cli import main, predict_job
 
 FACTORY = """
 import time
@@ -149,3 +152,123 @@ def test_errors_are_one_line(folder, arguments, message, capsys):
     assert message in said
     assert len(said.splitlines()) == 1
     assert not list(folder.glob("*.parquet"))
+
+
+PARTS = ("--members", "8", "--part-rows", "30")
+
+
+def test_a_corrected_command_takes_the_place_of_one_that_failed(folder, capsys):
+    line = command("--out", "out.parquet", *PARTS)
+    assert main([*line, "--columns", "a,b"]) == 2  # fails on the first part: nothing is left
+    assert not (folder / "out.parquet.parts").exists()
+    (folder / "my_predicted_nets.py").write_text(
+        FACTORY + "\n\nclass Choosy(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.layers = net()\n\n"
+        "    def forward(self, x):\n        if (x[..., 0] == 77).any():\n            raise ValueError('77 is no row')\n"
+        "        return self.layers(x)\n\n\ndef choosy():\n    return Choosy()\n"
+    )  # fmt: skip
+    sys.modules.pop("my_predicted_nets", None)
+    table = pd.read_csv("rows.csv")
+    table.assign(a=table["a"].where(table.index != 80, 77)).to_csv("bad.csv", index=False)
+    bad = ["predict", "my_predicted_nets:choosy", "bad.csv", "--out", "out.parquet", *PARTS]
+    assert main(bad) == 2  # fails on the third part
+    assert "77 is no row" in capsys.readouterr().err
+    assert len(list((folder / "out.parquet.parts").glob("0*.parquet"))) == 2
+    assert main([bad[0], bad[1], "rows.csv", *bad[3:]]) == 0
+    assert list(pd.read_parquet("out.parquet")["row"]) == list(range(100))
+    assert sorted(path.name for path in folder.glob("out*")) == ["out.parquet"]
+
+
+def test_a_job_with_parts_that_did_not_fail_is_kept(folder, monkeypatch, capsys):
+    write, count = predict_job.write, iter(range(9))
+
+    def full(path, data):
+        if next(count) == 2:
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    line = command("--out", "out.parquet", *PARTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_job, "write", full)
+        assert main(line) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "No space left on device" in error
+    assert main([*line, "--columns", "d,c,b,a"]) == 2
+    assert "holds an unfinished job with another model, data or options" in capsys.readouterr().err
+    assert main(line) == 0
+    assert "going on with 2 of 4 parts" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.glob("out*")) == ["out.parquet"]
+
+
+def test_a_changed_part_is_predicted_again_and_the_file_is_sealed(folder, monkeypatch, capsys):
+    line = command("--out", "out.parquet", *PARTS)
+    assert main(line) == 0
+    whole = pd.read_parquet("out.parquet")
+    assert main(["verify", "out.parquet"]) == 0
+    assert "right" in capsys.readouterr().out
+    (folder / "out.parquet").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_job.PredictJob, "_join", interrupted)
+        assert main(line) == 130
+    parts = sorted((folder / "out.parquet.parts").glob("0*.parquet"))
+    chance = np.random.default_rng(0)
+    for part, at in ((parts[0], chance.integers(4, 200)), (parts[2], -40)):
+        data = bytearray(part.read_bytes())
+        data[at] ^= 16
+        part.write_bytes(data)
+    assert main(line) == 0
+    assert capsys.readouterr().err.count("is not what was written; its rows are predicted again") == 2
+    pd.testing.assert_frame_equal(pd.read_parquet("out.parquet"), whole)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_run_killed_before_its_parts_were_deleted_ends_well(folder, monkeypatch):
+    line = command("--out", "out.parquet", *PARTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_job.PredictJob, "_clean", interrupted)
+        assert main(line) == 130
+    assert {path.name for path in folder.glob("out*")} == {"out.parquet", "out.parquet.parts"}
+    assert main(line) == 0
+    assert sorted(path.name for path in folder.glob("out*")) == ["out.parquet"]
+    assert main(line) == 2
+
+
+def test_two_runs_at_once_and_outputs_that_cannot_be(folder, capsys):
+    line = command("--out", "out.parquet", *PARTS)
+    with output_folder(folder / "out.parquet.parts"):
+        assert main(line) == 2
+    assert f"another run (process {os.getpid()}) writes to out.parquet; wait" in capsys.readouterr().err
+    (folder / "link.parquet").symlink_to("nowhere")
+    (folder / "file").write_text("")
+    for out, message in (("link.parquet", "'link.parquet' exists"), ("file/out.parquet", "file is a file")):
+        assert main(command("--out", out)) == 2
+        assert message in capsys.readouterr().err
+    (folder / "out.parquet.parts").rmdir()  # of this test
+    assert not list(folder.glob("*.parts"))
+
+
+@pytest.mark.parametrize("name", ["huge", "cut", "single"])
+def test_an_archive_that_cannot_be_read_is_named(folder, name, capsys):
+    np.savez("x.npz", x=np.ones((5, 4), np.float32))
+    data = (folder / "x.npz").read_bytes()
+    if name == "huge":
+        with zipfile.ZipFile("huge.npz", "w") as archive:
+            buffer = io.BytesIO()
+            np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 4)})
+            archive.writestr("x.npy", buffer.getvalue() + bytes(100))
+    elif name == "cut":
+        (folder / "cut.npz").write_bytes(data[:-30])
+    else:
+        np.save("single.npy", np.ones(3))
+        (folder / "single.npy").rename("single.npz")
+    for line in (
+        ["predict", "my_predicted_nets:net", f"{name}.npz", "--out", "out.parquet"],
+        ["compare", f"{name}.npz", "--target", "y"],
+    ):
+        assert main(line) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert f"{name}.npz: cannot be read (" in error

@@ -24,7 +24,10 @@ EXAMPLES = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the targets, and how findings are printed."""
     parser.add_argument(
-        "targets", nargs="+", metavar="MODEL|PATH", help="one model as module:factory, or files and folders of source"
+        "targets",
+        nargs="+",
+        metavar="MODEL|PATH",
+        help="one model as module:factory (the module is imported and runs), or files and folders of source",
     )
     add_inputs(parser)
     parser.add_argument("--format", choices=("text", "json", "sarif", "github"), default="text", help="default: text")

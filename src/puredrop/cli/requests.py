@@ -16,8 +16,9 @@ class ExplainRequest:
     """Options of `puredrop explain`: each field is one, and its help says what it means."""
 
     model: str = option(
-        MISSING, "module:factory, a Hugging Face folder, or the folder of a run of compare", positional=True,
-        metavar="MODEL",
+        MISSING,
+        "module:factory (the module is imported and runs), a Hugging Face folder, or the folder of a run of compare",
+        positional=True, metavar="MODEL",
     )  # fmt: skip
     data: str | None = option(
         None, "digits, mnist, or a .csv, .parquet or .npz file; of a run: its own", positional=True, nargs="?",
@@ -52,8 +53,8 @@ class PredictRequest:
     """Options of `puredrop predict`: each field is one, and its help says what it means."""
 
     model: str = option(
-        MISSING, "a function without arguments that returns the trained model", positional=True,
-        metavar="MODULE:FACTORY",
+        MISSING, "a function without arguments that returns the trained model; the module is imported and runs",
+        positional=True, metavar="MODULE:FACTORY",
     )  # fmt: skip
     data: Path = option(MISSING, "a .csv, .parquet or .npz file", positional=True, type=Path, metavar="DATA")
     out: Path = option(MISSING, "the file to write", type=Path, metavar="FILE.parquet")

@@ -20,7 +20,9 @@ EXAMPLES = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and its inputs."""
     parser.add_argument(
-        "model", metavar="MODULE:FACTORY", help="a function without arguments that returns a model, or (model, inputs)"
+        "model",
+        metavar="MODULE:FACTORY",
+        help="a function without arguments that returns a model, or (model, inputs); the module is imported and runs",
     )
     add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="print the sites as JSON")

@@ -44,11 +44,12 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if not hasattr(arrays, "files"):
-            raise ValueError("one array; expected an archive of named arrays, as numpy.savez writes")
-        with arrays:
-            yield arrays
+        with path.open("rb") as file:  # NumPy leaves the file of a broken archive open
+            arrays = np.load(file, allow_pickle=False)
+            if not hasattr(arrays, "files"):
+                raise ValueError("one array; expected an archive of named arrays, as numpy.savez writes")
+            with arrays:
+                yield arrays
     except MemoryError as error:
         raise ValueError(f"{path}: too large for the memory of this machine ({error})") from error
     # What zipfile and NumPy raise for a broken, encrypted or unknown kind of archive.

@@ -50,7 +50,7 @@ class CompareOptions:
         None, "use only so many rows for training and validation", group=_DATA, type=int, metavar="N"
     )
     model: str | None = option(
-        None, "your own network: a function without arguments that makes an nn.Module", group=_TRAINING,
+        None, "your own network: the module is imported and runs, and its function makes an nn.Module", group=_TRAINING,
         metavar="MODULE:FACTORY",
     )  # fmt: skip
     hidden: tuple[int, ...] = option(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop._files import read
+
 __all__ = ["load_weights"]
 
 _SHOWN = 4
@@ -68,10 +70,10 @@ def _listed(keys: Iterable[str]) -> str:
 def _read(path: Path, name: str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         try:
-            return dict(load_file(path))
+            return dict(load(read(path, "fetch or make it again")))
         except SafetensorError as error:
             raise ValueError(f"{name} {str(path)!r} is no safetensors file ({error})") from error
     try:
