@@ -122,6 +122,11 @@ def _(lib):
     return one(raised(lambda f=f, x=x: f(x, float("nan"))) for f, x in functions(lib)[:1])
 
 
+@behaviour("training = 'False', 1, None")
+def _(lib):
+    return one(raised(lambda f=f, x=x, t=t: f(x, 0.5, t)) for f, x in functions(lib) for t in ("False", 1, None))
+
+
 @behaviour("p as a 0-d tensor")
 def _(lib):
     return one(raised(lambda f=f, x=x: f(x, torch.tensor(0.5))) for f, x in functions(lib))

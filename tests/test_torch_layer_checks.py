@@ -187,6 +187,15 @@ def decoder_calls(batch_first=False):
     }
 
 
+def dropout_calls():
+    """Calls of a dropout layer, with inputs of which the first dimension holds the samples."""
+    inputs = {f"rank {rank}": randn(*[4, 2, 3, 2, 2, 2][:rank]) for rank in range(1, 7)}
+    inputs |= {f"empty {shape}": torch.ones(shape) for shape in ((0,), (0, 3), (2, 0), (0, 3, 4), (2, 3, 0, 4))}
+    inputs |= {str(kind): randn(4, 2, 3).to(kind) for kind in (torch.int64, torch.bool, torch.half)}
+    inputs["permuted"] = randn(3, 2, 4).permute(2, 1, 0)
+    return {text: ((x,), {}) for text, x in inputs.items()}
+
+
 def without_names(calls):
     return {text: (arguments, {}) for text, arguments in calls.items()}
 
@@ -197,7 +206,9 @@ def transformer(**named):
 
 ENCODER, DECODER = (8, 2, 16, P), (8, 2, 16, P)
 FIRST = {"batch_first": True}
+DROPOUTS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout")
 CASES = {
+    **{name: (lambda n, name=name: getattr(n, name)(P), dropout_calls()) for name in DROPOUTS},
     "MultiheadAttention": (lambda n: n.MultiheadAttention(8, 2, dropout=P), attention_calls()),
     "MultiheadAttention, batch first": (
         lambda n: n.MultiheadAttention(8, 2, dropout=P, **FIRST),
@@ -234,7 +245,9 @@ CASES = {
 
 
 def dim_of_samples(name):
-    return 0 if "first" in name or name in ("GRU", "TransformerEncoder", "TransformerDecoder") else 1
+    return (
+        0 if "first" in name or name in DROPOUTS or name in ("GRU", "TransformerEncoder", "TransformerDecoder") else 1
+    )
 
 
 def ways(name, theirs):
@@ -273,4 +286,24 @@ def test_layers(name, training):
             words = differs(outcome(lambda a=arguments, n=named, run=run: run(*a, **n)), expected)
             if words:
                 found[way, text] = words
+    assert found == {}
+
+
+def made(kind, sizes, named):
+    kind(*sizes, **named)
+
+
+SIZES = {"MultiheadAttention": (8, 2), "LSTM": (6, 4, 2), "GRU": (6, 4, 2), "RNN": (6, 4, 2)}
+
+
+@pytest.mark.parametrize("name", [*DROPOUTS, *SIZES])
+def test_constructors(name):
+    """Deliberate differences: NaN, and a rate outside [0, 1] of MultiheadAttention, are refused at once."""
+    rate, sizes = ("dropout", SIZES[name]) if name in SIZES else ("p", ())
+    rates = (0, 1, 0.5, True) if name == "MultiheadAttention" else (0, 1, 0.5, 1.5, -0.1, "0.5", None, [0.5], 1j)
+    found = {}
+    for named in [*({rate: value} for value in rates), {"drop": 0.5}]:
+        theirs, ours = (outcome(lambda n=n, k=named: made(getattr(n, name), sizes, k)) for n in (torch.nn, puredrop.nn))
+        if words := differs(ours, theirs):
+            found[str(named)] = words
     assert found == {}

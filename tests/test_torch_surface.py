@@ -157,6 +157,35 @@ def _(lib):
     return all(isinstance(layer, kind) for layer, kind in zip(layers, kinds, strict=True))
 
 
+@behaviour("MultiheadAttention: a transposed padding mask / an integer mask")
+def _(lib):
+    layer, x = lib.nn.MultiheadAttention(8, 2, dropout=0.1), torch.randn(5, 3, 8)
+    masks = {"key_padding_mask": torch.zeros(5, 3).bool()}, {"attn_mask": torch.zeros(5, 5).long()}
+    return " / ".join(raised(lambda mask=mask: layer(x, x, x, **mask)) for mask in masks)
+
+
+@behaviour("MultiheadAttention: an empty batch / no queries")
+def _(lib):
+    layer, x = lib.nn.MultiheadAttention(8, 2, dropout=0.1), torch.randn(5, 3, 8)
+    return " / ".join(str(tuple(layer(q, k, k)[0].shape)) for q, k in ((x[:, :0], x[:, :0]), (x[:0], x)))
+
+
+@behaviour("scaled_dot_product_attention: is_causal with a mask / an integer mask / a mask that enlarges")
+def _(lib):
+    x = torch.randn(2, 3, 4, 8)
+    named = [{"is_causal": True, "attn_mask": torch.ones(4, 4).bool()}]
+    named += [{"attn_mask": torch.ones(4, 4).long()}, {"attn_mask": torch.ones(2, 2, 3, 4, 4).bool()}]
+    function = lib.F.scaled_dot_product_attention
+    return " / ".join(raised(lambda n=n: function(x, x, x, dropout_p=0.5, **n)) for n in named)
+
+
+@behaviour(
+    "scaled_dot_product_attention: dropout_p = 1.5", deliberate="the class that a rate has in every function here"
+)
+def _(lib):
+    return raised(lambda: lib.F.scaled_dot_product_attention(*[torch.randn(2, 3, 4, 8)] * 3, dropout_p=1.5))
+
+
 @behaviour("MultiheadAttention, LSTM: state_dict")
 def _(lib):
     layers = lib.nn.MultiheadAttention(4, 2, dropout=0.1), lib.nn.LSTM(3, 4, 2, dropout=0.1)

@@ -9,6 +9,7 @@ from torch import nn
 
 import puredrop
 from puredrop import Key, Window, functional
+from puredrop.ops._values import check_ids_in_range
 
 KEY = Key(3)
 ROWS = torch.tensor([4, 1, 5, 0, 2])
@@ -214,6 +215,23 @@ def test_wrong_ids_are_refused_in_every_form(name, kind, x):
     compiled(x, ROWS)
     with pytest.raises(ValueError, match="sample_ids holds"):
         compiled(x, wrong)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it lies on a GPU, so that its values are asserted there and not read."""
+
+    @property
+    def device(self):
+        return torch.device("cuda")
+
+
+@pytest.mark.parametrize("kind", [*IDS, "beyond the dimension"])
+def test_a_device_asserts_what_cannot_be_read(kind):
+    wrong = IDS.get(kind, torch.tensor([0, 7]))
+    sizes, dim = ((5, 6), 0) if kind in IDS else ((2, 6), 1)
+    with pytest.raises(RuntimeError, match="sample_ids holds an id outside of its dimension"):
+        check_ids_in_range(wrong.as_subclass(Elsewhere), sizes, (), dim)
+    check_ids_in_range(ROWS.as_subclass(Elsewhere), sizes, (), dim)
 
 
 def test_windows_take_integers_of_every_type():
