@@ -298,9 +298,10 @@ SIZES = {"MultiheadAttention": (8, 2), "LSTM": (6, 4, 2), "GRU": (6, 4, 2), "RNN
 
 @pytest.mark.parametrize("name", [*DROPOUTS, *SIZES])
 def test_constructors(name):
-    """Deliberate differences: NaN, and a rate outside [0, 1] of MultiheadAttention, are refused at once."""
+    """Deliberate differences: NaN and a rate that is no number are refused at once, with one class for all layers."""
     rate, sizes = ("dropout", SIZES[name]) if name in SIZES else ("p", ())
-    rates = (0, 1, 0.5, True) if name == "MultiheadAttention" else (0, 1, 0.5, 1.5, -0.1, "0.5", None, [0.5], 1j)
+    rates = [0, 1, 0.5] if name == "MultiheadAttention" else [0, 1, 0.5, 1.5, -0.1]
+    rates += [] if name in SIZES else [True, "0.5", None, [0.5], 1j]
     found = {}
     for named in [*({rate: value} for value in rates), {"drop": 0.5}]:
         theirs, ours = (outcome(lambda n=n, k=named: made(getattr(n, name), sizes, k)) for n in (torch.nn, puredrop.nn))

@@ -18,11 +18,9 @@ class _Recurrent(HasKey, torch.nn.RNNBase):
     """Abstract: torch's recurrent network, run one layer at a time where it drops."""
 
     def __init__(self, *arguments: Any, key: Key | None = None, **named: Any) -> None:
-        rate = named.get("dropout", 0.0)
-        if isinstance(rate, (int, float)):
-            ops.as_rate(rate)  # other types torch refuses with a class of its own
+        ops.as_rate(named.get("dropout", 0.0))  # torch lets NaN through
         super().__init__(*arguments, **named)
-        ops.as_rate(self.dropout)  # torch lets NaN through
+        ops.as_rate(self.dropout)  # of a positional argument
         self.set_key(key)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
