@@ -1,6 +1,8 @@
 """`puredrop explain`: state files, folders and runs; what it writes, and what it refuses in one line."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from puredrop.cli import main
+from puredrop.cli import explain_job, main
 from puredrop.cli.explain_job import prepare
 from puredrop.cli.requests import ExplainRequest
 
@@ -258,3 +260,20 @@ def test_a_tokenizer_in_a_folder_runs_no_code(folder, monkeypatch, capsys):
     assert main(line) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert not (folder / "harm").exists()
+
+
+def test_an_analysis_that_fails_or_cannot_be_written_leaves_nothing(folder, monkeypatch, capsys):
+    safetensors.torch.save_file(state(), "net.safetensors")
+    line = ["explain", "my_explained_nets:net", "rows.npz", "--weights", "net.safetensors", "--members", "16"]
+    before = sorted(path.name for path in folder.iterdir())
+
+    def fail(subject, on_question):
+        assert (folder / "runs" / "my_explained_nets-net-explain" / ".lock").is_file()
+        assert main(line) == 2
+        assert f"another run (process {os.getpid()}) writes to" in capsys.readouterr().err
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(explain_job, "analyse", fail)
+    assert main(line) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [name for name in sorted(path.name for path in folder.iterdir()) if name != "__pycache__"] == before

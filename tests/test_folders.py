@@ -131,3 +131,14 @@ def test_folders_that_cannot_be_used_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(PermissionError, match="is not writable"):
         check_output_folder(tmp_path / "new")
+
+
+def test_a_full_disk_locks_too_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with output_folder(tmp_path / "out"):
+        with pytest.raises(BlockingIOError, match=r"another run writes to .*out; wait"):
+            check_unlocked(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -99,7 +99,8 @@ def _lock(folder: Path, output: str) -> int:
             if not is_new:
                 _delete(path, descriptor)
             elif _is_at(path, descriptor):
-                os.write(descriptor, str(os.getpid()).encode())
+                with contextlib.suppress(OSError):  # a full disk: the lock holds without the number
+                    os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
