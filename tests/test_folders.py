@@ -138,7 +138,7 @@ def test_a_full_disk_locks_too_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with output_folder(tmp_path / "out"):
-        with pytest.raises(BlockingIOError, match=r"another run writes to .*out; wait"):
-            check_unlocked(tmp_path / "out")
+    locked = pytest.raises(BlockingIOError, match=r"another run writes to .*out; wait")
+    with output_folder(tmp_path / "out"), locked:
+        check_unlocked(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
