@@ -41,11 +41,13 @@ __all__ = [
     "fsdp_mesh",
     "has_hooks",
     "is_batched",
+    "is_exporting",
     "is_recorded",
     "is_sole_reference",
     "is_view",
     "local_part",
     "plain_checks",
+    "raise_now",
     "recurrent_weights",
     "remove_hooks",
     "safe_softmax",
@@ -265,6 +267,32 @@ def share_parameters(module: Module, new: Module) -> None:
     """Give a module the table of another's parameters, so that it sees those that FSDP exchanges in each forward."""
     if "_parameters" in vars(module):
         vars(new)["_parameters"] = vars(module)["_parameters"]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def raise_now(message: str) -> None:
+    """Raise a RuntimeError while a compiler traces, whose own account of it may leave out the message."""
+    raise RuntimeError(message)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _dynamo_exports() -> bool:
+    """Return whether Dynamo, which calls this while it traces, does so for torch.export."""
+    translator = _find("_dynamo.symbolic_convert.InstructionTranslator.current_tx")
+    try:
+        return bool(translator is not None and translator().export)
+    except AttributeError:  # nothing is traced
+        return False
+
+
+def is_exporting() -> bool:
+    """Return whether torch.export traces this code."""
+    public = getattr(torch.compiler, "is_exporting", None)
+    if public is not None:
+        return bool(public())
+    if torch.compiler.is_dynamo_compiling():
+        return bool(_dynamo_exports())
+    return torch.compiler.is_compiling()  # torch.export runs the model itself, without Dynamo
 
 
 def call_uncompiled(module: Module) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop._torch import backward_number, is_recorded
+from puredrop._torch import backward_number, is_exporting, is_recorded, raise_now
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.frames import Frame, Hooks
 from puredrop.inspection.state import logical_thread, opening
@@ -27,15 +27,6 @@ from puredrop.pinning._sites import Keys, PinnedSite
 from puredrop.rng import Key
 
 __all__ = ["Forward"]
-
-
-def _is_exporting_without_dynamo() -> bool:
-    """Return whether torch.export runs the model itself: only then torch compiles and Dynamo does not."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
-# Torch 2.6 lacks is_exporting. There torch.export(strict=True), which is Dynamo, is not refused: it keeps keys.
-_is_exporting = getattr(torch.compiler, "is_exporting", _is_exporting_without_dynamo)
 
 
 class State(NamedTuple):
@@ -124,7 +115,7 @@ class Forward(ForwardState):
         """
         if self.is_released or (self.depth == 0 and not self.hooks.are_on and not self._drops()):
             return
-        if _is_exporting() or is_recorded():
+        if is_exporting() or is_recorded():
             self.refuse_tracer()
         self.open_by_hook(args, kwargs)
 
@@ -136,7 +127,7 @@ class Forward(ForwardState):
     def refuse_tracer(self) -> None:
         """Refuse tracing in training mode: a recorded program would keep this step's keys."""
         if self._drops():
-            raise RuntimeError(
+            raise_now(
                 "a pinned model cannot be exported in training mode: the program would hold this step's keys for ever; "
                 "call model.eval() first, or run.release()"
             )

@@ -76,6 +76,10 @@ class ForwardState(KeySource):
         """Return the state with which a region of the forward begins."""
 
     @abstractmethod
+    def refuse_tracer(self) -> None:
+        """Refuse tracing in training mode, which would keep this step's keys."""
+
+    @abstractmethod
     def restore(self, state: Any) -> None:
         """Return to a state."""
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from puredrop._torch import backward_number
+from puredrop._torch import backward_number, is_exporting
 from puredrop.inspection.state import opening
 from puredrop.ops import Place, SiteKeySource, active, is_spread
 from puredrop.pinning._forward_state import ForwardState
@@ -91,6 +91,8 @@ class PinnedSite(SiteKeySource):
                 self._refuse_backward()
         if not is_traced:
             forward.check_thread()
+        elif is_exporting():  # torch 2.6 exports past the hooks of a model
+            forward.refuse_tracer()
         call = self._use(forward)
         if forward.is_parallel:
             self._check_whole(input, call, is_traced)
