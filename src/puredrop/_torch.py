@@ -33,11 +33,11 @@ __all__ = [
     "assert_on_device",
     "backward_number",
     "below_autograd",
-    "call_uncompiled",
     "checkpoint_frame",
     "children",
     "flat_group",
     "forward_pre_hooks",
+    "dynamo_exports",
     "fsdp_mesh",
     "has_hooks",
     "is_batched",
@@ -47,7 +47,6 @@ __all__ = [
     "is_view",
     "local_part",
     "plain_checks",
-    "raise_now",
     "recurrent_weights",
     "remove_hooks",
     "safe_softmax",
@@ -150,12 +149,9 @@ def is_recorded() -> bool:
 
 
 def assert_on_device(condition: Tensor, message: str) -> None:
-    """Raise an error if a 0-d bool tensor is False, at the device's next synchronisation and without one of its own.
+    """Raise a RuntimeError with the message if a 0-d bool tensor is False: on a GPU at its next synchronisation.
 
     Without the name in torch the check synchronises.
-
-    Raises:
-        RuntimeError: with the message; on a GPU the device reports it.
     """
     check = getattr(torch, "_assert_async", None)
     if check is not None:
@@ -264,40 +260,23 @@ def with_parameters(module: Module, parameters: dict[str, nn.Parameter | None]) 
 
 
 def share_parameters(module: Module, new: Module) -> None:
-    """Give a module the table of another's parameters, so that it sees those that FSDP exchanges in each forward."""
-    if "_parameters" in vars(module):
-        vars(new)["_parameters"] = vars(module)["_parameters"]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def raise_now(message: str) -> None:
-    """Raise a RuntimeError while a compiler traces, whose own account of it may leave out the message."""
-    raise RuntimeError(message)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _dynamo_exports() -> bool:
-    """Return whether Dynamo, which calls this while it traces, does so for torch.export."""
-    translator = _find("_dynamo.symbolic_convert.InstructionTranslator.current_tx")
-    try:
-        return bool(translator is not None and translator().export)
-    except AttributeError:  # nothing is traced
-        return False
+    """Give a copy its module's table of parameters, which FSDP changes in each forward, and a forward uncompiled."""
+    vars(new).update((name, value) for name, value in vars(module).items() if name == "_parameters")
+    vars(new).pop("_compiled_call_impl", None)
 
 
 def is_exporting() -> bool:
     """Return whether torch.export traces this code."""
-    public = getattr(torch.compiler, "is_exporting", None)
-    if public is not None:
-        return bool(public())
-    if torch.compiler.is_dynamo_compiling():
-        return bool(_dynamo_exports())
-    return torch.compiler.is_compiling()  # torch.export runs the model itself, without Dynamo
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    # Torch 2.6: only torch.export compiles without Dynamo.
+    return dynamo_exports() if torch.compiler.is_dynamo_compiling() else torch.compiler.is_compiling()
 
 
-def call_uncompiled(module: Module) -> None:
-    """Let a module run its forward, not what `module.compile()` made of it."""
-    vars(module).pop("_compiled_call_impl", None)
+def dynamo_exports() -> bool:
+    """Return whether Dynamo, which takes the answer for a constant (`pinning._compilers`), traces for torch.export."""
+    translator = _find("_dynamo.symbolic_convert.InstructionTranslator.current_tx")
+    return translator is not None and getattr(translator(), "export", False) is True
 
 
 def has_hooks(module: Module) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from puredrop._torch import COMPILED, call_uncompiled, remove_hooks, share_parameters
+from puredrop._torch import COMPILED, remove_hooks, share_parameters
 from puredrop.inspection.frames import Enter, Leave
 from puredrop.inspection.state import live_forwards
 from puredrop.ops import SiteKeySource
@@ -76,7 +76,6 @@ class _Duplication:
             is_shared_table = changed is value and name in _TABLES
             vars(new)[name] = copy.copy(value) if is_shared_table else changed
         share_parameters(module, new)
-        call_uncompiled(new)
         remove_hooks(new, self._is_of_a_run)
         if isinstance(vars(new).get("key"), SiteKeySource):
             vars(new)["key"] = None

@@ -6,10 +6,11 @@ import functools
 
 import torch
 
-from puredrop._torch import skip_alone
+from puredrop._torch import dynamo_exports, skip_alone
 from puredrop.inspection.frames import Enter, Leave
 from puredrop.pinning import _sites
 from puredrop.pinning._forward import Forward
+from puredrop.pinning._forward_state import raise_now
 
 __all__ = ["tell_compilers"]
 
@@ -23,7 +24,8 @@ def tell_compilers() -> None:
     """
     Forward.open_by_hook = torch.compiler.disable(Forward.open_by_hook)  # type: ignore[method-assign]
     Forward.close_by_hook = torch.compiler.disable(Forward.close_by_hook)  # type: ignore[method-assign]
-    torch.compiler.assume_constant_result(_sites._make)  # marks the function
+    for function in (_sites._make, dynamo_exports, raise_now):
+        torch.compiler.assume_constant_result(function)  # marks the function: it is run, not traced
     # Else the hooks of every module are programs of their own, and a stack of blocks reaches the limit of compilations.
     for hook in (Forward.before, Forward.after, Forward.enter, Forward.leave, Enter.__call__, Leave.__call__):
         skip_alone(hook)

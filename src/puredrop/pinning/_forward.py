@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop._torch import backward_number, is_exporting, is_recorded, raise_now
+from puredrop._torch import backward_number, is_exporting, is_recorded
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.frames import Frame, Hooks
 from puredrop.inspection.state import logical_thread, opening
 from puredrop.inspection.watch import positions
 from puredrop.ops import Place, active
 from puredrop.pinning._batches import Batches, Tally
-from puredrop.pinning._forward_state import ForwardState
+from puredrop.pinning._forward_state import ForwardState, raise_now
 from puredrop.pinning._ranks import holds_parts
 from puredrop.pinning._recompute import watch_checkpoints
 from puredrop.pinning._samples import Samples, count_of

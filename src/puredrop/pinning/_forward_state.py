@@ -12,7 +12,7 @@ from puredrop.inspection.state import logical_thread
 from puredrop.ops import KeySource
 from puredrop.pinning._samples import FIRST, Samples
 
-__all__ = ["ForwardState"]
+__all__ = ["ForwardState", "raise_now"]
 
 
 class ForwardState(KeySource):
@@ -93,3 +93,8 @@ def _refuse_thread() -> NoReturn:
         "the pinned model is used while another thread runs it, so that no use has a number of its own; run it in one "
         "thread at a time, or give each thread a copy: copy.deepcopy(model) is pinned on its own"
     )
+
+
+def raise_now(message: str) -> NoReturn:
+    """Raise a RuntimeError. Compilers run this while they trace, since their own account may leave out the message."""
+    raise RuntimeError(message)
