@@ -10,8 +10,14 @@ static int fit(int64_t a, int64_t b)
     return !__builtin_mul_overflow(a, b, &product) && product <= most;
 }
 
-static const char *fault_of_operands(const struct puredrop_call *call)
+const char *fault_of_operands(const struct puredrop_call *call)
 {
+    if (call->op < 0 || call->op >= OPS)
+        return "op is none of enum puredrop_op";
+    if (call->dtype < 0 || call->dtype >= DTYPES)
+        return "dtype is none of enum puredrop_dtype";
+    if (!(call->p >= 0 && call->p <= 1))
+        return "p is not within 0 and 1";
     const int has_second = call->op != DROPOUT && call->op != RELU && call->op != GELU, has_third = call->op == BIAS_ADD;
     if (!call->operand[0] || !call->operand[1])
         return "operand: out or x is NULL";
@@ -51,16 +57,12 @@ const char *fault_of_call(const struct puredrop_call *call)
     const char *fault;
     if (!call)
         return "call is NULL";
-    if (call->op < 0 || call->op >= OPS)
-        return "op is none of enum puredrop_op";
-    if (call->dtype < 0 || call->dtype >= DTYPES)
-        return "dtype is none of enum puredrop_dtype";
-    if (!(call->p >= 0 && call->p <= 1))
-        return "p is not within 0 and 1";
+    fault = fault_of_operands(call);
+    if (fault)
+        return fault;
     if (call->rank < 0 || call->rank > MAX_RANK)
         return "rank is not within 0 and MAX_RANK";
-    fault = fault_of_operands(call);
-    return fault ? fault : fault_of_dims(call);
+    return fault_of_dims(call);
 }
 
 static const char *fault_of_sizes(const struct puredrop_panels *call)

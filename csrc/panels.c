@@ -109,7 +109,7 @@ int puredrop_panels(const struct puredrop_panels *call)
 {
     CHECK(fault_of_panels(call));
     if (fault_of_lists(call))
-        return PUREDROP_WRONG_LISTS;
+        return PUREDROP_WRONG;
     const int64_t grain = call->width < WORTH_A_THREAD ? WORTH_A_THREAD / (call->width + 1) + 1 : 1;
     if (call->scatters)
         return over_pool(call->rows, grain, scatter_rows, (void *)call);

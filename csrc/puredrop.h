@@ -42,7 +42,9 @@ struct puredrop_call {
 typedef int32_t puredrop_parallel_for(int64_t begin, int64_t end, int64_t grain,
                                       void (*body)(int64_t begin, int64_t end, void *context), void *context);
 
-/* Return 0, or the status of torch_parallel_for; the output is undefined then. */
+/* Return 0, or the status of torch_parallel_for; the output is undefined then. Or PUREDROP_WRONG, before anything is
+ * written, if op, dtype or p is out of range, or an operand that the op reads is NULL, or one that it does not is given. */
+enum { PUREDROP_WRONG = -1 };
 PUREDROP_EXPORT int puredrop_run(const struct puredrop_call *call);
 PUREDROP_EXPORT void puredrop_use_pool(puredrop_parallel_for *pool);
 
@@ -59,9 +61,8 @@ struct puredrop_panels {
     int64_t row_step;                  /* where row_at is NULL: a group has `height` rows from group * row_step */
     const int32_t *column, *column_count; /* groups x columns, a group's first; groups; or NULL: all of them */
 };
-/* Return as puredrop_run, or PUREDROP_WRONG_LISTS before anything is written if row_at, row_count, column or column_count
- * holds a number out of range: lists are tensors that others can write to, and would lead beyond the panels. */
-enum { PUREDROP_WRONG_LISTS = -1 };
+/* Return as puredrop_run, with PUREDROP_WRONG if row_at, row_count, column or column_count holds a number out of range:
+ * lists are tensors that others can write to, and would lead beyond the panels. */
 PUREDROP_EXPORT int puredrop_panels(const struct puredrop_panels *call);
 /* List the kept units of a mask (groups x size, nonzero = kept): for each group its units, each unit's place or -1, and
  * their number. */

@@ -104,6 +104,8 @@ int puredrop_run(const struct puredrop_call *call)
     int64_t count = 1, unit = 1;
 
     CHECK(fault_of_call(call));
+    if (fault_of_operands(call))
+        return PUREDROP_WRONG;
     plan.isa = isa_in_use();
     plan.apply = plan.isa->apply[call->op][call->dtype];
     plan.stream = plan.isa->stream[call->op][call->dtype];

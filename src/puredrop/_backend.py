@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["WRONG_LISTS", "Library", "backend", "library"]
+__all__ = ["WRONG", "Library", "backend", "library"]
 
-WRONG_LISTS = -1
-"""Status of `Library.panels` if a list holds a number out of range; nothing was written then."""
+WRONG = -1
+"""Status of `Library.run` and `Library.panels` for a call that they refused, before anything was written."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Library:
     `compact`, check every tensor, whoever calls, and no other file passes an address (tests/ops/test_wrong_tensors.py).
 
     Args:
-        run: executes a packed call; returns 0, or the status of torch's thread pool if that failed.
+        run: executes a packed call; returns 0, WRONG, or the status of torch's thread pool if that failed.
         fold_in: (key, data) -> key, all below 2^64.
         panels: executes a packed gather or scatter; returns as `run`.
         list: lists the kept units of a mask; takes addresses.

@@ -11,7 +11,7 @@ import struct
 import torch
 from torch import Tensor
 
-from puredrop._backend import WRONG_LISTS, library
+from puredrop._backend import WRONG, library
 from puredrop.compact import _reference
 from puredrop.compact.kept import Kept
 
@@ -129,7 +129,7 @@ def _compiled(
         *(row_at, row_count, step, column, column_count),
     )
     status = compiled.panels(call)
-    if status == WRONG_LISTS:
+    if status == WRONG:
         raise ValueError(
             "rows or columns: a list of kept units holds a number out of range; expected lists as Kept.from_mask "
             "returns them, unchanged"

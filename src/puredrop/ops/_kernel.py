@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from puredrop._backend import library
+from puredrop._backend import WRONG, library
 from puredrop.ops._arguments import WHOLE, Place
 
 __all__ = [
@@ -71,12 +71,14 @@ def run(
     """
     compiled = library()
     assert compiled is not None
-    # The library trusts what it is passed, so nothing wrong may leave this function, whoever calls it.
-    dtype = _DTYPES.get(input.dtype)
-    if dtype is None or not input.is_cpu or not 0.0 <= p <= 1.0 or not 0 <= key <= _ALL:
-        raise _fault(input, key, p)
-    if second is not None or third is not None or op not in _UNARY:
-        _check_operands(op, input, second, third)
+    # The library trusts addresses and sizes, so no wrong ones may leave this function, whoever calls it. It sees by
+    # itself, in no time, whether op, p and the operands are there and fit each other.
+    if not input.is_cpu:
+        raise ValueError(f"input is on device {input.device}; expected the CPU")
+    if second is not None:
+        _check_operand("second", second, input)
+    if third is not None:
+        _check_operand("third", third, input)
     if not inplace:
         output = torch.empty_like(input)
     else:
@@ -89,82 +91,97 @@ def run(
     to, at = output.data_ptr(), input.data_ptr()
     second_at = 0 if second is None else second.data_ptr()
     third_at = 0 if third is None else third.data_ptr()
-    if not (to and at):
-        raise _without_memory("input")
     is_contiguous = (
         input.is_contiguous()
         and (second is None or second.is_contiguous())
         and (third is None or third.is_contiguous())
     )
-    if is_contiguous and (place is WHOLE or place.is_whole):
-        status = compiled.run(_pack_run(op, dtype, key, p, to, at, second_at, third_at, 0, 1, count, 1, 1, 1, 1, 1, 0))
-    else:
-        strides = None
-        if not is_contiguous:
-            strides = tuple(None if operand is None else operand.stride() for operand in (output, input, second, third))
-        ids, named = place.sample_ids, None if place.sample_ids is None else place.sample_dim
-        if ids is not None:
-            _check_ids(ids, place.sample_dim, input.shape)
-        start, rank, ids_at, dims = _layout(
-            input.shape, strides, place.shared_dims, place.window_shape, place.window_offset, named
-        )
-        if ids is not None:
-            if not (ids.is_cpu and ids.is_contiguous()):
-                ids = ids.to("cpu").contiguous()  # held until the call returns
-            dims = dims[:ids_at] + ids.data_ptr().to_bytes(8, sys.byteorder) + dims[ids_at + 8 :]
-        status = compiled.run(_pack_head(op, dtype, key, p, to, at, second_at, third_at, start, rank) + dims)
+    try:
+        dtype = _DTYPES[input.dtype]
+        if is_contiguous and (place is WHOLE or place.is_whole):
+            call = _pack_run(op, dtype, key, p, to, at, second_at, third_at, 0, 1, count, 1, 1, 1, 1, 1, 0)
+        else:
+            strides = None
+            if not is_contiguous:
+                operands = (output, input, second, third)
+                strides = tuple(None if operand is None else operand.stride() for operand in operands)
+            start, rank, dims, _ids = _dims(input.shape, strides, place)  # ids are held until the call returns
+            call = _pack_head(op, dtype, key, p, to, at, second_at, third_at, start, rank) + dims
+    except (KeyError, struct.error):
+        raise _refusal(op, input, key, p, second, third) from None
+    status = compiled.run(call)
     if status:
+        if status == WRONG:
+            raise _refusal(op, input, key, p, second, third)
         raise RuntimeError(f"puredrop: torch's thread pool failed with status {status}; set PUREDROP_BACKEND=reference")
     return output
 
 
-def _fault(input: Tensor, key: int, p: float) -> Exception:
-    """Return the error that says why the library cannot run over an input."""
+def _check_operand(name: str, operand: Tensor, input: Tensor) -> None:
+    """Check that a further operand has the input's dtype, shape and device."""
+    if not isinstance(operand, Tensor) or operand.dtype is not input.dtype:
+        found = f"a tensor of dtype {operand.dtype}" if isinstance(operand, Tensor) else repr(operand)
+        raise TypeError(f"{name} is {found}; expected a tensor of the input's dtype {input.dtype}")
+    if operand.shape != input.shape:
+        raise ValueError(f"{name} has shape {tuple(operand.shape)}; expected the input's, {tuple(input.shape)}")
+    if not operand.is_cpu:
+        raise ValueError(f"{name} is on device {operand.device}; expected the CPU")
+
+
+def _refusal(
+    op: int, input: Tensor, key: int, p: float, second: Tensor | None, third: Tensor | None
+) -> TypeError | ValueError:
+    """Return the error that says why a call cannot be packed, or why the library has refused it."""
     if input.dtype not in _DTYPES:
         return TypeError(f"input has dtype {input.dtype}; expected float32, float64, bfloat16 or float16")
-    if not input.is_cpu:
-        return ValueError(f"input is on device {input.device}; expected the CPU")
-    if not 0 <= key <= _ALL:
-        return ValueError(f"key is {key!r}; expected a number below 2^64, not negative")
+    if not isinstance(key, int) or not 0 <= key <= _ALL:
+        return ValueError(f"key is {key!r}; expected an integer below 2^64, not negative")
+    if not isinstance(op, int) or not DROPOUT <= op <= BIAS_ADD:
+        return ValueError(f"op is {op!r}; expected {DROPOUT} to {BIAS_ADD}")
+    for name, operand, reads in (("second", second, op not in _UNARY), ("third", third, op == BIAS_ADD)):
+        if reads != (operand is not None):
+            found = "None" if operand is None else "a tensor"
+            return TypeError(f"{name} is {found}; expected {'a tensor' if reads else 'None'} with operation {op}")
+    for name, operand in (("input", input), ("second", second), ("third", third)):
+        if operand is not None and not operand.data_ptr():
+            return _without_memory(name)
     return ValueError(f"p is {p!r}; expected a number in [0, 1]")
 
 
-def _without_memory(name: str) -> Exception:
+def _without_memory(name: str) -> ValueError:
     return ValueError(f"{name} has no memory, as after its storage was resized to 0; expected a tensor that holds data")
 
 
-def _check_operands(op: int, input: Tensor, second: Tensor | None, third: Tensor | None) -> None:
-    """Check that an operation's further operands are given and fit the input."""
-    if not DROPOUT <= op <= BIAS_ADD:
-        raise ValueError(f"op is {op!r}; expected {DROPOUT} to {BIAS_ADD}")
-    for name, operand, reads in (("second", second, op not in _UNARY), ("third", third, op == BIAS_ADD)):
-        if not reads:
-            if operand is not None:
-                raise TypeError(f"{name} is given, but operation {op} does not read it; expected None")
-            continue
-        if not isinstance(operand, Tensor) or operand.dtype != input.dtype:
-            found = f"a tensor of dtype {operand.dtype}" if isinstance(operand, Tensor) else repr(operand)
-            raise TypeError(f"{name} is {found}; expected a tensor of the input's dtype {input.dtype}")
-        if operand.shape != input.shape:
-            raise ValueError(f"{name} has shape {tuple(operand.shape)}; expected the input's, {tuple(input.shape)}")
-        if not operand.is_cpu:
-            raise ValueError(f"{name} is on device {operand.device}; expected the CPU")
-        if not operand.data_ptr() and operand.numel():
-            raise _without_memory(name)
+def _dims(
+    shape: torch.Size, strides: tuple[tuple[int, ...] | None, ...] | None, place: Place
+) -> tuple[int, int, bytes, Tensor | None]:
+    """Return start, number and bytes of the dimensions as the library reads them, and the ids that they point to."""
+    ids, named = place.sample_ids, None if place.sample_ids is None else place.sample_dim
+    if ids is not None:
+        _check_ids(ids, place.sample_dim, shape)
+    start, rank, at, dims = _layout(shape, strides, place.shared_dims, place.window_shape, place.window_offset, named)
+    if ids is not None:
+        if not (ids.is_cpu and ids.is_contiguous()):
+            ids = ids.to("cpu").contiguous()
+        address = ids.data_ptr()
+        if not address:
+            raise _without_memory("sample_ids")
+        dims = dims[:at] + address.to_bytes(8, sys.byteorder) + dims[at + 8 :]
+    return start, rank, dims, ids
 
 
 def _check_ids(ids: Tensor, dim: int, shape: torch.Size) -> None:
     """Check that there is an id for each index along a dimension."""
     if not 0 <= dim < len(shape):
         raise ValueError(f"sample_dim is {dim}; expected a dimension of the input, 0 to {len(shape) - 1}")
-    if ids.dtype != torch.int64:
+    if ids.dtype is not torch.int64:
         raise TypeError(f"sample_ids has dtype {ids.dtype}; expected torch.int64")
     if ids.shape != (shape[dim],):
         raise ValueError(
             f"sample_ids has shape {tuple(ids.shape)}; expected ({shape[dim]},), one id per index along "
             f"sample_dim={dim}"
         )
-    if ids.is_meta or (ids.is_cpu and not ids.data_ptr()):  # from other devices they are copied
+    if ids.is_meta:
         raise _without_memory("sample_ids")
 
 
