@@ -68,11 +68,12 @@ class Kept:
         counts = self.counts[first:last]
         return Kept(self.size, _padded_width(counts), counts, self.index[first:last], self.position[first:last])
 
-    def check(self, name: str, groups: int, size: int, device: torch.device) -> None:
-        """Check that the lists are those of so many groups and units, before the library reads them.
+    def check(self, name: str, field: str, groups: int, size: int, device: torch.device) -> None:
+        """Check that a list is that of so many groups and units, before the library reads it.
 
         Args:
             name: name of the argument, for the error.
+            field: the list that is read with the counts, "index" or "position".
             groups: number of groups.
             size: number of units before dropout.
             device: device of the tensor whose units these are.
@@ -83,21 +84,19 @@ class Kept:
         """
         if self.size != size:
             raise ValueError(f"{name} is of {self.size} units; expected {size}, as the matrix has")
-        lists = (("counts", self.counts, (groups,)), ("index", self.index, (groups, size)))
-        for field, values, shape in (*lists, ("position", self.position, (groups, size))):
-            if values.dtype != torch.int32:
-                raise TypeError(f"{name}.{field} has dtype {values.dtype}; expected torch.int32")
+        for list_name, values, shape in (
+            ("counts", self.counts, (groups,)),
+            (field, getattr(self, field), (groups, size)),
+        ):
+            if values.dtype is not torch.int32:
+                raise TypeError(f"{name}.{list_name} has dtype {values.dtype}; expected torch.int32")
             if values.shape != shape or not values.is_contiguous():
                 raise ValueError(
-                    f"{name}.{field} has shape {tuple(values.shape)} and strides {values.stride()}; "
+                    f"{name}.{list_name} has shape {tuple(values.shape)} and strides {values.stride()}; "
                     f"expected a contiguous tensor of shape {shape}"
                 )
             if values.device != device:
-                raise ValueError(f"{name}.{field} is on device {values.device}; expected {device}")
-            if values.is_cpu and values.numel() and not values.data_ptr():
-                raise ValueError(
-                    f"{name}.{field} has no memory, as after its storage was resized to 0; expected memory"
-                )
+                raise ValueError(f"{name}.{list_name} is on device {values.device}; expected {device}")
 
     def units(self, group: int) -> Tensor:
         """Return the units that a group keeps, int64 (count,)."""

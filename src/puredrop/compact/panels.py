@@ -92,16 +92,15 @@ def _check(dense: Tensor, rows: Kept | int, columns: Kept | None, panels: Tensor
         raise ValueError(f"panels has shape {tuple(panels.shape)}; expected {expected}, as many groups as you like")
     if panels.dtype != dense.dtype:
         raise TypeError(f"panels has dtype {panels.dtype}; expected the dtype of dense, {dense.dtype}")
+    if panels.device != dense.device:
+        raise ValueError(f"panels is on device {panels.device}; expected the device of dense, {dense.device}")
     for name, tensor in (("dense", dense), ("panels", panels)):
-        if tensor.device != dense.device:
-            raise ValueError(f"{name} is on device {tensor.device}; expected the device of dense, {dense.device}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}; expected a contiguous tensor (try .contiguous())")
-        if dense.is_cpu and tensor.numel() and not tensor.data_ptr():
-            raise ValueError(f"{name} has no memory, as after its storage was resized to 0; expected one that has")
-    for name, kept, size in (("rows", rows, dense.shape[0]), ("columns", columns, dense.shape[1])):
-        if isinstance(kept, Kept):
-            kept.check(name, groups, size, dense.device)
+    if isinstance(rows, Kept):
+        rows.check("rows", "position", groups, dense.shape[0], dense.device)
+    if columns is not None:
+        columns.check("columns", "index", groups, dense.shape[1], dense.device)
     if not isinstance(rows, Kept) and (step < 0 or (groups and step * (groups - 1) + rows > dense.shape[0])):
         raise ValueError(
             f"rows is {rows}, step {step}, groups {groups}; expected rows within the {dense.shape[0]} of dense"
@@ -122,10 +121,11 @@ def _compiled(
     count, size = dense.shape[:2]
     width = dense.numel() // count
     groups, height, breadth = panels.shape[:3]
-    row_at, row_count = _addresses(rows.position, rows.counts) if isinstance(rows, Kept) else (0, 0)
-    column, column_count = _addresses(columns.index, columns.counts) if columns else (0, 0)
+    row_at, row_count = _addresses("rows", rows.position, rows.counts) if isinstance(rows, Kept) else (0, 0)
+    column, column_count = _addresses("columns", columns.index, columns.counts) if columns else (0, 0)
+    dense_at, panels_at = _addresses("dense or panels", dense, panels)
     call = _pack(
-        *(scatters, dense.data_ptr(), count, width, width // size, scale, groups, panels.data_ptr(), height, breadth),
+        *(scatters, dense_at, count, width, width // size, scale, groups, panels_at, height, breadth),
         *(row_at, row_count, step, column, column_count),
     )
     status = compiled.panels(call)
@@ -139,6 +139,9 @@ def _compiled(
     return True
 
 
-def _addresses(lists: Tensor, counts: Tensor) -> tuple[int, int]:
-    """Return the addresses that the library reads lists and counts from."""
-    return lists.data_ptr(), counts.data_ptr()
+def _addresses(name: str, first: Tensor, second: Tensor) -> tuple[int, int]:
+    """Return the addresses that the library reads two tensors from, both not empty unless there are no groups."""
+    addresses = first.data_ptr(), second.data_ptr()
+    if not all(addresses) and first.numel() and second.numel():
+        raise ValueError(f"{name} has no memory, as after its storage was resized to 0; expected a tensor that has")
+    return addresses
