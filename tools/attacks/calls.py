@@ -28,20 +28,22 @@ class Call:
         inputs: tensors that get a gradient where they can have one.
         tolerance: 0 where two backends must agree bit for bit; else how many times the dtype's precision, relative
             to the largest value, since sums are taken in another order.
+        zero_has_sign: whether +0 and -0 differ. relu(-0) has either sign in torch itself, by dtype and machine.
     """
 
     text: str
     run: Callable[[], Any]
     inputs: tuple[Tensor, ...]
     tolerance: float = 0.0
+    zero_has_sign: bool = True
 
 
 def any_call(choices: Choices) -> Call:
     """Return a random call."""
-    make = choices.choice(_CALLS)
-    call = make(choices)
+    call = choices.choice(_CALLS)(choices)
     described = ", ".join(f"{_text(tensor)}" for tensor in call.inputs)
-    return Call(f"{call.text} of {described}", call.run, call.inputs, call.tolerance)
+    call.text += f" of {described}"
+    return call
 
 
 def _text(value: Any) -> str:
@@ -69,10 +71,12 @@ def _call(function: Callable[..., Any], *inputs: Tensor, tolerance: float = 0.0,
 def _elements(choices: Choices) -> Call:
     function = choices.choice((F.dropout, F.dropout, F.dropout, F.relu_dropout, F.gaussian_dropout))
     x = _input(choices)
-    return _call(
+    call = _call(
         function, x, p=any_rate(choices), training=choices.chance(0.95), inplace=choices.chance(0.2),
         key=any_key(choices), **any_place(choices, x.shape),
     )  # fmt: skip
+    call.zero_has_sign = function is not F.relu_dropout
+    return call
 
 
 def _gelu(choices: Choices) -> Call:
@@ -176,7 +180,7 @@ def _word_layers(choices: Choices) -> Call:
         return _layer(choices, _named(f"WordDropout(0, p={p!r})", lambda: layers.WordDropout(0, p, key=key)), ids)
 
     def make() -> nn.Module:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return layers.EmbeddingDropout(nn.Embedding(20, 5), p, key=key)
 
     return _layer(choices, _named(f"EmbeddingDropout(p={p!r}, key={key!r})", make), ids)
@@ -191,7 +195,7 @@ def _weight_layers(choices: Choices) -> Call:
     x = torch.randn(length, batch, 8, generator=choices.torch, requires_grad=choices.chance(0.5))
 
     def make() -> nn.Module:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         if name == "MultiheadAttention":
             return layers.MultiheadAttention(8, 2, dropout=p, key=key)
         if name == "WeightDrop":
