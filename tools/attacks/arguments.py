@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from attacks.outcome import Choices
 from torch import Tensor
 
+from attacks.outcome import Choices
 from puredrop import Key, Window
 
 __all__ = ["FLOATS", "any_key", "any_place", "any_rate", "any_tensor", "values"]
@@ -68,7 +68,9 @@ def any_tensor(choices: Choices, rank: int | None = None) -> Tensor:
     """Return a tensor of any dtype, shape and strides."""
     dtype = choices.choice(FLOATS if choices.chance(0.95) else _OTHER_DTYPES)
     shape = any_shape(choices, rank)
-    form = choices.choice(("dense", "dense", "permuted", "sliced", "expanded", "offset", "channels_last", "overlapping"))
+    form = choices.choice(
+        ("dense", "dense", "permuted", "sliced", "expanded", "offset", "channels_last", "overlapping")
+    )
     if form == "permuted":
         order = choices.sample(range(len(shape)), len(shape))
         tensor = values(choices, [shape[i] for i in order], dtype)

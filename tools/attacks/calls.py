@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from attacks.arguments import FLOATS, any_key, any_place, any_rate, any_tensor, values
-from attacks.outcome import Choices
 from torch import Tensor, nn
 
+from attacks.arguments import FLOATS, any_key, any_place, any_rate, any_tensor, values
+from attacks.outcome import Choices
 from puredrop import Key, keep_mask
 from puredrop import functional as F
 from puredrop import nn as layers
@@ -92,7 +92,7 @@ def _channels(choices: Choices) -> Call:
         F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, F.drop_path,
     ))  # fmt: skip
     x = _input(choices, choices.choice((None, 2, 3, 4, 5)))
-    more = {"mode": choices.choice(("row", "batch"))} if function is F.drop_path else {}
+    more: dict[str, Any] = {"mode": choices.choice(("row", "batch"))} if function is F.drop_path else {}
     return _call(
         function, x, p=any_rate(choices), training=choices.chance(0.95), inplace=choices.chance(0.2),
         key=any_key(choices), **more, **any_place(choices, x.shape, shared=False),

@@ -15,7 +15,6 @@ from unittest import mock
 
 from attacks.outcome import Choices, Outcome
 from attacks.workplace import COMPARE, EXPLAIN, PREDICT, Said, command, content, workplace
-
 from puredrop._files import checksum_state
 
 __all__ = ["PROMISE", "Disk", "attack"]
@@ -124,9 +123,7 @@ def attack(cases: int, seed: int, first: int = 0) -> Outcome:
     return outcome
 
 
-def _fail(
-    folder: Path, given: set[str], line: Sequence[str], kind: str, at: int, expected: dict[str, Any]
-) -> str:
+def _fail(folder: Path, given: set[str], line: Sequence[str], kind: str, at: int, expected: dict[str, Any]) -> str:
     """Run a command that fails at a step, then run it again; return what is wrong, or ""."""
     problem = ""
     with Disk(folder).failing(at, kind):
@@ -161,7 +158,7 @@ def _files(folder: Path, given: set[str]) -> list[Path]:
 
 def _made(folder: Path, given: set[str]) -> dict[str, Any]:
     """Return what a command has made, by name."""
-    return {name: value for name, value in content(folder).items() if name.split(os.sep)[0] not in given}
+    return {name: value for name, value in content(folder).items() if Path(name).parts[0] not in given}
 
 
 def _clear(folder: Path, given: set[str]) -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from attacks.outcome import Choices, Outcome
 from attacks.workplace import COMPARE, EXPLAIN, PREDICT, command, unfinished_parts, workplace
-
 from puredrop._files import load_checkpoint, read_json, read_tensors
 from puredrop.compare.results import load_results
 

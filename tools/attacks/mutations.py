@@ -16,7 +16,27 @@ _WORDS = (
     ":", "::", "os:getcwd", "attacked_nets:net", "attacked_nets:", "no_such:thing", "torch.nn:Linear", "%s", "{0}",
     "0:1:0", "0:0.8:1e-9", "1" * 400, "0x10", "1_000", "٣", "\x1b[31m", "--", "-", "=", "=cmd()", "<script>",
 )  # fmt: skip
-_VALUES = (None, True, False, 0, -1, 1, 2**63, 2**200, 0.5, -0.0, 1e308, "", "x", [], [[]], {}, {"x": 1}, [None], "nan")
+_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**63,
+    2**200,
+    0.5,
+    -0.0,
+    1e308,
+    "",
+    "x",
+    [],
+    [[]],
+    {},
+    {"x": 1},
+    [None],
+    "nan",
+)
 
 
 def odd_text(choices: Choices) -> str:

@@ -18,11 +18,11 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
+
+import puredrop
 from attacks.mutations import as_json, changed_bytes, changed_json, changed_text, odd_text
 from attacks.outcome import Choices, Outcome
 from attacks.workplace import COMPARE, PREDICT, Said, command, stopped, unfinished_parts, workplace
-
-import puredrop
 
 __all__ = ["PROMISE", "attack"]
 

@@ -102,10 +102,11 @@ def workplace() -> Iterator[Path]:
         os.chdir(name)
         Path(f"{_MODULE}.py").write_text(_NETS)
         _write_rows()
+        nothing = Explanation("", (), (), {"model": "left out"})
         for target in ("puredrop.compare.run.analyse", "puredrop.cli.explain_job.analyse"):
-            stack.enter_context(mock.patch(target, lambda *given: Explanation("", (), (), {"model": "left out"})))
+            stack.enter_context(mock.patch(target, return_value=nothing))
         page = "<!doctype html>\n<html></html>"
-        stack.enter_context(mock.patch("puredrop.compare.page.render", lambda record: page))
+        stack.enter_context(mock.patch("puredrop.compare.page.render", return_value=page))
         stack.enter_context(mock.patch("puredrop.compare.run._SECONDS_BETWEEN_CHECKPOINTS", 0.0))
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
@@ -161,4 +162,3 @@ def _value(path: Path) -> Any:
     for arm in record.get("arms", {}).values():
         arm.pop("seconds_per_epoch")
     return record
-

@@ -310,18 +310,29 @@ def _unfinished(folder: Path) -> ValueError:
 def _resume(run: Comparison) -> None:
     """Restore the arms of an unfinished run."""
     tensors, state = load_checkpoint(run.checkpoint)
+    try:
+        identity, threads, arms = dict(state["identity"]), int(state["threads"]), dict(state["arms"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise _corrupt(run.checkpoint, error) from error
     for name, value in run.identity.items():
-        if state["identity"].get(name) != value:
+        if identity.get(name) != value:
             raise ValueError(
                 f"--resume: {name} is {value}, but the unfinished run in {run.folder} has "
-                f"{state['identity'].get(name)}; make them equal, or choose another --out"
+                f"{identity.get(name)}; make them equal, or choose another --out"
             )
-    # Sums over other numbers of threads round differently, and a resumed run ends with the same bits.
-    torch.set_num_threads(state["threads"])
-    for name, arm in state["arms"].items():
-        prefix = f"{name}/"
-        of_arm = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-        run.arms[name] = Arm.restore(of_arm, arm, run.data.train.x.device)
+    try:
+        # Sums over other numbers of threads round differently, and a resumed run ends with the same bits.
+        torch.set_num_threads(threads)
+        for name, arm in arms.items():
+            prefix = f"{name}/"
+            of_arm = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+            run.arms[name] = Arm.restore(of_arm, arm, run.data.train.x.device)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise _corrupt(run.checkpoint, error) from error
+
+
+def _corrupt(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is corrupt ({type(error).__name__}: {error}); delete it to start again")
 
 
 def _finished(run: Comparison) -> dict[str, Any] | None:

@@ -183,7 +183,8 @@ class Run:
             state: a dictionary from `state_dict`.
 
         Raises:
-            ValueError: if the state has another format, seed or name, so that the masks would be others.
+            ValueError: if the state has another format, seed or name, so that the masks would be others; or if it is
+                not whole.
         """
         # The first states named their format "version".
         number = "version" if "version" in state and "format" not in state else "format"
@@ -193,8 +194,15 @@ class Run:
                     f"load_state_dict: {name} is {state.get(name)!r}, this run's is {expected!r}; the masks would not "
                     "continue as they were (to take over the step alone: run.step = state['step'])"
                 )
-        self.step = state["step"]
-        self._forward.batches.tally = Tally(*state["tally"])
+        try:
+            step, tally = state["step"], Tally(*state["tally"])
+        except (LookupError, TypeError) as error:
+            raise ValueError(
+                f"load_state_dict: the state holds {', '.join(map(str, state))}; expected what state_dict gave, whole "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        self.step = step
+        self._forward.batches.tally = tally
 
     def release(self) -> None:
         """Unpin the model: its layers draw keys from torch's generator again."""
