@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versi
 # test of each kind. A file is run by one worker, which starts what its tests share once.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 25
 
-.PHONY: compare test test-all check bench clean
+.PHONY: compare test test-all check attack bench clean
 
 compare: .venv/study
 	$(BIN)/puredrop compare digits
@@ -26,6 +26,10 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Random calls, files, arguments, faults and threads against what docs/reliability.md promises: about ten minutes.
+attack: .venv/dev
+	$(BIN)/python tools/attack.py
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/dropout_cost.py

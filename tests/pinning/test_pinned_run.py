@@ -97,6 +97,18 @@ def test_states_of_other_masks(change, match):
         run.load_state_dict({**run.state_dict(), **change})
 
 
+@pytest.mark.parametrize("change", [{"step": ...}, {"tally": ...}, {"tally": 3}, {"tally": [1, 2, 3, 4]}])
+def test_states_that_are_not_whole(change):
+    run = puredrop.reproducible(MLP())
+    run.step = 5
+    state = {name: value for name, value in {**run.state_dict(), **change}.items() if value is not ...}
+    with pytest.raises(
+        ValueError, match=r"load_state_dict: the state holds format.*expected what state_dict gave, whole"
+    ):
+        run.load_state_dict(state)
+    assert run.step == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
