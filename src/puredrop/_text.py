@@ -1,10 +1,12 @@
-"""Tables for terminals, and the first line of an error."""
+"""Tables for terminals, lists that errors name, and the first line of an error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["first_line", "one_line", "table"]
+__all__ = ["first_line", "listed", "one_line", "table"]
+
+_SHOWN = 6
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -14,6 +16,13 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
+
+
+def listed(names: Iterable[object], shown: int = _SHOWN, separator: str = ", ") -> str:
+    """Return names for an error, in their order: the first ones, and how many more there are."""
+    every = list(map(str, names))
+    more = f" and {len(every) - shown:,} more" if len(every) > shown else ""
+    return separator.join(every[:shown]) + more
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:

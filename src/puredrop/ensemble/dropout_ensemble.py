@@ -21,6 +21,7 @@ from puredrop.ensemble.predictor import Noise, PredictOptions, Predictor
 from puredrop.ensemble.surveyed_model import SurveyedModel
 from puredrop.inspection.duplicate import duplicate
 from puredrop.inspection.state import generators_restored, uncompiled
+from puredrop.inspection.weights import check_weights
 from puredrop.members.exact import enumerated_masks, exact
 from puredrop.members.outputs import Task, main_output, probabilities
 from puredrop.members.sites import SiteUse
@@ -212,7 +213,9 @@ class DropoutEnsemble(SurveyedModel):
         model, read = duplicate(self.model).eval(), self._read()
         with generators_restored(), torch.no_grad(), uncompiled:
             outputs = [read(model(*batch.args, **batch.kwargs)).double() for batch in batches]
-        return torch.cat(outputs).cpu()
+        mean = torch.cat(outputs).cpu()
+        check_weights(self.model, mean)
+        return mean
 
     def exact(
         self, *inputs: Any, mean: Literal["arithmetic", "geometric"] = "arithmetic", **named_inputs: Any
@@ -284,6 +287,7 @@ class DropoutEnsemble(SurveyedModel):
             if len(batch.args) != 1 or batch.kwargs or not isinstance(batch.args[0], Tensor):
                 raise ValueError("moments: the model is called with several things; expected one tensor")
             parts.append(moments(batch.args[0]))
+            check_weights(self.model, parts[-1].mean)
         return Moments.joined(parts)
 
     def member(self, number: int, *inputs: Any, **named_inputs: Any) -> Module:

@@ -14,6 +14,7 @@ from torch import Tensor
 from puredrop.ensemble.confidence_sequence import ConfidenceSequence, expected_members
 from puredrop.ensemble.prediction import Prediction
 from puredrop.ensemble.running_statistics import RunningStatistics
+from puredrop.inspection.weights import check_weights
 from puredrop.members.engine import Engine
 from puredrop.members.inputs import Batch, Inputs, checked_number
 from puredrop.members.masks import BLOCK
@@ -184,6 +185,7 @@ class Predictor:
     def _prediction(
         self, running: RunningStatistics, number: int | Tensor, interval: Tensor | None = None
     ) -> Prediction:
+        check_weights(self.engine.instrumented.root, running.mean)  # a mask may hide a weight from the survey
         variance = running.variance
         noise = self.options.noise
         if callable(noise):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -147,19 +147,17 @@ def _site(call: Visit | Event, path: str, in_eval: bool, note: str) -> Site:
 def _never(model: Module, reached: Calls) -> list[Site]:
     """Return the modules that hold a dropout and were not called; a function may use their rate instead."""
     sites = []
+    users: dict[tuple[str, float | None], str] = {}
+    for call in reached.values():
+        if isinstance(call, Event):
+            users.setdefault((call.path.rpartition(":")[0], call.p), call.path)
     for path, module in model.named_modules():
         if not holds_dropout(module) or path in reached:
             continue
-        prefix = f"{path.rpartition('.')[0]}:"
-        calls = reached.values()
-        users = [call.path for call in calls if call.path.startswith(prefix) and _rate(call) == rate_of(module)]
-        note = f"never called, but {users[0]} has its rate" if users else "never called"
+        user = users.get((path.rpartition(".")[0], rate_of(module)))
+        note = "never called" if user is None else f"never called, but {user} has its rate"
         sites.append(Site(path, kind_of(module), rate_of(module), None, type(module).__name__, 0, None, note))
     return sites
-
-
-def _rate(call: Visit | Event) -> float | None:
-    return rate_of(call.module) if isinstance(call, Visit) else call.p
 
 
 def _scripted(model: Module) -> list[Site]:
@@ -170,11 +168,15 @@ def _scripted(model: Module) -> list[Site]:
 
 def outermost(paths: Sequence[str]) -> list[str]:
     """Return the paths of modules that lie within none of the other modules."""
-    return [path for path in paths if not any(path != outer and _is_within(path, outer) for outer in paths)]
+    known = set(paths)
+    return [path for path in paths if known.isdisjoint(_around(path))]
 
 
-def _is_within(path: str, outer: str) -> bool:
-    return not outer or path.startswith(f"{outer}.")
+def _around(path: str) -> Iterator[str]:
+    """Yield the paths of the modules that a module lies within."""
+    if path:
+        yield ""
+    yield from (path[:i] for i, letter in enumerate(path) if letter == ".")
 
 
 def outside_positions() -> tuple[Any, ...]:

@@ -72,8 +72,9 @@ class _Duplication:
         attributes = list(vars(module).items())
         vars(new).update(attributes)
         for name, value in attributes:
-            changed = self._value(value)
-            is_shared_table = changed is value and name in _TABLES
+            is_table = name in _TABLES
+            changed = self._container(value) if is_table and value else self._value(value)
+            is_shared_table = changed is value and is_table
             vars(new)[name] = copy.copy(value) if is_shared_table else changed
         share_parameters(module, new)
         remove_hooks(new, self._is_of_a_run)

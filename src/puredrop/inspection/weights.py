@@ -1,8 +1,8 @@
-"""Reader of a model's state from a file, which runs nothing that the file holds."""
+"""Reader of a model's state from a file, which runs nothing that the file holds, and the check of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,32 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop._files import read
+from puredrop._text import listed
 
-__all__ = ["load_weights"]
+__all__ = ["check_weights", "load_weights"]
 
 _SHOWN = 4
 _NESTED = ("state_dict", "model_state_dict", "model")
 """Keys under which training loops store a state next to other things."""
+
+
+def check_weights(model: Module, outputs: Tensor) -> None:
+    """Raise ValueError if a model's outputs are not finite and its weights are not, and name these.
+
+    Finite outputs need no check: a weight of minus infinity may be a mask.
+    """
+    if bool(outputs.isfinite().all()):
+        return
+    every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    bad = [
+        f"{name} ({int(value.isnan().sum())} NaN and {int(value.isinf().sum())} infinite of {value.numel()})"
+        for name, value in every.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if bad:
+        raise ValueError(
+            f"the model's weights are not finite: {listed(bad, _SHOWN)}; expected numbers (did the training diverge?)"
+        )
 
 
 def load_weights(model: Module, path: Path, name: str) -> None:
@@ -45,7 +65,7 @@ def load_weights(model: Module, path: Path, name: str) -> None:
         if key in state and state[key].shape != expected[key].shape
     ]
     problems = [
-        f"{problem} {_listed(keys)}"
+        f"{problem} {listed(sorted(keys), _SHOWN)}"
         for problem, keys in (
             ("missing", expected.keys() - state.keys()),
             ("unexpected", state.keys() - expected.keys()),
@@ -59,12 +79,6 @@ def load_weights(model: Module, path: Path, name: str) -> None:
             "factory makes"
         )
     model.load_state_dict(state)
-
-
-def _listed(keys: Iterable[str]) -> str:
-    every = sorted(keys)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(every[:_SHOWN]) + more
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:

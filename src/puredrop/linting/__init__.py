@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Set
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,9 +43,9 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
     1 finding
     """
     observed = observe(Trace, model, args, kwargs, "check")
-    modules = dict(model.named_modules())
+    modules, stuck = dict(model.named_modules()), frozenset(observed.stuck)
     findings = [
-        *itertools.chain(*(_site_findings(site, modules, observed.stuck) for site in observed.sites)),
+        *itertools.chain(*(_site_findings(site, modules, stuck) for site in observed.sites)),
         *(Finding("PD104", path) for path in outermost(observed.stuck)),
         *_rate_findings(observed.sites),
         *_norm_findings(observed),
@@ -55,7 +56,7 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
     return Report(tuple(findings), len(observed.sites))
 
 
-def _site_findings(site: Site, modules: dict[str, Module], stuck: tuple[str, ...]) -> list[Finding]:
+def _site_findings(site: Site, modules: dict[str, Module], stuck: Set[str]) -> list[Finding]:
     """Return the mistakes that one site shows by itself."""
     findings, module = [], modules.get(site.path)
     where = f"p={site.p:g}" if site.p is not None else ""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from puredrop._text import first_line
+from puredrop._text import first_line, listed
 from puredrop._torch import watch_operators
 from puredrop.inspection import STRAY, Sites, observe, outside_positions
 from puredrop.inspection.duplicate import duplicate
 from puredrop.inspection.state import generators_restored
 from puredrop.inspection.watch import Event, Watch, positions
+from puredrop.inspection.weights import check_weights
 from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
@@ -105,12 +106,13 @@ def _surveyed(
         instrumented.drawing.clear()
     if plan.draws:
         plan.skipped.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
+    check_weights(root, outputs)
     uses = tuple(reference.uses)
     if not may_be_silent and not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
+    used = {part for use in uses for part in itertools.accumulate(use.path.split("/"), "{}/{}".format)}
     for site in sites:  # a site that dropped in training mode belongs to members, or is reported
-        is_used = any(use.path == site.path or use.path.startswith(f"{site.path}/") for use in uses)
-        if site.is_reached and site.p and not is_used:
+        if site.is_reached and site.p and site.path not in used:
             plan.skipped.setdefault(site.path, "drops in training mode, but was not reached")
     candidates = [] if few.dim else _runs(root, plan)
     reached = [steps for steps in candidates if not any(step.site in plan.skipped for step in steps)]
@@ -169,8 +171,8 @@ def _nothing(sites: Sites, plan: Plan) -> str:
         path, why = next(iter(plan.skipped.items()))
         return f"model drops nowhere that a key reaches; {path}: {why} (puredrop.sites lists every place)"
     if not any(site.is_reached for site in sites):
-        return f"model has dropout that its forward never calls: {', '.join(site.path for site in sites)}"
-    rates = ", ".join(f"{site.path or '(model)'} p={site.p:g}" for site in sites if site.p is not None)
+        return f"model has dropout that its forward never calls: {listed(site.path for site in sites)}"
+    rates = listed(f"{site.path or '(model)'} p={site.p:g}" for site in sites if site.p is not None)
     return f"model has only dropout that leaves nothing to chance: {rates}; set the rates it was trained with"
 
 
@@ -192,7 +194,8 @@ def _tried(engine: Engine, few: Batch, expected: Tensor, survey: Survey) -> Surv
         return replace(survey, slow=f"many members at once: {first_line(error, 100)}", per_row=_of_one(few))
     # Equal up to rounding, which in half precision is 2^-8 of a number, and adds up.
     share = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.05
-    if not torch.allclose(outputs, expected, rtol=10 * share, atol=share * float(expected.abs().max()), equal_nan=True):
+    largest = float(expected.abs().nan_to_num(0, posinf=0).max())
+    if not torch.allclose(outputs, expected, rtol=10 * share, atol=share * largest, equal_nan=True):
         why = "many members at once give other numbers than one by one (in-place dropout of what others read?)"
         return replace(survey, slow=why, per_row=_of_one(few))
     per_row, per_member = 1.0, 0.0

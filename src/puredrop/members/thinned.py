@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,22 +45,19 @@ class RunStep(NamedTuple):
 def runs(root: Module) -> list[list[RunStep]]:
     """Return the runs of a model: site, layer, activation, site, layer, ..., each read by the next one alone."""
     chains = [chain for chain in find_chains(root).chains if chain.sample_dim == 0]
-    readers = [path for chain in chains for path in chain.after]
-    sites = [chain.path for chain in chains]
+    readers = Counter(path for chain in chains for path in chain.after)
+    sites = Counter(chain.path for chain in chains)
 
     def is_simple(chain: Chain) -> bool:
-        return (
-            sites.count(chain.path) == 1
-            and len(chain.after) == 1
-            and all(readers.count(path) == 1 for path in chain.after)
-        )
+        return sites[chain.path] == 1 and len(chain.after) == 1 and all(readers[path] == 1 for path in chain.after)
 
     simple = {chain.path: chain for chain in chains if is_simple(chain)}
     reader_of = {path: next(iter(chain.after)) for path, chain in simple.items()}
     site_after = {chain.before_path: path for path, chain in simple.items() if chain.before}
+    last = set(reader_of.values())
     found = []
     for path, chain in simple.items():
-        if chain.before_path in reader_of.values():
+        if chain.before_path in last:
             continue  # not the first of its run
         steps, at = [], path
         while True:

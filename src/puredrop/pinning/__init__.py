@@ -92,7 +92,7 @@ def reproducible(
         unpin(other)  # the model it was copied from stays pinned
     modules = list(named(root))
     droppers = [module for _, module in modules if holds_dropout(module)]
-    foreign = [module for module in droppers if not isinstance(module, HasKey)]
+    foreign = {module for module in droppers if not isinstance(module, HasKey)}
     is_guessed = sample_dim is None and any(getattr(module, "batch_first", True) is False for _, module in modules)
     keys = Keys(base, sample_dims or {}, windows or {})
     batches = Batches(is_guessed, mesh, dp_group, sharding)

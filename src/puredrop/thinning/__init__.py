@@ -10,6 +10,7 @@ from typing import Literal, TypeVar, overload
 from torch.nn import Module
 
 from puredrop._hints import hints
+from puredrop._text import listed
 from puredrop.conversion import SEED_HINT
 from puredrop.nn.keyed import HasKey
 from puredrop.pinning import pinned, unwrapped
@@ -100,10 +101,10 @@ def batchwise(
         raise ValueError("model runs batchwise already; undo that first: puredrop.revert(model)")
     search = find_chains(root, sample_dim)
     if not search.chains:
-        reasons = "".join(f"; {path or '(model)'}: {reason}" for path, reason in search.skipped.items())
+        reasons = listed((f"{path or '(model)'}: {why}" for path, why in search.skipped.items()), separator="; ")
         raise ValueError(
             "model has nothing to compact: expected Linear or convolution, elementwise activation, Dropout (of "
-            f"channels after a convolution), Linear or convolution{reasons or '; it has no dropout layer'}"
+            f"channels after a convolution), Linear or convolution; {reasons or 'it has no dropout layer'}"
         )
     if pinned(root) is not None and any(not isinstance(chain.site, HasKey) for chain in search.chains):
         raise ValueError("model is pinned; call batchwise first: run.release(), batchwise, then reproducible again")
@@ -119,8 +120,10 @@ def _roles(search: ChainSearch, rule: Groups, ranks: Ranks) -> dict[Module, Role
     def role_of(module: Module, chain: Chain) -> Role:
         return roles.setdefault(module, Role(type(module), rule, chain.sample_dim, ranks))
 
-    for site in {chain.site for chain in search.chains}:
-        chains = [chain for chain in search.chains if chain.site is site]
+    uses: dict[Module, list[Chain]] = {}
+    for chain in search.chains:
+        uses.setdefault(chain.site, []).append(chain)
+    for site, chains in uses.items():
         role = role_of(site, chains[0])
         # A layer that is used in several places cannot tell them apart, so it does what is right in all of them.
         role.packs = all(chain.after for chain in chains if chain.before)

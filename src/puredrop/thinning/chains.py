@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,10 +65,12 @@ class ChainSearch:
     Args:
         chains: one for each use of a dropout layer that can run batchwise.
         skipped: path of each other place that drops -> the reason.
+        calls: number of skipped calls of each function, by the function's name after the path of its module.
     """
 
     chains: list[Chain] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
 
 
 class _ChainTracer(Tracer):
@@ -202,10 +205,10 @@ def _judge(
         if node.op == "call_function" and drops(node.target):
             owner = next(reversed(node.meta.get("nn_module_stack") or {"": None}), "")
             name = f"{_joined(region.path, owner)}:{getattr(node.target, '__name__', node.target)}"
-            count = sum(other.startswith(name) for other in search.skipped)
-            search.skipped[f"{name}{count}"] = (
+            search.skipped[f"{name}{search.calls[name]}"] = (
                 "it is a function call, which batchwise cannot change; make it a layer, torch.nn.Dropout"
             )
+            search.calls[name] += 1
         return
     if not holds_dropout(module):
         return
