@@ -20,8 +20,8 @@ from puredrop.ensemble.prediction import Prediction
 from puredrop.ensemble.predictor import Noise, PredictOptions, Predictor
 from puredrop.ensemble.surveyed_model import SurveyedModel
 from puredrop.inspection.duplicate import duplicate
+from puredrop.inspection.finite_weights import check_weights
 from puredrop.inspection.state import generators_restored, uncompiled
-from puredrop.inspection.weights import check_weights
 from puredrop.members.exact import enumerated_masks, exact
 from puredrop.members.outputs import Task, main_output, probabilities
 from puredrop.members.sites import SiteUse

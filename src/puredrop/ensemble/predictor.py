@@ -14,7 +14,7 @@ from torch import Tensor
 from puredrop.ensemble.confidence_sequence import ConfidenceSequence, expected_members
 from puredrop.ensemble.prediction import Prediction
 from puredrop.ensemble.running_statistics import RunningStatistics
-from puredrop.inspection.weights import check_weights
+from puredrop.inspection.finite_weights import check_weights
 from puredrop.members.engine import Engine
 from puredrop.members.inputs import Batch, Inputs, checked_number
 from puredrop.members.masks import BLOCK

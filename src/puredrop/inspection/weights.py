@@ -1,4 +1,4 @@
-"""Reader of a model's state from a file, which runs nothing that the file holds, and the check of weights."""
+"""Reader of a model's state from a file, which runs nothing that the file holds."""
 
 from __future__ import annotations
 
@@ -13,30 +13,11 @@ from torch.nn import Module
 from puredrop._files import read
 from puredrop._text import listed
 
-__all__ = ["check_weights", "load_weights"]
+__all__ = ["load_weights"]
 
 _SHOWN = 4
 _NESTED = ("state_dict", "model_state_dict", "model")
 """Keys under which training loops store a state next to other things."""
-
-
-def check_weights(model: Module, outputs: Tensor) -> None:
-    """Raise ValueError if a model's outputs are not finite and its weights are not, and name these.
-
-    Finite outputs need no check: a weight of minus infinity may be a mask.
-    """
-    if bool(outputs.isfinite().all()):
-        return
-    every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    bad = [
-        f"{name} ({int(value.isnan().sum())} NaN and {int(value.isinf().sum())} infinite of {value.numel()})"
-        for name, value in every.items()
-        if value.is_floating_point() and not bool(value.isfinite().all())
-    ]
-    if bad:
-        raise ValueError(
-            f"the model's weights are not finite: {listed(bad, _SHOWN)}; expected numbers (did the training diverge?)"
-        )
 
 
 def load_weights(model: Module, path: Path, name: str) -> None:

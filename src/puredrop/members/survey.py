@@ -16,9 +16,9 @@ from puredrop._text import first_line, listed
 from puredrop._torch import watch_operators
 from puredrop.inspection import STRAY, Sites, observe, outside_positions
 from puredrop.inspection.duplicate import duplicate
+from puredrop.inspection.finite_weights import check_weights
 from puredrop.inspection.state import generators_restored
 from puredrop.inspection.watch import Event, Watch, positions
-from puredrop.inspection.weights import check_weights
 from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
