@@ -297,9 +297,10 @@ static void last_group(group_fn *group, char *const *operand, size_t at, size_t 
 #define B(type) type##_load(operand[3] + place)
 #define DROPPED(type, bits, v) keep##bits(word, first, type##_round((v) * s))
 #define UNLESS_NEGATIVE(sign, v, vector, mask) ((vector)((mask)(v) & ~(mask)((sign) <= 0)))
+#define RELU_OF(x, vector, mask) ((vector)((mask)(x) & ~(mask)((x) < 0))) /* keeps -0.0, as torch does */
 #define OP(type, vector, number, mask, bits, SIZE)                                                                     \
     LOOP(DROPOUT, type, vector, number, SIZE, DROPPED(type, bits, x))                                                  \
-    LOOP(RELU, type, vector, number, SIZE, DROPPED(type, bits, UNLESS_NEGATIVE(x, x, vector, mask)))                   \
+    LOOP(RELU, type, vector, number, SIZE, DROPPED(type, bits, RELU_OF(x, vector, mask)))                              \
     LOOP(RELU_BACKWARD, type, vector, number, SIZE, UNLESS_NEGATIVE(A(type), type##_round(x * s), vector, mask))       \
     LOOP(GELU, type, vector, number, SIZE, DROPPED(type, bits, type##_round(gelu##bits(x))))                           \
     LOOP(GELU_BACKWARD, type, vector, number, SIZE, type##_round(DROPPED(type, bits, x) * gelu_slope##bits(A(type))))  \

@@ -44,7 +44,7 @@ def operands(dtype=torch.float32, layout="contiguous", shape=(6, 37, 21)):
 def near(found, expected, x, ulps):
     """Equal; or for GELU within some ulp of x, since torch's own value is 2.1 ulp of its input off, and ours 1.9."""
     if ulps == 0:
-        return same_bits(found + 0.0, expected + 0.0)  # -0 and +0 are one value
+        return same_bits(found, expected)
     wide = torch.float64
     bound = ulps * torch.finfo(x.dtype).eps * x.to(wide).abs().clamp(min=torch.finfo(x.dtype).smallest_normal)
     return ((found.to(wide) - expected.to(wide)).abs() <= bound).all()
@@ -194,3 +194,10 @@ def test_ids_that_change_before_backward_are_noticed(form):
     ids += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_negative_zero_stays_one_where_it_stays_with_torch(dtype, variant):
+    x = torch.tensor([-0.0, 0.0], dtype=dtype).repeat(100)
+    for fused, activation in ((P.relu_dropout, F.relu), (P.gelu_dropout, F.gelu)):
+        assert same_bits(fused(x, 0.5, key=KEY), P.dropout(activation(x), 0.5, key=KEY))
