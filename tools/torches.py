@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 FLOOR, PINNED = "2.6.0", "2.13.0"
-# The oldest numpy that the project supports belongs to the oldest torch, and a pyarrow that still reads it. Two warnings
-# are that torch's own, and the table of torch's behaviours describes the pinned version.
+# The oldest numpy that the project supports belongs to the oldest torch, and a pyarrow that reads it. Two warnings are
+# that torch's own, and the table of torch's behaviours describes the pinned version.
 NEEDS = {FLOOR: ["numpy<2", "pyarrow<22"]}
 TABLE = "tests/test_torch_surface.py"
 OPTIONS = {
