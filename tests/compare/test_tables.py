@@ -106,7 +106,7 @@ def test_groups_stay_together_and_time_runs_forward(path, monkeypatch):
     from puredrop.compare import tables
 
     split = {}
-    monkeypatch.setattr(tables, "_features", lambda features, train: (np.zeros((200, 1), np.float32), []))
+    monkeypatch.setattr(tables, "features_of", lambda features, train: (np.zeros((200, 1), np.float32), []))
     original = tables._split_rows
     monkeypatch.setattr(tables, "_split_rows", lambda *a: split.setdefault("parts", original(*a)))
     table = frame()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from puredrop._text import listed
 from puredrop.compare.arrays import npz_names, read_npz
 
 __all__ = ["read_rows"]
@@ -55,9 +56,7 @@ def _of_arrays(
     for name in wanted:
         if name not in present:
             option = "--target" if name == target else "--columns"
-            raise ValueError(
-                f"DATA {str(path)!r} has no array {name!r}; it has {', '.join(present)} (name one: {option})"
-            )
+            raise ValueError(f"DATA {str(path)!r} has no array {name!r}; it has {listed(present)} (name one: {option})")
     arrays = read_npz(path, wanted)
     y = arrays.pop(target) if target else None
     return (arrays if named or len(names) > 1 else arrays[names[0]]), y
@@ -68,10 +67,10 @@ def _of_table(
 ) -> tuple[Rows, NDArray[Any] | None]:
     import pandas as pd
 
-    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path, use_threads=False)
     missing = [name for name in (*(columns or ()), *([target] if target else [])) if name not in table]
     if missing:
-        raise ValueError(f"DATA {str(path)!r} has no column {missing[0]!r}; it has {', '.join(map(str, table))}")
+        raise ValueError(f"DATA {str(path)!r} has no column {missing[0]!r}; it has {listed(table)}")
     y = table.pop(target).to_numpy() if target else None
     if columns and len(columns) == 1 and not pd.api.types.is_numeric_dtype(table[columns[0]]):
         return [str(text) for text in table[columns[0]]], y

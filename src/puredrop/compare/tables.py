@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import decimal
 import difflib
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +14,17 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from puredrop._text import one_line
+from puredrop._text import listed, one_line
 from puredrop.compare.arrays import npz_names, read_npz
 from puredrop.compare.data import VALIDATION_SHARE, Data, DataSplit
+from puredrop.compare.features import MOST_CATEGORIES, as_numbers, as_times, features_of
 from puredrop.compare.tasks import Classification, Regression, Task
 
 __all__ = ["TableOptions", "load_table"]
 
 _TEST_SHARE = 5
-_MOST_CATEGORIES = 20
 _LEAST_ROWS = 30
-_LARGEST = 1e30  # beyond it squares overflow in float32
+_COMPARED = 10_000  # names that are compared with a misspelt one, which takes a second
 
 _Frame = Any  # pandas ships no types
 
@@ -79,7 +77,7 @@ def load_table(path: Path, options: TableOptions) -> Data:
     features = frame.drop(columns=named)
     if features.shape[1] == 0:
         raise ValueError(f"{path} has no column except {', '.join(named)}; expected at least one feature")
-    x, columns = _features(features, parts[0])
+    x, columns = features_of(features, parts[0])
     notes += columns
     train, validation, test = (DataSplit(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in parts)
     return Data(path.stem, task, train, validation, test, tuple(notes))
@@ -92,7 +90,7 @@ def _read(path: Path) -> _Frame:
         if path.suffix == ".csv":
             return _read_csv(path)
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, use_threads=False)  # threads take 74 kB a column, one 12
         return _read_npz(path)
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -110,7 +108,7 @@ def _read_csv(path: Path) -> _Frame:
     if not header:
         raise ValueError(f"{path} is empty; expected a line of column names and rows below")
     if repeated:  # pandas would rename the second one without a word
-        raise ValueError(f"{path} has two columns named {', '.join(map(repr, repeated))}; rename one")
+        raise ValueError(f"{path} has two columns named {listed(map(repr, repeated))}; rename one")
     return pd.read_csv(path, encoding="utf-8")
 
 
@@ -125,13 +123,15 @@ def _read_npz(path: Path) -> _Frame:
             raise ValueError(f"{path}: array {name!r} has shape {array.shape}; expected (rows,) or (rows, columns)")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{path}: arrays of different lengths: {lengths}; expected one row count")
+        shown = listed(f"{name!r} has {length}" for name, length in lengths.items())
+        raise ValueError(f"{path}: arrays of different lengths: {shown}; expected one row count")
     return pd.DataFrame(columns)
 
 
 def _check_column(path: Path, frame: _Frame, name: str) -> None:
     if name not in frame.columns:
-        near = difflib.get_close_matches(name, map(str, frame.columns), n=3) or list(map(str, frame.columns[:6]))
+        names = list(map(str, frame.columns[:_COMPARED]))
+        near = difflib.get_close_matches(name, names, n=3) or names[:6]
         raise ValueError(f"{path} has no column {name!r}; did you mean {' or '.join(map(repr, near))}?")
 
 
@@ -146,7 +146,7 @@ def _target(column: _Frame, options: TableOptions) -> tuple[Task, NDArray[Any], 
     if distinct < 2:
         raise ValueError(f"target {name!r} is always {column.iloc[0]!r}; expected at least two values")
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    few = distinct <= _MOST_CATEGORIES and bool((column == column.round()).all()) if numeric else True
+    few = distinct <= MOST_CATEGORIES and bool((column == column.round()).all()) if numeric else True
     kind = options.task or ("classification" if few else "regression")
     chosen = "as told" if options.task else "inferred; --task says otherwise"
     if kind == "regression":
@@ -175,11 +175,11 @@ def _split_rows(frame: _Frame, y: NDArray[Any], task: Task, options: TableOption
         column = frame[options.time]
         if column.isna().any():
             raise ValueError(f"--time {options.time!r} has missing values; expected one time per row")
-        when = _as_times(column)
-        when = _as_numbers(column) if when is None else when
+        when = as_times(column)
+        when = as_numbers(column) if when is None else when.to_numpy()
         if when is None:
             raise ValueError(f"--time {options.time!r} holds {column.iloc[0]!r}; expected ISO 8601 dates or numbers")
-        order = everything[np.argsort(when.to_numpy(), kind="stable")]
+        order = everything[np.argsort(when, kind="stable")]
         remaining, test = order[: -(len(order) // _TEST_SHARE)], order[-(len(order) // _TEST_SHARE) :]
         remaining = remaining if options.rows is None else remaining[-_checked_rows(options.rows, len(remaining)) :]
         cut = len(remaining) // VALIDATION_SHARE
@@ -220,82 +220,3 @@ def _divide(
         stratify = y[rows] if enough else None
     first, second = train_test_split(rows, test_size=share, random_state=seed, stratify=stratify)
     return first, second
-
-
-def _features(frame: _Frame, train: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[str]]:
-    """Return all features as numbers, fitted on the training rows alone, and notes on how."""
-    from sklearn.compose import ColumnTransformer
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
-
-    numbers, categories, dates, dropped = [], [], [], []
-    has_missing = frame.isna().any()
-    frame = frame.copy()
-    for name in frame.columns:
-        column = frame[name]
-        times, values = _as_times(column), _as_numbers(column)
-        if column.isna().all():
-            dropped.append(f"{name} (empty)")
-        elif times is not None:
-            frame[name] = times
-            dates.append(name)
-        elif values is not None:
-            if values.abs().max() > _LARGEST:
-                raise ValueError(
-                    f"column {name!r} holds {values.abs().max():.3g}; expected numbers below 1e30, rescale it"
-                )
-            frame[name] = values
-            numbers.append(name)
-        else:
-            texts = column.astype(str).where(column.notna(), "(missing)")
-            if texts.nunique() > max(_MOST_CATEGORIES, len(column) // 2):
-                dropped.append(f"{name} (a text that hardly repeats)")
-            else:
-                frame[name] = texts
-                categories.append(name)
-    if not (numbers or categories or dates):
-        raise ValueError(f"no usable feature is left; dropped: {', '.join(dropped)}")
-    numeric = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
-    encoder = OneHotEncoder(max_categories=_MOST_CATEGORIES, handle_unknown="infrequent_if_exist", sparse_output=False)
-    transformer = ColumnTransformer([("numbers", numeric, [*numbers, *dates]), ("categories", encoder, categories)])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found unknown categories")  # they count as infrequent, as asked for
-        warnings.filterwarnings("ignore", "Skipping features without any observed values")
-        x = transformer.fit(frame.iloc[train]).transform(frame)
-    # Infinite numbers have become missing ones; categories are filled already.
-    filled_in = [str(name) for name in [*numbers, *dates] if frame[name].isna().any()]
-    filled_in += [str(name) for name in categories if has_missing[name]]
-    notes = [
-        f"features: {len(numbers)} numeric, {len(dates)} dates, {len(categories)} categorical; {x.shape[1]} inputs"
-    ]
-    if filled_in:
-        notes.append(f"missing values filled in {', '.join(filled_in)} (median and an indicator, or a category)")
-    if dropped:
-        notes.append(f"dropped: {', '.join(dropped)}")
-    return np.asarray(x, np.float32), notes
-
-
-def _as_numbers(column: _Frame) -> _Frame | None:
-    """Return a column of numbers or durations (seconds) as float64, NaN where missing or infinite; else None."""
-    if pd.api.types.is_timedelta64_dtype(column):
-        return column.dt.total_seconds()
-    decimals = column.dtype == object and all(isinstance(value, decimal.Decimal) for value in column.dropna())
-    if not decimals and (not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
-        return None
-    return column.astype(np.float64).replace([np.inf, -np.inf], np.nan)
-
-
-def _as_times(column: _Frame) -> _Frame | None:
-    """Return a column of dates or ISO 8601 texts as seconds since 1970, NaN where missing; else None."""
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        if not pd.api.types.is_string_dtype(column.dropna()) and column.dtype != object:
-            return None
-        if column.isna().all():
-            return None
-        parsed = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
-        if parsed.notna().sum() < column.notna().sum():
-            return None
-        column = parsed
-    seconds = column.astype("int64").astype(np.float64) / 1e9
-    return seconds.where(column.notna())
