@@ -28,7 +28,7 @@ class Call:
         inputs: tensors that get a gradient where they can have one.
         tolerance: 0 where two backends must agree bit for bit; else how many times the dtype's precision, relative
             to the largest value, since sums are taken in another order.
-        zero_has_sign: whether +0 and -0 differ. relu(-0) has either sign in torch itself, by dtype and machine.
+        zero_has_sign: whether +0 and -0 differ. The kernel's relu(-0) is +0, torch's is -0.
     """
 
     text: str
