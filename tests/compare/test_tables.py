@@ -247,6 +247,10 @@ BAD = {
     "not parquet": (lambda d: [written(d, "hello", "t.parquet"), "--target", "b"], r"t.parquet: cannot be read"),
     "not npz": (lambda d: [written(d, "hello", "t.npz"), "--target", "b"], r"t.npz: cannot be read"),
     "no file": (lambda d: ["nowhere.csv", "--target", "b"], r"nowhere.csv: no such file"),
+    "NUL in a name": (
+        lambda d: [written(d, "a,b,c\0\n" + rows("{i},{j},x")), "--target", "b"],
+        r"t.csv has a column named 'c\\x00', with a NUL character; rename it",
+    ),
     "only the target": (lambda d: [written(d, "b\n" + rows("{i}")), "--target", "b"], r"no column except b"),
     "no feature": (
         lambda d: [written(d, "a,b\n" + rows("t{i},{i}")), "--target", "b"],

@@ -64,6 +64,9 @@ def load_table(path: Path, options: TableOptions) -> Data:
         ValueError, OSError: with one line that names the column or file and what was expected.
     """
     frame = _read(path)
+    broken = [name for name in frame.columns if "\0" in str(name)]
+    if broken:  # pandas would not find it again
+        raise ValueError(f"{path} has a column named {broken[0][:40]!r}, with a NUL character; rename it")
     if len(frame) < _LEAST_ROWS:
         raise ValueError(f"{path} holds {len(frame)} rows; expected at least {_LEAST_ROWS}")
     named = [name for name in (options.target, options.group, options.time) if name is not None]
