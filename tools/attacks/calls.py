@@ -28,14 +28,12 @@ class Call:
         inputs: tensors that get a gradient where they can have one.
         tolerance: 0 where two backends must agree bit for bit; else how many times the dtype's precision, relative
             to the largest value, since sums are taken in another order.
-        zero_has_sign: whether +0 and -0 differ. The kernel's relu(-0) is +0, torch's is -0.
     """
 
     text: str
     run: Callable[[], Any]
     inputs: tuple[Tensor, ...]
     tolerance: float = 0.0
-    zero_has_sign: bool = True
 
 
 def any_call(choices: Choices) -> Call:
@@ -71,12 +69,10 @@ def _call(function: Callable[..., Any], *inputs: Tensor, tolerance: float = 0.0,
 def _elements(choices: Choices) -> Call:
     function = choices.choice((F.dropout, F.dropout, F.dropout, F.relu_dropout, F.gaussian_dropout))
     x = _input(choices)
-    call = _call(
+    return _call(
         function, x, p=any_rate(choices), training=choices.chance(0.95), inplace=choices.chance(0.2),
         key=any_key(choices), **any_place(choices, x.shape),
     )  # fmt: skip
-    call.zero_has_sign = function is not F.relu_dropout
-    return call
 
 
 def _gelu(choices: Choices) -> Call:
