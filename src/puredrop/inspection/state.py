@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 __all__ = [
+    "SharedContext",
     "Stateful",
     "generators_restored",
     "live_forwards",
@@ -121,26 +122,38 @@ def generators_restored() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-class _Uncompiled:
-    """The stance of torch.compile while anything is watched: one for all threads, so the last to leave restores it."""
+class SharedContext:
+    """Context over something that all threads share: the first to enter changes it, and the last to leave restores it.
 
-    def __init__(self) -> None:
+    Torch's and Python's own contexts restore what they found, which is wrong where two threads overlap.
+
+    Args:
+        change: function that makes the change and returns the function that undoes it.
+    """
+
+    def __init__(self, change: Callable[[], Callable[[], object]]) -> None:
+        self._change = change
         self._lock = threading.Lock()
         self._open = 0
-        self._stance: Any = None
+        self._undo: Callable[[], object] = lambda: None
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._open:
-                self._stance = torch.compiler.set_stance("force_eager")
+                self._undo = self._change()
             self._open += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._open -= 1
             if not self._open:
-                self._stance.__exit__(None, None, None)
+                self._undo()
 
 
-uncompiled = _Uncompiled()
+def _force_eager() -> Callable[[], object]:
+    stance = torch.compiler.set_stance("force_eager")
+    return lambda: stance.__exit__(None, None, None)
+
+
+uncompiled = SharedContext(_force_eager)
 """Context in which compiled functions run as they are written."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puredrop.inspection.state import SharedContext
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.masks import DrawnMasks, Masks
@@ -51,29 +51,14 @@ class MemberMasks:
         )
 
 
-class _SlowBatchingAllowed:
-    """Context without torch's warning of slow operators: one filter for all threads, removed by the last."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open = 0
-        self._filter: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._open:
-                warnings.filterwarnings("ignore", message="There is a performance drop")
-                self._filter = warnings.filters[0]
-            self._open += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._open -= 1
-            if not self._open and self._filter in warnings.filters:
-                warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
+def _ignore_slow_batching() -> Callable[[], object]:
+    """Ignore torch's warning of operators without a batching rule: they run for one member after the other."""
+    warnings.filterwarnings("ignore", message="There is a performance drop")
+    mine = warnings.filters[0]
+    return lambda: mine in warnings.filters and warnings.filters.remove(mine)  # type: ignore[attr-defined]
 
 
-_slow_batching_allowed = _SlowBatchingAllowed()
+_slow_batching_allowed = SharedContext(_ignore_slow_batching)
 
 
 class Engine:
@@ -136,7 +121,6 @@ class Engine:
         def forward(member: Tensor) -> Tensor:
             return self._forward(batch, numbers, member, first)
 
-        # Operators without a batching rule run for one member after the other, which is right, if slow.
         with _slow_batching_allowed:
             outputs: Tensor = torch.func.vmap(forward, randomness="error")(torch.tensor(numbers))
         return outputs
