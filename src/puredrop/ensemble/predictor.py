@@ -123,6 +123,8 @@ class Predictor:
 
     def _running(self, limit: int) -> RunningStatistics:
         keep = min(64, limit) if self.options.keep is None else self.options.keep
+        if self._kept_bytes > self.options.memory:
+            keep = 0
         return RunningStatistics(self.class_dim, self.engine.members.balanced, keep)
 
     def _add(self, running: RunningStatistics, outputs: Tensor, rows: int) -> None:
@@ -140,6 +142,9 @@ class Predictor:
             running.add_noise(outputs[..., 1])
             outputs = outputs[..., 0]
         running.add(outputs)
+        if self.options.keep is None and self._kept_bytes + running.kept_bytes > self.options.memory:
+            self._kept_bytes = sys.maxsize
+            running.forget_outputs()
 
     def _blocks(self, batch: Batch, number: int, first: int = 0) -> Iterator[Tensor]:
         """Yield the members' outputs a block at a time; as many as memory holds are computed at once."""
@@ -195,7 +200,6 @@ class Predictor:
         outputs = torch.cat(running.outputs) if running.outputs else None
         if outputs is not None and self.options.keep is None:
             self._kept_bytes += outputs.nbytes
-            outputs = outputs if self._kept_bytes <= self.options.memory else None
         prediction = Prediction(
             running.mean.cpu(),
             variance.cpu(),

@@ -71,6 +71,16 @@ class RunningStatistics:
                 self._sizes[group] += len(part)
         self.count += members
 
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the outputs that are kept."""
+        return sum(part.nbytes for part in self.outputs)
+
+    def forget_outputs(self) -> None:
+        """Keep no member's outputs from now on."""
+        self.kept = 0
+        self.outputs.clear()
+
     def add_noise(self, variances: Tensor) -> None:
         """Add the same members' variances of the noise, (members, rows, ...); call it before `add`."""
         total = variances.double().sum(0)
