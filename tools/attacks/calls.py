@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ class Call:
         inputs: tensors that get a gradient where they can have one.
         tolerance: 0 where two backends must agree bit for bit; else how many times the dtype's precision, relative
             to the largest value, since sums are taken in another order.
+        parameters: of the layer, which the call makes; they get a gradient, too.
     """
 
     text: str
     run: Callable[[], Any]
     inputs: tuple[Tensor, ...]
     tolerance: float = 0.0
+    parameters: list[Tensor] = field(default_factory=list)
 
 
 def any_call(choices: Choices) -> Call:
@@ -139,13 +141,14 @@ def _attention(choices: Choices) -> Call:
 def _layer(choices: Choices, make: Callable[[], nn.Module], *inputs: Tensor, tolerance: float = 0.0) -> Call:
     """Return the call of a layer, which is made in the call, so that what its constructor refuses counts, too."""
     training = choices.chance(0.95)
+    parameters: list[Tensor] = []
 
     def run() -> Any:
         module = make().train(training)
-        module.requires_grad_(False)
+        parameters[:] = module.parameters()
         return module(*inputs)
 
-    return Call(f"{make.__doc__} training={training}", run, inputs, tolerance)
+    return Call(f"{make.__doc__} training={training}", run, inputs, tolerance, parameters)
 
 
 def _named(name: str, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

@@ -99,7 +99,7 @@ def _facts(tensor: Tensor, call: Call) -> tuple[Any, ...]:
 
 
 def _gradients(output: Tensor, call: Call, number: int) -> list[Tensor]:
-    inputs = [given for given in call.inputs if given.requires_grad]
+    inputs = [given for given in (*call.inputs, *call.parameters) if given.requires_grad]
     if not (output.requires_grad and inputs and output.numel()):
         return []
     generator = torch.Generator().manual_seed(number)
