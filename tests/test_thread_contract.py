@@ -134,18 +134,20 @@ def test_ensembles_explanations_and_lists_of_sites_while_the_model_trains():
 def test_one_pinned_model_gives_its_masks_or_refuses():
     model = puredrop.convert(net())
     run = puredrop.reproducible(model, seed=1)
-    expected = model(rows(0)).detach()
+    # Other threads may run between the two lines of `work`: then this forward is a later micro-batch of the step.
+    expected = [model(rows(0)).detach() for _ in range(THREADS)]
 
     def work(number):
         run.step = 0
-        return torch.equal(model(rows(0)).detach(), expected)
+        found = model(rows(0)).detach()
+        return any(torch.equal(found, output) for output in expected)
 
     counts = in_threads(work, rounds=40)
     wrong = [text for text in counts if text is not True and "another thread" not in str(text)]
     assert not [text for text in wrong if "while a forward is open" not in str(text)], wrong
     assert counts[True]
     run.step = 0
-    assert torch.equal(model(rows(0)).detach(), expected)
+    assert torch.equal(model(rows(0)).detach(), expected[0])
     run.release()
 
 

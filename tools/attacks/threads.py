@@ -114,11 +114,13 @@ def _ensemble(choices: Choices) -> tuple[Work, bool]:
 def _pinned(choices: Choices) -> tuple[Work, bool]:
     model = puredrop.convert(_net(choices.randrange(1000)))
     run = puredrop.reproducible(model, seed=choices.randrange(1000))
-    expected = model(_rows(0)).detach()
+    # Other threads may run between the two lines of `work`: then this forward is a later micro-batch of the step.
+    expected = [model(_rows(0)).detach() for _ in range(_THREADS)]
 
     def work(number: int) -> bool:
         run.step = 0
-        return torch.equal(model(_rows(0)).detach(), expected)
+        found = model(_rows(0)).detach()
+        return any(torch.equal(found, output) for output in expected)
 
     return work, True
 
