@@ -37,7 +37,7 @@ from puredrop._files import (
 from puredrop._folders import check_output_folder, check_unlocked, output_folder
 from puredrop.cli.progress import progress
 from puredrop.cli.requests import PredictRequest
-from puredrop.cli.rows_file import read_rows
+from puredrop.cli.stored_rows import StoredRows, read_features
 from puredrop.ensemble import DropoutEnsemble
 from puredrop.inspection.load import make_model
 from puredrop.inspection.weights import load_weights
@@ -60,7 +60,7 @@ class PredictJob:
         x: (rows, ...).
     """
 
-    def __init__(self, request: PredictRequest, model: Module, x: NDArray[Any]) -> None:
+    def __init__(self, request: PredictRequest, model: Module, x: NDArray[Any] | StoredRows) -> None:
         self.request = request
         self.x = x
         self.ensemble = DropoutEnsemble(model, request.task, seed=request.seed, masks=request.masks)
@@ -69,7 +69,7 @@ class PredictJob:
         state = {
             "format": _FORMAT,
             "request": {**asdict(request), "out": "", "data": "", "weights": ""},
-            "data": hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).hexdigest(),
+            "data": self._data_digest(),
             "weights": digest(model.state_dict()),
         }
         self._state: dict[str, Any] = json.loads(json.dumps(state, default=str))
@@ -87,7 +87,13 @@ class PredictJob:
     @property
     def own_rows(self) -> int:
         """Return the number of rows that this process predicts."""
-        return sum(len(self.x[start : start + self.request.part_rows]) for start in self.own_starts)
+        return sum(min(self.request.part_rows, len(self.x) - start) for start in self.own_starts)
+
+    def _data_digest(self) -> str:
+        state = hashlib.blake2b(digest_size=16)
+        for start in self.starts:
+            state.update(np.ascontiguousarray(self.x[start : start + self.request.part_rows]).data)
+        return state.hexdigest()
 
     @property
     def state_file(self) -> Path:
@@ -180,7 +186,7 @@ class PredictJob:
         for start in self.own_starts:
             if self._read(start) is None:
                 self._write(start)
-            count += len(self.x[start : start + self.request.part_rows])
+            count += min(self.request.part_rows, len(self.x) - start)
             yield count
         if self.rank == 0:
             while not all(self.part(start).exists() for start in self.starts):
@@ -273,9 +279,7 @@ def prepare(request: PredictRequest) -> PredictJob:
     if request.members < 1 or request.part_rows < 1:
         name = "--members" if request.members < 1 else "--part-rows"
         raise ValueError(f"{name} is {min(request.members, request.part_rows)}; expected 1 or more")
-    x, _ = read_rows(request.data, request.columns)
-    if not isinstance(x, np.ndarray):
-        raise ValueError(f"--columns is {','.join(request.columns or ())}; expected numbers, in one array")
+    x = read_features(request.data, request.columns, request.out.parent)
     model, _ = make_model(request.model)
     if request.weights is not None:
         load_weights(model, request.weights, "--weights")
