@@ -106,6 +106,8 @@ def test_states_that_are_not_whole(change):
         ValueError, match=r"load_state_dict: the state holds format.*expected what state_dict gave, whole"
     ):
         run.load_state_dict(state)
+    with pytest.raises(TypeError, match="load_state_dict: state is str; expected what state_dict gave"):
+        run.load_state_dict("state")
     assert run.step == 5
 
 

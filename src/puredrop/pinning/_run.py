@@ -185,7 +185,10 @@ class Run:
         Raises:
             ValueError: if the state has another format, seed or name, so that the masks would be others; or if it is
                 not whole.
+            TypeError: if the state is no dictionary.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict: state is {type(state).__name__}; expected what state_dict gave")
         # The first states named their format "version".
         number = "version" if "version" in state and "format" not in state else "format"
         for name, expected in ((number, _FORMAT), ("seed", self.seed), ("name", self.name)):
