@@ -59,8 +59,10 @@ def any_shape(choices: Choices, rank: int | None = None) -> list[int]:
         if math.prod(shape) * size > limit:
             size = choices.randint(1, 3)
         shape.append(size)
-    if is_large and shape and math.prod(shape) < 100:
-        shape[choices.randrange(len(shape))] = choices.choice((1000, 2048, 2049, 4097))
+    if is_large and shape:
+        at, size = choices.randrange(len(shape)), choices.choice((1000, 2048, 2049, 4097))
+        if math.prod(shape[:at] + shape[at + 1 :]) < 100:
+            shape[at] = size
     return shape
 
 
