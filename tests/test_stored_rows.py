@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 
 import puredrop.cli.stored_rows as stored
@@ -135,17 +136,25 @@ def test_a_slice_is_an_array_that_may_be_written_to(tmp_path, two_rows):
 def test_memory_does_not_grow_with_rows(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(stored, "_SMALL", 0)
     monkeypatch.setattr(stored, "_NUMBERS", 1 << 14)
-    peaks = []
+    peaks, arrow, chosen = [], [], stored.chosen_numbers
+
+    def counted(*arguments):
+        arrow[-1] = max(arrow[-1], pyarrow.total_allocated_bytes())
+        return chosen(*arguments)
+
+    monkeypatch.setattr(stored, "chosen_numbers", counted)
     for rows in (5000, 20000, 80000):  # the first for what is imported
         table = pd.DataFrame(CHANCE.normal(size=(rows, 8)).astype(np.float32), columns=list("abcdefgh"))
         path = tmp_path / f"x.{kind}"
-        table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
+        table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path, row_group_size=5000)
         del table
+        arrow.append(0)
         tracemalloc.start()
         assert len(stored.read_features(path, None, tmp_path)) == rows
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.5 * peaks[1]
+    assert arrow[2] <= 1.5 * arrow[1]
 
 
 def test_the_command_writes_the_same_file(tmp_path, monkeypatch, capsys):

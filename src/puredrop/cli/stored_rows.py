@@ -190,7 +190,7 @@ def _parts(path: Path) -> Iterator[Any]:
 
     width = len(parquet.read_schema(path))
     buffer = max(4096, (1 << 25) // max(1, width))  # bytes of each column; without it, whole row groups are held
-    with parquet.ParquetFile(path, buffer_size=buffer) as file:
+    with parquet.ParquetFile(path, buffer_size=buffer, pre_buffer=False) as file:  # else all it has read is kept
         for batch in file.iter_batches(_rows_at_once(width), use_threads=False):
             yield pyarrow.Table.from_batches([batch]).to_pandas()
 
