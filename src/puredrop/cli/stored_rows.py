@@ -150,10 +150,8 @@ def _write_table(path: Path, columns: tuple[str, ...] | None, file: BinaryIO) ->
             known = known or dtypes
             if seen != known:
                 continue
-            names = zip(table.columns, seen, dtypes, strict=True)
-            numbers = chosen_numbers(
-                path, table.astype({name: to for name, to, dtype in names if to != dtype}), columns
-            )
+            changes = {name: to for name, to, dtype in zip(table, seen, dtypes, strict=True) if to != dtype}
+            numbers = chosen_numbers(path, table.astype(changes) if changes else table, columns)
             if numbers is None:
                 check_rows(path, len(table))
                 raise _not_numbers(columns)
@@ -181,7 +179,8 @@ def _parts(path: Path) -> Iterator[Any]:
     import pandas as pd
 
     if path.suffix == ".csv":
-        width = len(pd.read_csv(path, nrows=0).columns)
+        with path.open("rb") as file:
+            width = file.readline(1 << 26).count(b",") + 1
         with pd.read_csv(path, chunksize=_rows_at_once(width)) as tables:
             yield from tables
         return
