@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from puredrop.compare.data import Data
 from puredrop.compare.network import Model, Parameters
-from puredrop.compare.tasks import Judged, Table, Validation
+from puredrop.compare.tasks import Judged, Table, Task, Validation
 from puredrop.ensemble import risk_coverage
 from puredrop.rng import Key
 
@@ -23,12 +24,14 @@ __all__ = [
     "Evaluation",
     "MemberEvaluation",
     "SelectivePrediction",
+    "check_memory",
     "evaluate",
     "evaluate_members",
     "selective_prediction",
 ]
 
 MEMBERS = 50
+_BYTES = 64  # of memory at the peak for each number of the members' outputs, measured
 NETWORKS = 5
 COVERAGES = tuple(k / 20 for k in range(2, 21))
 """Shares of rows kept, at which risk-coverage curves are written down; below a tenth a row or two decide."""
@@ -62,6 +65,31 @@ class MemberEvaluation:
 
     test: Judged
     nll_of: dict[int, Table]
+
+
+def check_memory(task: Task, test_rows: int, seeds: int) -> None:
+    """Raise ValueError if the members' outputs for all test rows and classes are more than the machine's memory.
+
+    Args:
+        task: of one output, or of a number of classes.
+        test_rows: number of test rows.
+        seeds: number of seeds.
+    """
+    needed, there = _BYTES * MEMBERS * seeds * test_rows * task.outputs, _memory()
+    if task.outputs > 1 and there is not None and needed > there:
+        raise ValueError(
+            f"{task.outputs} classes need {needed / 1e9:.1f} GB, since {MEMBERS} members of {seeds} seeds are "
+            f"evaluated on {test_rows} test rows, and this machine has {there / 1e9:.1f}; expected fewer "
+            "(join classes, use fewer --seeds, or --task regression)"
+        )
+
+
+def _memory() -> int | None:
+    """Return the bytes of memory of the machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no such function
+        return None
 
 
 def evaluate(parameters: Parameters, network: Model, data: Data, *further: Parameters) -> Evaluation:

@@ -24,7 +24,7 @@ from puredrop._text import first_line, one_line
 from puredrop.compare import page, results
 from puredrop.compare.copies import copy_of_run
 from puredrop.compare.data import Data, load
-from puredrop.compare.evaluation import NETWORKS, Evaluation, evaluate, evaluate_members
+from puredrop.compare.evaluation import NETWORKS, Evaluation, check_memory, evaluate, evaluate_members
 from puredrop.compare.network import Model, Network, Parameters
 from puredrop.compare.options import CompareOptions
 from puredrop.compare.processes import Worker, this_worker
@@ -245,6 +245,7 @@ def prepare(options: CompareOptions) -> Comparison:
     """
     options.check()
     data = load_data(options).to(_device(options.device), getattr(torch, options.dtype))
+    check_memory(data.task, len(data.test.x), options.seeds)
     data, network, model_digest = make_network(options, data)
     identity = {
         "data": options.data,
