@@ -87,7 +87,7 @@ def test_a_runs_state_names_its_format_as_files_do():
 def test_a_frozen_ensemble_is_a_graph_without_our_classes(rows):
     try:
         program = torch.export.load(BEFORE / "frozen.pt2")
-    except RuntimeError as error:  # an older torch than the one that wrote it says so
+    except (RuntimeError, KeyError) as error:  # of a torch that is older than the one that wrote it
         pytest.skip(f"torch {torch.__version__} cannot read what torch 2.13 exported: {error}")
     mean = program.module()(rows)[0]
     torch.testing.assert_close(mean, torch.tensor(json.loads((BEFORE / "frozen_mean.json").read_text())))

@@ -31,6 +31,8 @@ SCOPES = [
 STATE = {name for name in vars(torch.nn.LSTM(1, 1)) if name.startswith("_")}
 STATE |= {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_compiled_call_impl"}
 STATE |= {"_cdata", "_fsdp_param_group", "skip_code"}
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7):  # names of later versions than the oldest
+    STATE |= {"set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction", "SKIP"}
 # Uses that are refused in words of their own: a layer without the method is one whose forward cannot be followed.
 REFUSED = {("nn.TransformerEncoderLayer._ff_block", "feed_forward"): "nothing to compact"}
 

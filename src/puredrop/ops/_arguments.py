@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def _size(name: str, given: tuple[int, ...], size: int) -> int:
     if type(size) is int or isinstance(size, torch.SymInt):
         return size
     try:
-        if not isinstance(size, (bool, Tensor)):
+        if not isinstance(size, (bool, np.bool_, Tensor)):
             return operator.index(size)
     except TypeError:
         pass
