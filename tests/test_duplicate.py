@@ -1,18 +1,29 @@
 """Duplicates of models: whatever way a module is referred to, members run the duplicate's, and the user's stays."""
 
+import copy
 import functools
+import warnings
 import weakref
+from collections import deque
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.utils import parametrizations
 
 import puredrop
 from puredrop.inspection.duplicate import duplicate
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-GLOBAL = nn.Dropout(0.5)
+GLOBAL = {"drop": nn.Dropout(0.5), "norm": nn.BatchNorm1d(16)}
+
+
+class Holder:
+    def __init__(self, drop):
+        self.drop = drop
+
+    def __call__(self, x):
+        return self.drop(x)
 
 
 class Referring(nn.Module):
@@ -34,19 +45,23 @@ class Referring(nn.Module):
             "closure": lambda: (lambda drop: lambda x: drop(x))(self.drop),
             "closure of self": lambda: lambda x: self.drop(x),
             "weak": lambda: weakref.ref(self.drop),
+            "object": lambda: Holder(self.drop),
+            "default": lambda: lambda x, drop=self.drop: drop(x),
+            "deque": lambda: deque([self.drop], maxlen=1),
+            "key": lambda: {self.drop: "drop"},
         }[kind]()
 
     def forward(self, x):
         x, call = self.first(x), self.call
         while not callable(call) and call is not None:
-            call = call["drop"] if isinstance(call, dict) else call[-1]
+            call = call.get("drop") or next(iter(call)) if isinstance(call, dict) else call[-1]
         if isinstance(call, weakref.ref):
             call = call()
         return self.last((call or self.drop)(x))
 
 
 KINDS = ["attribute", "list", "dict", "tuple", "nested", "method", "partial", "partial of a method", "closure"]
-KINDS += ["closure of self", "weak"]
+KINDS += ["closure of self", "weak", "object", "default", "deque", "key"]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -65,20 +80,93 @@ def test_members_reach_a_layer_by_every_reference(kind, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_reference_that_no_copy_follows_is_refused(training):
+@pytest.mark.parametrize("kind", ["drop", "norm"])
+def test_a_reference_that_no_copy_follows_is_refused_before_it_runs(kind, training):
     class Stray(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.drop = nn.Linear(8, 16), GLOBAL
+            self.first, self.drop, self.norm = nn.Linear(8, 16), GLOBAL["drop"], GLOBAL["norm"]
 
         def forward(self, x):
-            return GLOBAL(self.first(x))
+            return self.drop(GLOBAL[kind](self.first(x)))
 
     model = Stray().train(training)
-    with pytest.raises(ValueError, match=r"model calls drop by a reference .* global; call it as an attribute"):
-        puredrop.DropoutEnsemble(model).predict(X)
-    notes = {site.path: site.note for site in puredrop.sites(model, X)}
-    assert "such as a global" in notes["drop"]
+    before = copy.deepcopy(model.state_dict())
+    ensemble = puredrop.DropoutEnsemble(model)
+    for call in (ensemble.predict, ensemble.weight_scaling, lambda x: puredrop.sites(model, x)):
+        with pytest.raises(ValueError, match=rf"model calls {kind} by a reference .* global; call it as an attribute"):
+            call(X)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_tensors_that_share_memory_share_it_in_the_duplicate():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("cache", torch.randn(2, 8))
+            self.register_buffer("whole", self.cache.view(-1))
+            self.first = self.cache[0]
+
+        def forward(self, x):
+            self.first.copy_(x.mean(0))
+            return x + self.cache[0] + self.whole[:8]
+
+    model = Cached()
+    before = model.cache.clone()
+    new = duplicate(model)
+    torch.testing.assert_close(new(X), X + 2 * X.mean(0))
+    assert torch.equal(model.cache, before)
+    assert torch.equal(model.first, before[0])
+
+
+class Made(nn.Linear):
+    __slots__ = ("kept",)
+
+    def __new__(cls, inputs, outputs):
+        return super().__new__(cls)
+
+
+def test_classes_that_are_made_in_a_way_of_their_own():
+    model = Made(8, 8)
+    model.kept = "in a slot"
+    new = duplicate(nn.Sequential(model))[0]
+    assert new.kept == "in a slot"
+    assert torch.equal(new(X), model(X))
+
+
+def test_many_modules_and_deep_ones():
+    many = nn.ModuleList([nn.Identity() for _ in range(10_001)])
+    assert not {*many} & {*duplicate(many)}
+    deep = nn.Identity()
+    for _ in range(400):
+        deep = nn.Sequential(deep)
+    assert duplicate(deep)[0] is not deep[0]
+
+
+def test_parameters_that_fsdp_exchanges_are_seen():
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+    expected = puredrop.DropoutEnsemble(copy.deepcopy(model)).predict(X).mean
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        torch.testing.assert_close(puredrop.DropoutEnsemble(model).predict(X).mean, expected)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_old_weight_norm_of_a_recurrent_net_keeps_its_gradient():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.utils.weight_norm(nn.LSTM(8, 4), "weight_hh_l0")
+    model(X)
+    with torch.no_grad():
+        duplicate(model)(X)
+    assert all(weight.requires_grad for weight in model._flat_weights)
 
 
 def test_parameters_are_shared_and_all_else_is_copied():
@@ -100,9 +188,6 @@ def test_parameters_are_shared_and_all_else_is_copied():
     new.extra = nn.Identity()
     assert len(tied._forward_hooks) == 1
     assert not hasattr(tied, "extra")
-    with torch.no_grad():  # as with FSDP, a parameter that is exchanged is seen by both
-        model[0].weight = nn.Parameter(torch.ones(8, 8))
-    assert new[1].weight is model[0].weight
 
 
 @pytest.mark.parametrize(

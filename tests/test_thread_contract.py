@@ -1,5 +1,7 @@
 """The thread contract: what several threads may use at once, each answer right or refused at once, no model changed."""
 
+import contextlib
+import copy
 import gc
 import sys
 import threading
@@ -9,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import puredrop
 from puredrop import explain
 from puredrop.inspection.watch import positions
+from puredrop.thinning import find_chains
 
 THREADS = 4
 
@@ -185,7 +189,6 @@ def test_a_layer_of_a_pinned_model_that_runs_elsewhere_is_refused():
 
 
 def test_copies_of_a_pinned_model_run_at_once():
-    import copy
 
     model = puredrop.convert(net())
     puredrop.reproducible(model, seed=1)
@@ -234,3 +237,125 @@ def test_one_intercept_in_several_threads_is_refused_and_one_in_each_is_right():
 def dropped_twice(block, x):
     with block:
         return torch.cat([F.dropout(x), F.dropout(x)])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_region_of_an_earlier_forward_is_not_run_again_while_the_model_runs(reentrant):
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.drop, self.is_slow = nn.Linear(8, 8), puredrop.nn.Dropout(), False
+
+        def block(self, x):
+            if self.is_slow:
+                entered.set()
+                assert leave.wait(10)
+            return self.drop(self.linear(x).tanh())
+
+        def forward(self, x):
+            return self.drop(torch.utils.checkpoint.checkpoint(self.block, x, use_reentrant=reentrant))
+
+    model = Slow()
+    run = puredrop.reproducible(model, seed=1)
+    x = rows(0).requires_grad_()
+    outputs = [model(x) for _ in range(3)]
+    (expected,) = torch.autograd.grad(outputs[0].sum(), x) if not reentrant else (None,)
+    run.step = 0
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(model, x).result()
+        model.is_slow = True
+        second = pool.submit(model, x)
+        assert entered.wait(10)
+        with pytest.raises(RuntimeError, match="while another thread runs it"):
+            first.sum().backward()
+        leave.set()
+        assert torch.equal(second.result(), outputs[1])
+    model.is_slow = False
+    assert torch.equal(model(x), outputs[2])
+    run.step = 0
+    if not reentrant:
+        assert torch.equal(torch.autograd.grad(model(x).sum(), x)[0], expected)
+
+
+def test_an_interrupted_forward_leaves_the_model_as_after_any_error():
+    class Interrupted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.error = puredrop.nn.Dropout(), None
+
+        def forward(self, x):
+            x = self.drop(x)
+            if self.error:
+                raise self.error
+            return F.dropout(x, 0.5)
+
+    model = Interrupted()
+    run = puredrop.reproducible(model, seed=1)
+    expected = [model(rows(0)) for _ in range(2)]
+    for error in (ValueError(), KeyboardInterrupt(), SystemExit()):
+        run.step = 0
+        model.error = error
+        with pytest.raises(type(error)):
+            model(rows(0))
+        model.error = None
+        assert torch.equal(model(rows(0)), expected[0])
+        assert torch.equal(model(rows(0)), expected[1])
+    model.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        model(rows(0))
+    run.step = 0
+    model.error = SystemExit()
+
+    def end():
+        with contextlib.suppress(SystemExit):
+            model(rows(0))
+
+    thread = threading.Thread(target=end)  # passes by torch's hooks, as at the end of a thread
+    thread.start()
+    thread.join()
+    model.error = None
+    assert torch.equal(model(rows(0)), expected[0])
+
+
+def test_a_copy_of_a_running_model_does_not_run():
+    copies = []
+
+    class Copied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = puredrop.nn.Dropout()
+
+        def forward(self, x):
+            if not copies:
+                copies.append(None)
+                with ThreadPoolExecutor(1) as pool:
+                    copies[0] = pool.submit(copy.deepcopy, self).result()
+            return self.drop(x)
+
+    model = Copied()
+    puredrop.reproducible(model, seed=1)
+    expected = model(rows(0))
+    assert torch.equal(copies[0](rows(0)), expected)
+    assert torch.equal(model(rows(0)), copies[0](rows(0)))
+
+
+def test_compiled_code_of_another_thread_runs_while_a_model_is_traced():
+    compiled, x = torch.compile(net().eval(), backend="eager"), rows(0)
+    expected, stop, errors = compiled(x), threading.Event(), []
+
+    def call():
+        while not stop.is_set():
+            try:
+                assert torch.equal(compiled(x), expected)
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    for _ in range(10):
+        find_chains(net())
+    stop.set()
+    thread.join()
+    assert not errors

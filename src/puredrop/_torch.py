@@ -52,6 +52,7 @@ __all__ = [
     "safe_softmax",
     "set_recurrent_weights",
     "share_parameters",
+    "show_no_tracing",
     "skip_alone",
     "transforms_active",
     "watch_operators",
@@ -102,6 +103,13 @@ if not TYPE_CHECKING:
 
 
 # Calls of operators.
+
+
+def show_no_tracing() -> None:
+    """Hide that torch.fx traces, which would be an error for whatever compiled code another thread runs meanwhile."""
+    tracing: Any = sys.modules.get("torch.fx._symbolic_trace")
+    if hasattr(tracing, "_is_fx_tracing_flag"):
+        tracing._is_fx_tracing_flag = False
 
 
 def plain_checks() -> tuple[Any, ...]:
@@ -167,11 +175,7 @@ def is_view(tensor: Tensor) -> bool:
 
 
 def below_autograd(operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Call an operator past its autograd kernel, from within which it is called.
-
-    Raises:
-        RuntimeError: if this torch lacks the guard: without it the kernel would call itself for ever.
-    """
+    """Call an operator past its autograd kernel, from within which it is called."""
     guard = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
     if guard is None:
         raise _missing("_C._AutoDispatchBelowAutograd", "an operator with a gradient")
@@ -200,9 +204,6 @@ def watch_operators(see: Callable[[Any, tuple[Any, ...]], None]) -> AbstractCont
 
     Args:
         see: called after each operator with it, and with its positional arguments and, last, what it returned.
-
-    Raises:
-        RuntimeError: if this torch has no mode for operators.
     """
     try:
         base: Any = importlib.import_module("torch.utils._python_dispatch").TorchDispatchMode
@@ -259,10 +260,11 @@ def with_parameters(module: Module, parameters: dict[str, nn.Parameter | None]) 
     return new
 
 
-def share_parameters(module: Module, new: Module) -> None:
-    """Give a copy its module's table of parameters, which FSDP changes in each forward, and a forward uncompiled."""
-    vars(new).update((name, value) for name, value in vars(module).items() if name == "_parameters")
+def share_parameters(module: Module, new: Module, shares_table: bool) -> None:
+    """Give a copy of a module a forward that is not compiled and, if asked, the module's own table of parameters."""
     vars(new).pop("_compiled_call_impl", None)
+    if shares_table:
+        vars(new)["_parameters"] = vars(module)["_parameters"]
 
 
 def is_exporting() -> bool:
@@ -302,11 +304,7 @@ def remove_hooks(module: Module, is_ours: Callable[[Any], bool]) -> None:
 
 
 def recurrent_weights(module: nn.RNNBase) -> dict[str, Tensor | None]:
-    """Return the tensors that a recurrent network's kernel reads, by name.
-
-    Raises:
-        RuntimeError: if this torch keeps them elsewhere.
-    """
+    """Return the tensors that a recurrent network's kernel reads, by name."""
     try:
         return dict(zip(module._flat_weights_names, module._flat_weights, strict=True))
     except AttributeError:
@@ -322,11 +320,7 @@ def set_recurrent_weights(module: nn.RNNBase, weights: dict[str, Tensor | None])
 
 
 def local_part(shape: torch.Size, mesh: Any, placements: Sequence[Any]) -> tuple[Sequence[int], Sequence[int]]:
-    """Return sizes and offset of the part that this process holds of a DTensor.
-
-    Raises:
-        RuntimeError: if this torch lacks the function.
-    """
+    """Return sizes and offset of the part that this process holds of a DTensor."""
     try:
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     except ImportError:
@@ -360,11 +354,7 @@ def fsdp_mesh(module: Module) -> Any:
 
 
 def backward_number() -> int:
-    """Return the number of the backward that this thread runs, -1 for none.
-
-    Raises:
-        RuntimeError: if this torch lacks the function.
-    """
+    """Return the number of the backward that this thread runs, -1 for none."""
     try:
         return torch._C._current_graph_task_id()
     except AttributeError:

@@ -19,7 +19,7 @@ from puredrop.ensemble.moments import Covariance, Moments, carrier
 from puredrop.ensemble.prediction import Prediction
 from puredrop.ensemble.predictor import Noise, PredictOptions, Predictor
 from puredrop.ensemble.surveyed_model import SurveyedModel
-from puredrop.inspection.duplicate import duplicate
+from puredrop.inspection.duplicate import duplicate, strays_refused
 from puredrop.inspection.finite_weights import check_weights
 from puredrop.inspection.state import generators_restored, uncompiled
 from puredrop.members.exact import enumerated_masks, exact
@@ -211,7 +211,7 @@ class DropoutEnsemble(SurveyedModel):
         """
         batches = self._inputs().batches(self._data("weight_scaling", inputs, named_inputs), batch_size)
         model, read = duplicate(self.model).eval(), self._read()
-        with generators_restored(), torch.no_grad(), uncompiled:
+        with generators_restored(), torch.no_grad(), uncompiled, strays_refused(self.model):
             outputs = [read(model(*batch.args, **batch.kwargs)).double() for batch in batches]
         mean = torch.cat(outputs).cpu()
         check_weights(self.model, mean)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +12,7 @@ import torch
 from torch.nn import Module
 
 from puredrop._torch import COMPILED
-from puredrop.inspection.duplicate import calls_noted, duplicate
+from puredrop.inspection.duplicate import duplicate, strays_refused
 from puredrop.inspection.inputs import call_arguments
 from puredrop.inspection.load import load
 from puredrop.inspection.site import Site, Sites
@@ -20,7 +20,6 @@ from puredrop.inspection.state import generators_restored, uncompiled
 from puredrop.inspection.watch import Event, Visit, Watch, holds_dropout, kind_of, rate_of
 
 __all__ = [
-    "STRAY",
     "Observed",
     "Site",
     "Sites",
@@ -31,9 +30,6 @@ __all__ = [
     "outside_positions",
     "sites",
 ]
-
-STRAY = "by a reference that a copy of the model does not follow, such as a global"
-"""Note of a module that the forward calls past the modules that hold it."""
 
 W = TypeVar("W", bound=Watch)
 Calls = dict[Hashable, Visit | Event]
@@ -62,6 +58,8 @@ def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
 
     Raises:
         TypeError: if the model is not a module, or there are no inputs and its forward needs some.
+        ValueError: if the forward calls one of the model's modules by a reference that a copy of the model does not
+            follow, such as a global.
         Exception: whatever the forward raises, unchanged.
 
     >>> sites(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)), torch.ones(1, 2))
@@ -97,8 +95,8 @@ def observe(
     args, kwargs = call_arguments(model, args, kwargs, caller)
     notes: list[Site] = []
     watches: list[W] = []
-    with generators_restored(), torch.no_grad(), uncompiled:
-        watched = duplicate(model)
+    watched = duplicate(model)
+    with generators_restored(), torch.no_grad(), uncompiled, strays_refused(model):
         for training in (True, False):
             watched.train(training)
             stuck = tuple(path for path, module in watched.named_modules() if module.training)
@@ -109,19 +107,8 @@ def observe(
             if training and outside_positions() != before:
                 notes.append(Site("", "unseen", None, None, "?", 1, None, "draws by Python's or NumPy's generator"))
         on, off = watches
-        never = _never(watched, on.calls)
-        if never:
-            never = _strays(model, never, lambda: duplicate(model).eval()(*args, **kwargs))
-    sites = [*_reached(on.calls, off.calls), *never, *_scripted(watched), *notes]
+    sites = [*_reached(on.calls, off.calls), *_never(watched, on.calls), *_scripted(watched), *notes]
     return Observed(Sites(sites), on, off, stuck)
-
-
-def _strays(model: Module, never: list[Site], forward: Callable[[], object]) -> list[Site]:
-    """Name the modules that a duplicate does not reach because its forward calls the model's own."""
-    modules = {model.get_submodule(site.path): site for site in never}
-    with calls_noted(list(modules)) as called:
-        forward()
-    return [replace(site, note=STRAY) if module in called else site for module, site in modules.items()]
 
 
 def _reached(training: Calls, evaluated: Calls) -> list[Site]:

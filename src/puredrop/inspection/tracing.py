@@ -9,6 +9,8 @@ from typing import Any
 from torch import fx
 from torch.nn import Module
 
+from puredrop._torch import show_no_tracing
+
 __all__ = ["Tracer"]
 
 _lock = threading.RLock()
@@ -27,6 +29,11 @@ class Tracer(fx.Tracer):
         with _lock:
             self._thread = threading.get_ident()
             return super().trace(root, concrete_args)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """Return the symbols of a forward's arguments; torch calls this first."""
+        show_no_tracing()
+        return super().create_args_for_root(root_fn, is_module, concrete_args)
 
     def call_module(self, m: Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a module's call, or run it for another thread."""

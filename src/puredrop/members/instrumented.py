@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +112,11 @@ class _Linear(torch.autograd.Function):
         return F.linear(input.movedim(in_dims[0] or 0, 0), weight, bias), 0
 
 
+def _exchanges(module: Module) -> bool:
+    """Return whether one of our layers takes a module's place."""
+    return not isinstance(module, (HasKey, Swapped)) and isinstance(as_ours(module), HasKey)
+
+
 def _with(
     args: tuple[Any, ...], named: dict[str, Any], position: int, name: str, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -172,14 +177,10 @@ class InstrumentedModel:
 
     def _instrumented(self) -> Module:
         """Return the duplicate, with our layers in the place of others and a site in each."""
-        skipped = {module for path, module in self.root.named_modules() if path in self.plan.skipped}
-
-        def exchanged(module: Module, new: Module) -> Module:
-            is_kept = module in skipped or isinstance(module, (HasKey, Swapped))
-            layer = None if is_kept else as_ours(new)
-            return layer if isinstance(layer, HasKey) else new
-
-        model = duplicate(self.root, exchanged).eval()
+        chosen = {
+            module for path, module in self.root.named_modules() if path not in self.plan.skipped and _exchanges(module)
+        }
+        model = duplicate(self.root, chosen, lambda copied: cast(Module, as_ours(copied))).eval()
         watched: list[tuple[Module, str, bool]] = []
         for path, module in list(model.named_modules()):
             if isinstance(module, Swapped):

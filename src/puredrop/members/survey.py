@@ -14,8 +14,8 @@ from torch.nn import Module
 
 from puredrop._text import first_line, listed
 from puredrop._torch import watch_operators
-from puredrop.inspection import STRAY, Sites, observe, outside_positions
-from puredrop.inspection.duplicate import duplicate
+from puredrop.inspection import Sites, observe, outside_positions
+from puredrop.inspection.duplicate import StrayError, duplicate
 from puredrop.inspection.finite_weights import check_weights
 from puredrop.inspection.state import generators_restored
 from puredrop.inspection.watch import Event, Watch, positions
@@ -125,12 +125,11 @@ def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:
     """Return where the model drops, and the plan of how members reach it."""
     try:
         seen = observe(Watch, root, few.args, few.kwargs)
+    except StrayError:
+        raise
     except Exception as error:  # such as a detector's, which wants targets in training mode
         why = f"could not be run in training mode ({first_line(error, 100)}): functions that drop there are unknown"
         return Sites(), Plan(skipped={"(model)": why})
-    stray = next((site for site in seen.sites if site.note == STRAY), None)
-    if stray is not None:
-        raise ValueError(f"model calls {stray.path} {STRAY}; call it as an attribute of the module that uses it")
     return seen.sites, _plan(seen.training.calls, seen.evaluated.calls)
 
 

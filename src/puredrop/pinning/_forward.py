@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,6 +30,10 @@ from puredrop.rng import Key
 __all__ = ["Forward"]
 
 
+_CALL = Module.__call__.__code__
+"""The code of a module's call, which shows on the stack what runs."""
+
+
 class State(NamedTuple):
     """State from which a recomputation starts."""
 
@@ -40,6 +45,7 @@ class State(NamedTuple):
     uses: dict[PinnedSite, int]
     frames: list[Frame]
     outer: Any
+    number: int
 
 
 class Forward(ForwardState):
@@ -94,9 +100,11 @@ class Forward(ForwardState):
         batches = self.batches
         for shared in (batches.mesh, batches.group, batches.ranks):
             memo[id(shared)] = shared  # a copy shares the processes
-        vars(new).update(copy.deepcopy(vars(self), memo))
-        new.is_copy, new.thread = True, None
-        new.give_up()
+        running = {"owner", "thread", "depth", "_frames", "_modes", "_error", "outer"}  # of a forward that is open
+        vars(new).update(
+            copy.deepcopy({name: value for name, value in vars(self).items() if name not in running}, memo)
+        )
+        new.is_copy, new._frames, new._modes, new._error = True, [], [], None
         watch_checkpoints(new)
         return new
 
@@ -134,6 +142,7 @@ class Forward(ForwardState):
 
     def open_by_hook(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Open a forward, or within an open one read its number of samples."""
+        self.end_interrupted(1)
         if self.depth == 0:
             if self._drops():
                 self.open(*count_of(self.sample_dim, args, kwargs))
@@ -171,6 +180,7 @@ class Forward(ForwardState):
             RuntimeError: if a forward is open, also in another thread, or if this is a recomputation of an unknown
                 forward.
         """
+        self.end_interrupted(0)
         self.claim()
         if self.depth:
             raise RuntimeError(
@@ -190,7 +200,8 @@ class Forward(ForwardState):
                 "repeats is unknown; use torch.utils.checkpoint"
             )
         self._prepare(is_spread)
-        self.thread = logical_thread.number
+        self.is_by_hand = False
+        self.thread, self.number = logical_thread.number, self.number + 1
         self.samples = self.batches.begin(count, is_spread)
         for site in self.keys:
             site.uses = 0
@@ -224,6 +235,27 @@ class Forward(ForwardState):
             self.batches.end(self.samples)
         if not self.is_replayed:
             self._look_back()
+
+    def end_interrupted(self, calls: int) -> None:
+        """Close a forward that was interrupted: by Ctrl-C, at which torch runs no hooks, or by the end of its thread.
+
+        Args:
+            calls: number of calls of the model on this thread's stack that belong to no open forward.
+        """
+        owner = vars(self).get("owner")
+        if not self.depth or self.is_replayed or self.is_compiled or self.is_by_hand:
+            return
+        frame = sys._current_frames().get(owner)  # type: ignore[arg-type]
+        if owner == threading.get_ident():
+            running = 0
+            while frame is not None:
+                running += frame.f_code is _CALL and frame.f_locals.get("self") is self.root
+                frame = frame.f_back
+            if running <= calls:
+                self.close(failed=True)
+        elif frame is None:  # its mode of functions went with the thread
+            self._modes, self.depth, self.outer = [], 0, None
+            vars(self).pop("owner", None)
 
     def _look_back(self) -> None:
         """Decide after the first forward whether functional dropout has to be watched for."""
@@ -294,7 +326,9 @@ class Forward(ForwardState):
         frames = [frame.copy() for frame in self._frames]
         uses = {site: site.uses for site in list(self.keys) if site.uses}  # another thread may make sites meanwhile
         ids = self.batches.ids, self.batches.is_stale
-        return State(self.keys.step, self.batches.tally, ids, self.samples, self.depth, uses, frames, self.outer)
+        return State(
+            self.keys.step, self.batches.tally, ids, self.samples, self.depth, uses, frames, self.outer, self.number
+        )
 
     @contextmanager
     def replayed(self, state: State) -> Iterator[None]:
@@ -303,7 +337,7 @@ class Forward(ForwardState):
             with self._refusing(state):
                 yield
             return
-        self.claim()
+        self.claim(state)
         now, was_replayed, has_dropped, thread = self.snapshot(), self.is_replayed, self.has_dropped, self.thread
         self.restore(state)
         self.is_replayed, self.thread = True, logical_thread.number

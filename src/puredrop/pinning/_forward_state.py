@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
@@ -29,6 +30,8 @@ class ForwardState(KeySource):
         is_released: whether the model has been unpinned.
         outer: the key source that was active when this forward was opened.
         thread: the logical thread that opened the last forward; None before the first.
+        number: how many forwards have been opened.
+        is_by_hand: whether the open forward was not opened by a call of the model.
     """
 
     root: Module
@@ -41,26 +44,35 @@ class ForwardState(KeySource):
     is_released: bool = False
     outer: Any = None
     thread: int | None = None
+    number: int = 0
+    is_by_hand: bool = False
 
     @property
     def is_here(self) -> bool:
         """Return whether this thread opened the last run, or works for the thread that did."""
         return self.thread == logical_thread.number
 
-    def claim(self) -> None:
+    def claim(self, region: Any = None) -> None:
         """Take the model for this thread until `give_up`.
+
+        Args:
+            region: the state from which a region of a forward is run again; None for a forward.
 
         Raises:
             RuntimeError: if another thread has it.
         """
+        here = threading.get_ident()
         # One operation on a dictionary, so that of two threads one gets it.
-        if vars(self).setdefault("owner", logical_thread.number) != logical_thread.number:
+        if vars(self).setdefault("owner", here) == here:
+            return
+        # Autograd's threads on a GPU run regions of a forward that is open, whose thread waits for them.
+        if region is None or not (region.depth and region.number == self.number and self.depth and self.is_here):
             _refuse_thread()
 
     def give_up(self) -> None:
-        """Leave the model to the next thread, unless this is a recomputation, which has it to its end."""
-        if not self.is_replayed:
-            vars(self).pop("owner", None)
+        """Leave the model to the next thread, unless a recomputation has it to its end, or another thread."""
+        if not self.is_replayed and vars(self).get("owner") == threading.get_ident():
+            del vars(self)["owner"]
 
     def check_thread(self) -> None:
         """Refuse a use while another thread runs the model, whose uses would be counted together with this one.

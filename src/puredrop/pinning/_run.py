@@ -77,6 +77,7 @@ class Run:
             raise TypeError(f"step is {step!r}; expected an integer, the number of steps taken so far") from None
         if number < 0:
             raise ValueError(f"step is {step}; expected 0 or more, the number of steps taken so far")
+        self._forward.end_interrupted(0)
         if self._forward.depth:
             raise RuntimeError(
                 "step is set while a forward is open, whose samples belong to the old step; close the forward first"
@@ -164,6 +165,7 @@ class Run:
             forward.open(batch_size)
         else:
             forward.open(*count_of(forward.sample_dim, [batch], {}))
+        forward.is_by_hand = True
         try:
             yield
         except BaseException:
