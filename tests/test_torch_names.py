@@ -25,6 +25,7 @@ SCOPES = [
     "nn.TransformerDecoderLayer",
     "distributed.device_mesh.DeviceMesh",
     "distributed.fsdp.FSDPModule",
+    "fx._symbolic_trace",
     "utils.checkpoint",
 ]
 # Attributes that torch gives its objects when it makes them: there is nothing to delete. The last is of torch 2.6.

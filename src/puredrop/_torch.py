@@ -107,7 +107,10 @@ if not TYPE_CHECKING:
 
 def show_no_tracing() -> None:
     """Hide that torch.fx traces, which would be an error for whatever compiled code another thread runs meanwhile."""
-    tracing: Any = sys.modules.get("torch.fx._symbolic_trace")
+    try:
+        tracing: Any = importlib.import_module("torch.fx._symbolic_trace")
+    except ImportError:
+        return
     if hasattr(tracing, "_is_fx_tracing_flag"):
         tracing._is_fx_tracing_flag = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -243,17 +244,16 @@ class Forward(ForwardState):
             calls: number of calls of the model on this thread's stack that belong to no open forward.
         """
         owner = vars(self).get("owner")
-        if not self.depth or self.is_replayed or self.is_compiled or self.is_by_hand:
+        if not self.depth or self.is_replayed or self.is_compiled or self.is_by_hand or owner is None:
             return
-        frame = sys._current_frames().get(owner)  # type: ignore[arg-type]
-        if owner == threading.get_ident():
-            running = 0
+        if owner is threading.current_thread():
+            frame, running = inspect.currentframe(), 0
             while frame is not None:
                 running += frame.f_code is _CALL and frame.f_locals.get("self") is self.root
                 frame = frame.f_back
             if running <= calls:
                 self.close(failed=True)
-        elif frame is None:  # its mode of functions went with the thread
+        elif not owner.is_alive():  # its mode of functions went with the thread
             self._modes, self.depth, self.outer = [], 0, None
             vars(self).pop("owner", None)
 

@@ -61,9 +61,9 @@ class ForwardState(KeySource):
         Raises:
             RuntimeError: if another thread has it.
         """
-        here = threading.get_ident()
+        here = threading.current_thread()
         # One operation on a dictionary, so that of two threads one gets it.
-        if vars(self).setdefault("owner", here) == here:
+        if vars(self).setdefault("owner", here) is here:
             return
         # Autograd's threads on a GPU run regions of a forward that is open, whose thread waits for them.
         if region is None or not (region.depth and region.number == self.number and self.depth and self.is_here):
@@ -71,7 +71,7 @@ class ForwardState(KeySource):
 
     def give_up(self) -> None:
         """Leave the model to the next thread, unless a recomputation has it to its end, or another thread."""
-        if not self.is_replayed and vars(self).get("owner") == threading.get_ident():
+        if not self.is_replayed and vars(self).get("owner") is threading.current_thread():
             del vars(self)["owner"]
 
     def check_thread(self) -> None:
