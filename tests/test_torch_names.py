@@ -36,6 +36,10 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7):  # names of later
     STATE |= {"set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction", "SKIP"}
 # Uses that are refused in words of their own: a layer without the method is one whose forward cannot be followed.
 REFUSED = {("nn.TransformerEncoderLayer._ff_block", "feed_forward"): "nothing to compact"}
+# Torch itself does not trace without this name.
+REFUSED |= {
+    ("fx._symbolic_trace._is_fx_tracing_flag", use): "cannot be followed" for use in ("batchwise", "feed_forward")
+}
 
 SCRIPT = """
 import contextlib, os, sys, tempfile, torch
