@@ -14,7 +14,7 @@ def test_many_classes_are_refused_with_the_limit(tmp_path, monkeypatch, capsys):
     table = pd.DataFrame(chance.normal(size=(600, 3)), columns=list("abc"))
     table.assign(y=[f"k{i % 60}" for i in range(600)]).to_csv(tmp_path / "rows.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "_memory", lambda: 10**8)
+    monkeypatch.setattr(evaluation, "machine_memory", lambda: 10**8)
     assert main(["compare", "rows.csv", "--target", "y"]) == 2
     said = capsys.readouterr().err
     assert "60 classes need 0.2 GB, since 50 members of 10 seeds are evaluated on 120 test rows" in said
@@ -24,10 +24,10 @@ def test_many_classes_are_refused_with_the_limit(tmp_path, monkeypatch, capsys):
 
 def test_what_fits_and_what_is_no_class_is_not_refused(monkeypatch):
     evaluation.check_memory(Classification(10), 10_000, 2)
-    monkeypatch.setattr(evaluation, "_memory", lambda: 10**8)
+    monkeypatch.setattr(evaluation, "machine_memory", lambda: 10**8)
     evaluation.check_memory(Classification(10), 100, 10)
     evaluation.check_memory(Regression(0.5, 2.0), 10**7, 10)
     with pytest.raises(ValueError, match=r"10 classes need 3\.2 GB"):
         evaluation.check_memory(Classification(10), 10_000, 10)
-    monkeypatch.setattr(evaluation, "_memory", lambda: None)
+    monkeypatch.setattr(evaluation, "machine_memory", lambda: None)
     evaluation.check_memory(Classification(10**5), 10**6, 10)

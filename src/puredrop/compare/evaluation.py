@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from puredrop.compare.data import Data
 from puredrop.compare.network import Model, Parameters
 from puredrop.compare.tasks import Judged, Table, Task, Validation
 from puredrop.ensemble import risk_coverage
+from puredrop.report.environment import machine_memory
 from puredrop.rng import Key
 
 __all__ = [
@@ -75,21 +75,13 @@ def check_memory(task: Task, test_rows: int, seeds: int) -> None:
         test_rows: number of test rows.
         seeds: number of seeds.
     """
-    needed, there = _BYTES * MEMBERS * seeds * test_rows * task.outputs, _memory()
+    needed, there = _BYTES * MEMBERS * seeds * test_rows * task.outputs, machine_memory()
     if task.outputs > 1 and there is not None and needed > there:
         raise ValueError(
             f"{task.outputs} classes need {needed / 1e9:.1f} GB, since {MEMBERS} members of {seeds} seeds are "
             f"evaluated on {test_rows} test rows, and this machine has {there / 1e9:.1f}; expected fewer "
             "(join classes, use fewer --seeds, or --task regression)"
         )
-
-
-def _memory() -> int | None:
-    """Return the bytes of memory of the machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no such function
-        return None
 
 
 def evaluate(parameters: Parameters, network: Model, data: Data, *further: Parameters) -> Evaluation:

@@ -23,7 +23,7 @@ from puredrop.explanation import (
 )
 from puredrop.explanation._result import plain
 from puredrop.explanation.subject import Case, Question, Subject
-from puredrop.report.environment import environment
+from puredrop.report.environment import environment, machine_memory
 from puredrop.report.section import Claim, Section, unable
 
 __all__ = ["QUESTIONS", "Explanation", "Subject", "analyse"]
@@ -40,6 +40,8 @@ QUESTIONS: tuple[tuple[Question, Callable[[Case], Section | None]], ...] = (
     (conclusion.QUESTION, conclusion.section),
 )
 """Each question and the function that answers it, in the order of the page; the last uses the results of the others."""
+
+_BYTES = 120  # of memory at the peak for each number of the members' outputs, measured
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,9 +111,11 @@ def analyse(
         exclude: ids of questions that are left out.
 
     Raises:
-        TypeError, ValueError: for fewer than two rows, classes that the model does not have, or no dropout reached.
+        TypeError, ValueError: for fewer than two rows, classes that the model does not have, or no dropout reached,
+            or more rows, members and outputs than the machine's memory takes.
     """
     case = Case(subject)
+    _check_memory(case)
     pairs = case.prepared.with_targets(case.y)
     case.results["averages"] = averages.measure(case.prepared, pairs, subject.task, subject.members)
     sections = []
@@ -127,3 +131,13 @@ def analyse(
             sections.append(section)
     findings = tuple(conclusion.claims(case))
     return Explanation(conclusion.verdict(case), findings, tuple(sections), case.prepared.skipped, subject.name)
+
+
+def _check_memory(case: Case) -> None:
+    rows, members, outputs = len(case.subject.y), case.subject.members, case.outputs[0].numel()
+    needed, there = _BYTES * rows * members * outputs, machine_memory()
+    if there is not None and needed > there and case.outputs.device.type == "cpu":
+        raise ValueError(
+            f"rows is {rows} and members is {members}: with {outputs} outputs of a row they need "
+            f"{needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f}; expected fewer rows or members"
+        )
