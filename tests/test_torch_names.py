@@ -34,6 +34,8 @@ STATE |= {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_c
 STATE |= {"_cdata", "_fsdp_param_group", "skip_code"}
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7):  # names of later versions than the oldest
     STATE |= {"set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction", "SKIP"}
+if not hasattr(torch.fx._symbolic_trace, "_is_fx_tracing_flag"):  # torch 2.15 keeps it for each thread
+    STATE |= {"_is_fx_tracing_flag"}
 # Uses that are refused in words of their own: a layer without the method is one whose forward cannot be followed.
 REFUSED = {("nn.TransformerEncoderLayer._ff_block", "feed_forward"): "nothing to compact"}
 # Torch itself does not trace without this name.
