@@ -341,21 +341,23 @@ def test_a_copy_of_a_running_model_does_not_run():
     assert torch.equal(model(rows(0)), copies[0](rows(0)))
 
 
-def test_compiled_code_of_another_thread_runs_while_a_model_is_traced():
-    compiled, x = torch.compile(net().eval(), backend="eager"), rows(0)
-    expected, stop, errors = compiled(x), threading.Event(), []
+def test_compiled_and_plain_models_of_another_thread_run_while_a_model_is_traced():
+    plain, x = net().eval(), rows(0)
+    compiled = torch.compile(net().eval(), backend="eager")
+    expected, found = [plain(x), compiled(x)], []
 
-    def call():
-        while not stop.is_set():
-            try:
-                assert torch.equal(compiled(x), expected)
-            except Exception as error:
-                errors.append(error)
+    class Waiting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.drop, self.last = nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 3)
 
-    thread = threading.Thread(target=call)
-    thread.start()
-    for _ in range(10):
-        find_chains(net())
-    stop.set()
-    thread.join()
-    assert not errors
+        def forward(self, x):
+            x = self.drop(self.first(x).relu())
+            with ThreadPoolExecutor(1) as pool:
+                found.extend(pool.submit(lambda: [plain(rows(0)), compiled(rows(0))]).result())
+            return self.last(x)
+
+    search = find_chains(Waiting())
+    assert all(map(torch.equal, found, expected))
+    assert len(found) == 2
+    assert [chain.path for chain in search.chains] == ["drop"]

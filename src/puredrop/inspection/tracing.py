@@ -30,10 +30,16 @@ class Tracer(fx.Tracer):
             self._thread = threading.get_ident()
             return super().trace(root, concrete_args)
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Return the symbols of a forward's arguments; torch calls this first."""
+    @property
+    def root(self) -> Any:
+        """The module that is traced."""
+        return self._root
+
+    @root.setter
+    def root(self, module: Any) -> None:
+        # Torch sets this first of all after its flag, which is one for all threads up to 2.14.
         show_no_tracing()
-        return super().create_args_for_root(root_fn, is_module, concrete_args)
+        self._root = module
 
     def call_module(self, m: Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a module's call, or run it for another thread."""
