@@ -312,15 +312,6 @@ class Forward(ForwardState):
         self._called = True
         return self._site_of(kind).resolve(kind, input, place)
 
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Let the model run unpinned for a while."""
-        before, self.is_released = self.is_released, True
-        try:
-            yield
-        finally:
-            self.is_released = before
-
     def snapshot(self) -> State:
         """Return the state with which a region of the forward begins."""
         frames = [frame.copy() for frame in self._frames]
