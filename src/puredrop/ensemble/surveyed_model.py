@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -155,25 +156,20 @@ class SurveyedModel(ABC):
         return Inputs(self.model, self._sample_dim)
 
     def _data(self, method: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Return the inputs of one of the methods as one object.
-
-        Raises:
-            TypeError: for an argument of the ensemble itself, or a rate.
-        """
-        taken = inspect.signature(self.model.forward).parameters
-        for name in named.keys() - taken.keys():
-            if name in inspect.signature(type(self)).parameters and name != "model":
-                raise TypeError(
-                    f"{name} is no argument of {method}; it is given to the ensemble: DropoutEnsemble(model, "
-                    f"{name}={named[name]!r})"
-                )
-            if name == "p":
-                raise TypeError(
-                    f"p is no argument of {method}; members drop at the rates of the model's layers; set them there: "
-                    f"layer.p = {named[name]!r}"
-                )
+        """Return the inputs of one of the methods as one object; errors as `Inputs.combined`."""
         parameters = inspect.signature(getattr(type(self), method)).parameters.values()
-        return self._inputs().combined(inputs, named, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
+        options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return self._inputs().combined(inputs, named, options, functools.partial(self._advice, method))
+
+    def _advice(self, method: str, name: str, value: Any) -> str:
+        """Return where an argument is given that is none of a method, or ""."""
+        if name == "p":
+            where = f"members drop at the rates of the model's layers; set them there: layer.p = {value!r}"
+        elif name in inspect.signature(type(self)).parameters and name != "model":
+            where = f"it is given to the ensemble: DropoutEnsemble(model, {name}={value!r})"
+        else:
+            return ""
+        return f"{name} is no argument of {method}; {where}"
 
     def _read(self, noise: Callable[[Any], Tensor] | None = None) -> Callable[[Any], Tensor]:
         return reader(self.task, self.class_dim, noise)

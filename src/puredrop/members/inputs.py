@@ -110,22 +110,31 @@ class Inputs:
         self._dtype = first.dtype if first is not None and first.is_floating_point() else torch.float32
         self._dim = dim
 
-    def combined(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Sequence[str]) -> Any:
+    def combined(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Sequence[str],
+        advice: Callable[[str, Any], str] = lambda name, value: "",
+    ) -> Any:
         """Return a call's inputs as one object that `batches` reads.
 
         Args:
             args, kwargs: the model's inputs, as the user gave them.
             options: names of the other arguments of the called method.
+            advice: function from the name and value of an argument that the model does not take to what to type, or "".
 
         Raises:
             TypeError: if there are no inputs, or some that the model's forward does not take.
         """
         parameters = self._signature.parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        for name in kwargs:
-            if name in _GUESSES and name not in parameters and "members" in options:
+        for name in [name for name in kwargs if name not in parameters]:
+            if name in _GUESSES and "members" in options:
                 raise TypeError(f"{name} is no argument; the number of members is members={kwargs[name]!r}")
-            if name not in parameters and not takes_all:
+            if text := advice(name, kwargs[name]):
+                raise TypeError(text)
+            if not takes_all:
                 raise TypeError(
                     f"{name} is no option ({', '.join(options)}) and no input of the model "
                     f"({', '.join(parameters) or 'none'}); expected one of these names"
