@@ -16,6 +16,7 @@ from puredrop import nn
 from puredrop._hints import hints
 from puredrop._records import Records
 from puredrop._torch import children
+from puredrop.inspection.inputs import check_model
 from puredrop.inspection.watch import holds_dropout
 from puredrop.nn.keyed import HasKey
 
@@ -190,7 +191,7 @@ def convert(model: M, inplace: bool = True, *, report: bool = False) -> M | tupl
     >>> type(model[1]).__module__
     'puredrop.nn.element'
     """
-    _check_model(model)
+    check_model(model)
     model = model if inplace else copy.deepcopy(model)
     if not report:
         return _exchange(model, as_ours)
@@ -214,12 +215,6 @@ def _plan(model: Module) -> Conversion:
                 f"{type(layer).__module__}.{type(layer).__name__} is not among the classes that convert knows"
             )
     return Conversion(replaced, skipped)
-
-
-def _check_model(model: Any) -> None:
-    """Raise TypeError unless an argument is a module."""
-    if not isinstance(model, Module):
-        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
 
 
 @overload
@@ -253,7 +248,7 @@ def revert(model: M, inplace: bool = True, *, report: bool = False) -> M | tuple
     >>> type(model[0]).__module__
     'torch.nn.modules.dropout'
     """
-    _check_model(model)
+    check_model(model)
     _refuse_irreversible(model)
     plan = _reversal_plan(model) if report else None
     model = model if inplace else copy.deepcopy(model)

@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from puredrop._torch import COMPILED
 from puredrop.inspection.duplicate import duplicate, strays_refused
-from puredrop.inspection.inputs import call_arguments
+from puredrop.inspection.inputs import call_arguments, check_model
 from puredrop.inspection.load import load
 from puredrop.inspection.site import Site, Sites
 from puredrop.inspection.state import generators_restored, uncompiled
@@ -89,8 +89,7 @@ def observe(
     kind: type[W], model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], caller: str = "sites"
 ) -> Observed[W]:
     """Run a model in training and in eval mode under a kind of watch; arguments and errors as `sites`."""
-    if not isinstance(model, Module):
-        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+    check_model(model)
     model = getattr(model, COMPILED, model)  # what torch.compile wraps
     args, kwargs = call_arguments(model, args, kwargs, caller)
     notes: list[Site] = []

@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,11 @@ def strays_refused(model: Module) -> Iterator[None]:
 
         return hook
 
-    modules = [(path, one) for path, one in model.named_modules() if not isinstance(one, torch.jit.ScriptModule)]
-    hooks = [module.register_forward_pre_hook(refuse(path), prepend=True) for path, module in modules]
+    hooks = [
+        module.register_forward_pre_hook(refuse(path), prepend=True)
+        for path, module in model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
     try:
         yield
     finally:
@@ -134,7 +137,7 @@ class _Duplication:
     def _blank(self, module: Module) -> Module:
         """Return an object of the module's class, as yet without attributes."""
         new: Module = self._note(module, object.__new__(type(module)))
-        for name in _slots(cast(Any, type(module))):
+        for name in _slots(type(module)):
             if hasattr(module, name):
                 object.__setattr__(new, name, getattr(module, name))
         return new
@@ -166,11 +169,11 @@ class _Duplication:
         if id(value) in self._copies:
             return self._copies[id(value)]
         if isinstance(value, Module):
-            return self._unregistered(value)
+            return self._copied(value)
         if isinstance(value, Tensor):
             return self._note(value, self._buffer(value)) if _storage_number(value) in self._storages else value
         if isinstance(value, (list, dict, set, deque, tuple)):
-            return self._container(value) if 0 < len(value) <= _LONGEST else value
+            return self._container(value, follows_objects) if 0 < len(value) <= _LONGEST else value
         if isinstance(value, types.MethodType):
             owner = self._value(value.__self__)
             if owner is value.__self__:
@@ -187,8 +190,8 @@ class _Duplication:
             return self._function(value)
         return self._object(value) if follows_objects and hasattr(value, "__dict__") else value
 
-    def _unregistered(self, module: Module) -> Module:
-        """Return the copy of a module that no other has registered."""
+    def _copied(self, module: Module) -> Module:
+        """Return the copy of a module that has none yet: it is not registered, or a part of what is exchanged."""
         if isinstance(module, torch.jit.ScriptModule):
             scripted: Module = self._note(module, copy.deepcopy(module))
             return scripted
@@ -197,7 +200,7 @@ class _Duplication:
         self._fill(module, new)
         return new
 
-    def _container(self, value: Any) -> Any:
+    def _container(self, value: Any, follows_objects: bool = True) -> Any:
         """Return a container of copies; the same one if it holds none, since a forward or a hook may write into it."""
         self._note(value, value)  # for one that holds itself
         kinds = {*map(type, value), *map(type, value.values() if isinstance(value, dict) else ())}
@@ -205,7 +208,7 @@ class _Duplication:
             return value
         taken: Any = value if isinstance(value, tuple) else value.copy()  # another thread may change it meanwhile
         old = [item for pair in taken.items() for item in pair] if isinstance(value, dict) else list(taken)
-        new = [self._value(item) for item in old]
+        new = [self._value(item, follows_objects) for item in old]
         if all(a is b for a, b in zip(old, new, strict=True)):
             return value
         if isinstance(value, tuple):
@@ -274,7 +277,6 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-@functools.cache
 def _slots(kind: type) -> tuple[str, ...]:
     """Return the names of a class's slots."""
     slots = [vars(parent).get("__slots__", ()) for parent in kind.__mro__]

@@ -9,9 +9,15 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-__all__ = ["call_arguments"]
+__all__ = ["call_arguments", "check_model"]
 
 _CONTAINERS = ("list", "tuple", "sequence", "iterable")
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError unless an argument is a module."""
+    if not isinstance(model, Module):
+        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
 
 
 def call_arguments(

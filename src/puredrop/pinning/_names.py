@@ -8,6 +8,7 @@ import torch
 from torch.nn import Module
 
 from puredrop._torch import WRAPPERS, children
+from puredrop.inspection.inputs import check_model
 
 __all__ = ["named", "unwrapped"]
 
@@ -19,7 +20,8 @@ def unwrapped(model: Module) -> Module:
         TypeError: if the model is not a module.
         ValueError: if it is a DataParallel, whose copies run at the same time in one process.
     """
-    while isinstance(model, Module):
+    check_model(model)
+    while True:
         if isinstance(model, torch.nn.DataParallel):
             raise ValueError("model is a DataParallel, whose copies share one state; use DistributedDataParallel")
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
@@ -30,7 +32,6 @@ def unwrapped(model: Module) -> Module:
         if inner is None:
             return model
         model = inner
-    raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
 
 
 def named(root: Module) -> Iterator[tuple[str, Module]]:
