@@ -230,3 +230,22 @@ def test_the_duplicate_of_a_pinned_model_is_not_pinned():
     assert not new._forward_pre_hooks
     new(X)
     assert torch.equal(model(X), masks[1])  # the other forward was not counted
+
+
+def test_one_pass_after_a_survey_puts_nothing_on_the_model():
+    hooks = []
+
+    class Looking(nn.Linear):
+        def forward(self, x):
+            hooks.append(len(model[0]._forward_pre_hooks))
+            return super().forward(x)
+
+    model = nn.Sequential(Looking(8, 16), nn.Dropout(), nn.Linear(16, 3))
+    ensemble = puredrop.DropoutEnsemble(model)
+    ensemble.weight_scaling(X)
+    assert hooks.pop() == 1  # refuses calls of the user's modules, in this thread alone
+    ensemble.survey(X)
+    hooks.clear()
+    ensemble.weight_scaling(X)
+    ensemble.predict(X, members=2)
+    assert set(hooks) == {0}

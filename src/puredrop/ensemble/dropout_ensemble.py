@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -211,7 +212,8 @@ class DropoutEnsemble(SurveyedModel):
         """
         batches = self._inputs().batches(self._data("weight_scaling", inputs, named_inputs), batch_size)
         model, read = duplicate(self.model).eval(), self._read()
-        with generators_restored(), torch.no_grad(), uncompiled, strays_refused(self.model):
+        guard = nullcontext() if self._survey else strays_refused(self.model)  # a survey has refused them already
+        with generators_restored(), torch.no_grad(), uncompiled, guard:
             outputs = [read(model(*batch.args, **batch.kwargs)).double() for batch in batches]
         mean = torch.cat(outputs).cpu()
         check_weights(self.model, mean)

@@ -19,7 +19,7 @@ from puredrop.explanation._loss import (
     loss_function,
     refuse_loss_as_targets,
 )
-from puredrop.members.prepared import PreparedModel, TargetedBatches, prepare
+from puredrop.members.prepared import PreparedModel, TargetedBatches, prepare, targets_of
 
 __all__ = [
     "as_targets",
@@ -54,7 +54,7 @@ def as_targets(x: Any, y: Any) -> tuple[Any, Tensor]:
         TypeError, ValueError: if y is missing, and x does not hold targets.
     """
     x, y = split_targets(x, y)
-    return x, torch.tensor(y.to_numpy()) if hasattr(y, "to_numpy") else torch.as_tensor(y)
+    return x, targets_of(y)
 
 
 def prepare_with_targets(

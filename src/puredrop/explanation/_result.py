@@ -23,7 +23,7 @@ class Result(Records):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, and the numbers that follow from them; tensors are lists, and None stands for NaN."""
         derived = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
-        names = [*(one.name for one in fields(cast(Any, self))), *derived]
+        names = [*(field.name for field in fields(cast(Any, self))), *derived]
         return {name: plain(getattr(self, name)) for name in names if name not in self._raw}
 
 

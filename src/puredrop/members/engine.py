@@ -54,8 +54,14 @@ class MemberMasks:
 def _ignore_slow_batching() -> Callable[[], object]:
     """Ignore torch's warning of operators without a batching rule: they run for one member after the other."""
     warnings.filterwarnings("ignore", message="There is a performance drop")
-    mine = warnings.filters[0]
-    return lambda: mine in warnings.filters and warnings.filters.remove(mine)  # type: ignore[attr-defined]
+    filters: Any = warnings.filters
+    mine = filters[0]
+
+    def undo() -> None:
+        if mine in warnings.filters:
+            filters.remove(mine)
+
+    return undo
 
 
 _slow_batching_allowed = SharedContext(_ignore_slow_batching)

@@ -32,6 +32,7 @@ __all__ = [
     "prepare",
     "probe_vectors",
     "random_signs",
+    "targets_of",
 ]
 
 _MEMORY = 256 * 2**20
@@ -99,7 +100,7 @@ class PreparedModel:
         Raises:
             ValueError: if y has not one entry for each row.
         """
-        targets = torch.tensor(y.to_numpy()) if hasattr(y, "to_numpy") else torch.as_tensor(y)
+        targets = targets_of(y)
         if not targets.dim() or len(targets) != self.rows:
             raise ValueError(
                 f"y has shape {tuple(targets.shape)}; expected one entry for each of {self.rows} rows of x"
@@ -233,6 +234,11 @@ class Runner:
             is_batched=not self.prepared.survey.slow,
             intervention=intervention,
         )
+
+
+def targets_of(y: Any) -> Tensor:
+    """Return targets that a user gives, such as a column of a table, as a tensor."""
+    return torch.tensor(y.to_numpy()) if hasattr(y, "to_numpy") else torch.as_tensor(y)
 
 
 def prepare(

@@ -89,7 +89,7 @@ def _surveyed(
     sites, plan = _planned(root, few)
     instrumented = InstrumentedModel(root, plan, few.dim)
     reference = Engine(instrumented, members, read, [], is_batched=False)
-    for _ in range(3):
+    while True:  # each round switches off a module, so that it ends
         before = positions(), outside_positions()
         with reference.opened():
             outputs = reference.outputs(few, [0, 1])
@@ -97,13 +97,13 @@ def _surveyed(
         if not plan.draws:
             break
         # Who drew? Perhaps another thread, so operators are watched, which takes longer and sees this thread alone.
+        instrumented.drawing.clear()
         with reference.opened(), watch_operators(instrumented.note_draw):
             reference.outputs(few, [0, 1])
         if not instrumented.drawing:
             break
         for path in instrumented.drawing:
             plan.skipped[path] = "draws random numbers of its own, which no key reaches; it is off"
-        instrumented.drawing.clear()
     if plan.draws:
         plan.skipped.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
     check_weights(root, outputs)
