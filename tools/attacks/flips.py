@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from attacks.outcome import Choices, Outcome
-from attacks.workplace import COMPARE, EXPLAIN, PREDICT, command, unfinished_parts, workplace
+from attacks.workplace import COMPARE, EXPLAIN, PREDICT, command, unfinished_parts, unfinished_run, workplace
 from puredrop._files import load_checkpoint, read_json, read_tensors
 from puredrop.compare.results import load_results
 
@@ -61,9 +60,7 @@ def attack(cases: int, seed: int, first: int = 0) -> Outcome:
 
 def _make_files() -> None:
     """Write a file of each kind."""
-    line = [word if word != "run" else "unfinished" for word in COMPARE]
-    with mock.patch("puredrop.compare.page.render", side_effect=KeyboardInterrupt):
-        command(line)
+    unfinished_run()
     for given in (COMPARE, EXPLAIN, PREDICT):
         said = command(given)
         assert said.code == 0, said.errors

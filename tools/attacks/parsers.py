@@ -22,7 +22,17 @@ import torch
 import puredrop
 from attacks.mutations import as_json, changed_bytes, changed_json, changed_text, odd_text
 from attacks.outcome import Choices, Outcome
-from attacks.workplace import COMPARE, PREDICT, Said, command, stopped, unfinished_parts, workplace
+from attacks.workplace import (
+    COMPARE,
+    PREDICT,
+    UNFINISHED,
+    Said,
+    command,
+    stopped,
+    unfinished_parts,
+    unfinished_run,
+    workplace,
+)
 
 __all__ = ["PROMISE", "attack"]
 
@@ -58,9 +68,7 @@ def attack(cases: int, seed: int, first: int = 0) -> Outcome:
 
 
 def _make_files() -> None:
-    line = [word if word != "run" else "unfinished" for word in COMPARE]
-    with mock.patch("puredrop.compare.page.render", side_effect=KeyboardInterrupt):
-        command(line)
+    unfinished_run()
     command(COMPARE)
     unfinished_parts()
 
@@ -171,8 +179,7 @@ def _checkpoint(choices: Choices) -> tuple[str, str]:
     else:
         path.write_bytes(changed_bytes(choices, path.read_bytes()))
     with stopped():
-        line = [word if word != "run" else "unfinished" for word in COMPARE]
-        return _judged(command([*line, "--resume"]), 130)
+        return _judged(command([*UNFINISHED, "--resume"]), 130)
 
 
 def _write_checkpoint(choices: Choices, path: Path) -> None:

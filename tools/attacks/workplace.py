@@ -26,7 +26,19 @@ from puredrop.cli import main
 from puredrop.compare.run import Comparison
 from puredrop.explanation.analysis import Explanation
 
-__all__ = ["COMPARE", "EXPLAIN", "PREDICT", "Said", "command", "content", "stopped", "unfinished_parts", "workplace"]
+__all__ = [
+    "COMPARE",
+    "EXPLAIN",
+    "PREDICT",
+    "UNFINISHED",
+    "Said",
+    "command",
+    "content",
+    "stopped",
+    "unfinished_parts",
+    "unfinished_run",
+    "workplace",
+]
 
 _MODULE = "attacked_nets"
 _NETS = """
@@ -42,6 +54,7 @@ COMPARE = (
     "compare", "digits", "--rows", "60", "--hidden", "4", "--rates", "0.5", "--seeds", "2", "--epochs", "2",
     "--out", "run",
 )  # fmt: skip
+UNFINISHED = tuple(word if word != "run" else "unfinished" for word in COMPARE)
 PREDICT = (
     "predict", f"{_MODULE}:net", "rows.csv", "--columns", "a,b,c,d", "--members", "4", "--part-rows", "20",
     "--out", "out.parquet",
@@ -136,6 +149,12 @@ def stopped() -> Iterator[None]:
 
     with mock.patch.object(Comparison, "execute", stop), mock.patch("puredrop.cli.explain_job.execute", stop):
         yield
+
+
+def unfinished_run() -> None:
+    """Leave a run of `compare` that was stopped before its page, with its checkpoint."""
+    with mock.patch("puredrop.compare.page.render", side_effect=KeyboardInterrupt):
+        command(UNFINISHED)
 
 
 def unfinished_parts() -> None:
