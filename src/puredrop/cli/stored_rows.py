@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import weakref
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -34,7 +35,7 @@ class StoredRows:
     """
 
     def __init__(
-        self, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C"
+        self, file: BufferedRandom, shape: tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C"
     ) -> None:
         self._file, self.shape, self.dtype, self._order = file, shape, dtype, order
         weakref.finalize(self, file.close)
@@ -49,7 +50,7 @@ class StoredRows:
         row = np.empty(self.shape[1:], self.dtype).nbytes
         data = bytearray(row * (stop - start))
         self._file.seek(row * start)
-        if self._file.readinto(data) != len(data):  # type: ignore[attr-defined]
+        if self._file.readinto(data) != len(data):
             raise OSError("the temporary file of the rows was cut short")
         return np.asarray(np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:]), order=self._order)
 
@@ -84,7 +85,7 @@ def _not_numbers(columns: tuple[str, ...] | None) -> ValueError:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, folder: Path) -> Iterator[BinaryIO]:
+def _temporary(path: Path, folder: Path) -> Iterator[BufferedRandom]:
     """Open a temporary file, which is closed where the block raises, and say what a full disk did not take."""
     folder = next(there for there in (folder, *folder.parents) if there.is_dir())  # a new --out folder is made later
     with contextlib.ExitStack() as stack:

@@ -190,7 +190,7 @@ class Report(Records):
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of `frame`: the fields of each finding, with severity, message, reason and fix."""
         rows = [finding.to_dict() for finding in self.findings]
-        names = [*(one.name for one in fields(Finding)), "severity", "message", "why", "fix"]
+        names = [*(field.name for field in fields(Finding)), "severity", "message", "why", "fix"]
         return {name: [row[name] for row in rows] for name in names}
 
     def __iter__(self) -> Iterator[Finding]:
