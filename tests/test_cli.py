@@ -36,6 +36,17 @@ def test_no_command_is_an_error_of_one_line(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["a\x0cb", "a\nb", "a\r\x1b[31mb", "a\u2028b", "a\udcffb"])
+def test_an_error_is_one_line_whatever_is_in_a_name(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "run", "--out", name])
+    assert ended.value.code == 2
+    assert main(["verify", name]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() and "a\\" in line and "error: " in line for line in lines)
+
+
 def test_python_m_puredrop_is_the_command():
     found = subprocess.run([sys.executable, "-m", "puredrop", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.startswith("puredrop 0.")

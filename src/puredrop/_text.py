@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["first_line", "listed", "one_line", "table"]
+__all__ = ["first_line", "listed", "one_line", "printable", "table"]
 
 _SHOWN = 6
 
@@ -23,6 +23,11 @@ def listed(names: Iterable[object], shown: int = _SHOWN, separator: str = ", ") 
     every = list(map(str, names))
     more = f" and {len(every) - shown:,} more" if len(every) > shown else ""
     return separator.join(every[:shown]) + more
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for line breaks and control characters, such as in a name that a user gives."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:

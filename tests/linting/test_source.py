@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,14 @@ def test_what_cannot_be_checked_is_one_line(arguments, message, tmp_path, monkey
     error = capsys.readouterr().err
     assert error.startswith(f"puredrop check: error: {message}")
     assert len(error.splitlines()) == 1
+
+
+def test_what_python_thinks_of_a_literal_is_not_printed():
+    text = "import torch.nn.functional as F\n\n\ndef forward(x):\n    return F.dropout(x, 1if x else 0)\n"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert [finding.code for finding in check_source(text)] == ["PD101"]
+    assert not said
 
 
 def test_without_libcst_it_says_what_to_install(monkeypatch, capsys):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from puredrop._text import one_line
+from puredrop._text import one_line, printable
 from puredrop.cli import check, compare, explain, predict, sites, verify
 from puredrop.cli.errors import fail
 
@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors take one line, like every other error of the command."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, printable(f"{self.prog}: error: {message} (see {self.prog} --help)") + "\n")
 
 
 class _Version(argparse.Action):

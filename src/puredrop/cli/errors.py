@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from puredrop._text import printable
+
 __all__ = ["STUDY", "fail", "missing"]
 
 STUDY = ("jinja2", "pandas", "plotly", "pooch", "pyarrow", "rich", "safetensors", "scipy", "sklearn", "torchmetrics")
@@ -14,7 +16,7 @@ STUDY = ("jinja2", "pandas", "plotly", "pooch", "pyarrow", "rich", "safetensors"
 
 def fail(command: str, message: str) -> int:
     """Print an error and return the exit code."""
-    print(f"puredrop {command}: error: {message}", file=sys.stderr)
+    print(printable(f"puredrop {command}: error: {message}"), file=sys.stderr)
     return 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,9 @@ def _could_drop(text: str) -> bool:
     if "ropout" not in text and "scaled_dot_product_attention" not in text:
         return False
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python thinks of the user's literals is not asked
+            tree = ast.parse(text)
     except SyntaxError:
         return True  # libcst then says what is wrong
     forwards = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "forward"]
