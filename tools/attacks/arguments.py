@@ -47,6 +47,11 @@ def values(choices: Choices, shape: Sequence[int], dtype: torch.dtype) -> Tensor
     return tensor.to(dtype)
 
 
+def _most(shape: list[int]) -> int:
+    """Return the number of elements where a size of 0 counts as 1, since a slice is cut from a larger tensor."""
+    return math.prod(max(1, size) for size in shape)
+
+
 def any_shape(choices: Choices, rank: int | None = None) -> list[int]:
     """Return sizes of a tensor: mostly of a few hundred elements, rarely of 400 000, sometimes of none."""
     is_large = choices.chance(0.01)
@@ -56,12 +61,12 @@ def any_shape(choices: Choices, rank: int | None = None) -> list[int]:
         size = choices.choice(_SIZES)
         if size == 0 and choices.chance(0.8):
             size = 1
-        if math.prod(shape) * size > limit:
+        if _most(shape) * size > limit:
             size = choices.randint(1, 3)
         shape.append(size)
     if is_large and shape:
         at, size = choices.randrange(len(shape)), choices.choice((1000, 2048, 2049, 4097))
-        if math.prod(shape[:at] + shape[at + 1 :]) < 100:
+        if _most(shape[:at] + shape[at + 1 :]) < 100:
             shape[at] = size
     return shape
 
