@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from puredrop.compare import features
+from puredrop.compare.arrays import npz_names, read_npz
 from puredrop.compare.tables import TableOptions, load_table
 
 
@@ -43,3 +45,21 @@ def test_notes_and_errors_name_a_few_of_many_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / "wide.npz", **{f"c{i}": np.zeros(i + 1) for i in range(100)})
     with pytest.raises(ValueError, match=r"lengths: 'c0' has 1, .*'c5' has 6 and 94 more; expected one row count"):
         load_table(tmp_path / "wide.npz", TableOptions("c0"))
+
+
+def test_an_archive_is_not_searched_for_each_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few steps for many arrays as for few: the list of all entries is read once."""
+    steps = []
+    entries = zipfile.ZipFile.infolist
+
+    def counted(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        steps.append(len(entries(archive)))
+        return entries(archive)
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", counted)
+    path = tmp_path / "wide.npz"
+    np.savez(path, **{f"c{i}": np.ones(3) * i for i in range(50)}, **{"a.npy": np.ones(3)})
+    arrays = read_npz(path, npz_names(path))
+    assert arrays["c49"].tolist() == [49, 49, 49]
+    assert arrays["a.npy"].tolist() == [1, 1, 1]
+    assert sum(steps) <= 2 * 51

@@ -62,9 +62,9 @@ def _of_arrays(
 ) -> tuple[Rows, NDArray[Any] | None]:
     present = npz_names(path)
     names = columns or (tuple(name for name in present if name != target) if named else ("x",))
-    wanted = (*names, *([target] if target else []))
+    wanted, known = (*names, *([target] if target else [])), set(present)
     for name in wanted:
-        if name not in present:
+        if name not in known:
             option = "--target" if name == target else "--columns"
             raise ValueError(f"DATA {str(path)!r} has no array {name!r}; it has {listed(present)} (name one: {option})")
     arrays = read_npz(path, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import zipfile
@@ -89,8 +90,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
     """Return an array's entry; None for what is no array."""
-    entry = next((entry for entry in archive.infolist() if entry.filename in (name, f"{name}.npy")), None)
-    return entry if entry is not None and entry.filename.endswith(".npy") else None
+    for file in (f"{name}.npy", name):
+        with contextlib.suppress(KeyError):
+            entry = archive.getinfo(file)  # by a dictionary: an archive may have very many
+            return entry if file.endswith(".npy") else None
+    return None
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]] | None:
