@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from puredrop.inspection import Observed, Site, observe, outermost
-from puredrop.linting._findings import CODES, Code, Finding, Report
+from puredrop.linting._codes import CODES, Code
+from puredrop.linting._findings import Finding, Report
 from puredrop.linting._trace import Trace
 from puredrop.nn.keyed import HasKey
 

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from puredrop.linting._findings import CODES, Finding, Report
+from puredrop.linting._codes import CODES
+from puredrop.linting._findings import Finding, Report
 
 __all__ = ["FORMATS"]
 
