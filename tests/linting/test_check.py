@@ -94,7 +94,8 @@ def test_a_bad_and_a_fixed_model_for_each_code(code):
 
 def test_every_code_has_a_test_and_a_page():
     source = {path.name[:5].upper() for path in (Path(__file__).parent / "source").glob("*.py")}
-    assert set(MODELS) | source == set(CODES)
+    watched = {"PD601", "PD602"}  # of training loops: test_training_watch
+    assert set(MODELS) | source | watched == set(CODES)
     page = (Path(__file__).parents[2] / "docs/check.md").read_text()
     for code, about in CODES.items():
         assert f"### {code}: {about.title}" in page

@@ -181,4 +181,16 @@ CODES = {
         "torch drops between layers, and there is nothing between one",
         "use two or more layers, or a Dropout layer after it",
     ),
+    "PD601": Code(
+        "error",
+        "dropout is off in a training step",
+        "the model trains without the dropout that its configuration states",
+        "call model.train() before the step; after an evaluation or a callback the mode is still that of evaluation",
+    ),
+    "PD602": Code(
+        "error",
+        "dropout is on in an evaluation",
+        "scores are noisy and usually too low",
+        "call model.eval() before the evaluation; if the model shall drop there, name it: puredrop.watch(allow=...)",
+    ),
 }
