@@ -14,6 +14,7 @@ TEXTS = {name: path.read_text() for name, path in FILES.items()}
 # A file imports from its own folder or from the left only; a top-level file is a level of its own.
 LAW = [
     "_torch",
+    "_torch_transforms",
     "_text",
     "_files",
     "_folders",

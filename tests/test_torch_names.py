@@ -1,4 +1,4 @@
-"""Private names of torch: one file has them all, and puredrop works, or fails by name, where this torch lacks one."""
+"""Private names of torch: two files have them all, and puredrop works, or fails by name, where this torch lacks one."""
 
 import ast
 import functools
@@ -12,6 +12,7 @@ import torch.distributed.fsdp  # so that the names in it can be found
 import torch.distributed.tensor
 
 SOURCES = Path(__file__).parents[1] / "src" / "puredrop"
+PRIVATE = ("_torch.py", "_torch_transforms.py")
 KNOWN = {"_getframe", "_exit", "_ActionsContainer", "_exchanged_for"}  # of Python, and in dictionaries of ours
 MODULES = {name for name in vars(torch.nn.Module()) if name.startswith("_")}
 
@@ -240,8 +241,9 @@ def paths(name):
 
 def test_where_torch_lacks_a_name():
     """Without a name each use of puredrop works with the same masks, or fails with an error that has the name."""
-    defined = defined_names((SOURCES / "_torch.py").read_text())
-    names = {name: paths(name) for name in mentioned((SOURCES / "_torch.py").read_text()) if name not in defined}
+    defined = set().union(*(defined_names((SOURCES / file).read_text()) for file in PRIVATE))
+    private = set().union(*(mentioned((SOURCES / file).read_text()) for file in PRIVATE))
+    names = {name: paths(name) for name in private if name not in defined}
     assert {name.rpartition(".")[2] for name, where in names.items() if not where} <= STATE
     deleted = sorted({path for where in names.values() for path in where})
     assert len(deleted) > 20
@@ -281,7 +283,7 @@ def defined_names(text):
 
 
 def test_no_other_file_uses_a_private_name_of_torch():
-    texts = {path: path.read_text() for path in SOURCES.rglob("*.py") if path.name != "_torch.py"}
+    texts = {path: path.read_text() for path in SOURCES.rglob("*.py") if path.name not in PRIVATE}
     ours = set().union(*map(defined_names, texts.values())) - MODULES
     used = {str(path.relative_to(SOURCES)): private_names(text) - ours - KNOWN for path, text in texts.items()}
     assert {path: names for path, names in used.items() if names} == {}

@@ -1,4 +1,4 @@
-"""Every private name of torch that puredrop uses, in one file.
+"""Private names of torch that puredrop uses; those of torch.func are in `_torch_transforms`.
 
 Importing this file fails for none of them. Where this torch lacks a name, a public stand-in serves; where there is no
 stand-in, the first use raises an error that names what is missing.
@@ -46,6 +46,7 @@ __all__ = [
     "is_sole_reference",
     "is_view",
     "local_part",
+    "missing",
     "plain_checks",
     "recurrent_weights",
     "remove_hooks",
@@ -81,7 +82,7 @@ def _find(path: str) -> Any:
     return value
 
 
-def _missing(path: str, task: str) -> RuntimeError:
+def missing(path: str, task: str) -> RuntimeError:
     """Return the error for a name that this torch lacks."""
     return RuntimeError(
         f"torch {torch.__version__} has no torch.{path}, which {task} needs; install a torch that puredrop was tested "
@@ -136,7 +137,7 @@ def transforms_active() -> bool:
     except AttributeError:
         stack = _find("_C._functorch.peek_interpreter_stack")
         if stack is None:
-            raise _missing("_C._are_functorch_transforms_active", "telling transforms of torch.func") from None
+            raise missing("_C._are_functorch_transforms_active", "telling transforms of torch.func") from None
         return stack() is not None
 
 
@@ -181,7 +182,7 @@ def below_autograd(operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call an operator past its autograd kernel, from within which it is called."""
     guard = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
     if guard is None:
-        raise _missing("_C._AutoDispatchBelowAutograd", "an operator with a gradient")
+        raise missing("_C._AutoDispatchBelowAutograd", "an operator with a gradient")
     with guard():
         return operator(*arguments)
 
@@ -190,7 +191,7 @@ def without_subclass() -> AbstractContextManager[Any]:
     """Return a context in which tensors of a subclass are treated as plain ones."""
     guard = getattr(torch._C, "DisableTorchFunctionSubclass", None) or getattr(torch._C, "DisableTorchFunction", None)
     if guard is None:
-        raise _missing("_C.DisableTorchFunctionSubclass", "a batchwise model")
+        raise missing("_C.DisableTorchFunctionSubclass", "a batchwise model")
     context: AbstractContextManager[Any] = guard()
     return context
 
@@ -211,7 +212,7 @@ def watch_operators(see: Callable[[Any, tuple[Any, ...]], None]) -> AbstractCont
     try:
         base: Any = importlib.import_module("torch.utils._python_dispatch").TorchDispatchMode
     except (ImportError, AttributeError):
-        raise _missing("utils._python_dispatch.TorchDispatchMode", "watching operators") from None
+        raise missing("utils._python_dispatch.TorchDispatchMode", "watching operators") from None
 
     def dispatch(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -311,7 +312,7 @@ def recurrent_weights(module: nn.RNNBase) -> dict[str, Tensor | None]:
     try:
         return dict(zip(module._flat_weights_names, module._flat_weights, strict=True))
     except AttributeError:
-        raise _missing("nn.RNNBase()._flat_weights", "dropping the weights of a recurrent network") from None
+        raise missing("nn.RNNBase()._flat_weights", "dropping the weights of a recurrent network") from None
 
 
 def set_recurrent_weights(module: nn.RNNBase, weights: dict[str, Tensor | None]) -> None:
@@ -328,7 +329,7 @@ def local_part(shape: torch.Size, mesh: Any, placements: Sequence[Any]) -> tuple
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     except ImportError:
         path = "distributed.tensor._utils.compute_local_shape_and_global_offset"
-        raise _missing(path, "dropout on a DTensor") from None
+        raise missing(path, "dropout on a DTensor") from None
     part: tuple[Sequence[int], Sequence[int]] = compute_local_shape_and_global_offset(shape, mesh, placements)
     return part
 
@@ -361,7 +362,7 @@ def backward_number() -> int:
     try:
         return torch._C._current_graph_task_id()
     except AttributeError:
-        raise _missing("_C._current_graph_task_id", "a pinned model") from None
+        raise missing("_C._current_graph_task_id", "a pinned model") from None
 
 
 def checkpoint_frame() -> type[Any] | None:

@@ -162,7 +162,9 @@ def _mapped(
 ) -> tuple[Tensor, int]:
     """Map an operator over slices, each of which is a whole tensor with its key: one key gives all slices one mask."""
     pairs = [(a, dim if isinstance(a, Tensor) else None) for a, dim in zip(arguments, in_dims, strict=True)]
-    if any(dim is not None for _, dim in pairs[1:]):  # a key, rate or ids per slice
+    if all(dim is None for _, dim in pairs[1:6]) and pairs[6][1] is not None:
+        return _mapped_samples(call, batch_size, in_dims[0], in_dims[6], *arguments)
+    if any(dim is not None for _, dim in pairs[1:]):  # a key or rate per slice
         slices = ([a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(batch_size))
         return torch.stack([call(*slice_arguments) for slice_arguments in slices]), 0
     input, key, p, shared_dims, window_shape, window_offset, sample_ids, sample_dim = arguments
@@ -178,6 +180,21 @@ def _mapped(
         sample_dim + 1,
     )
     return output, 0
+
+
+def _mapped_samples(
+    call: Callable[..., Tensor], batch_size: int, dim: int | None, ids_dim: int, *arguments: Any
+) -> tuple[Tensor, int]:
+    """Map an operator over slices that differ in their ids alone by one call, with all slices along the sample dim."""
+    input, key, p, shared_dims, window_shape, window_offset, ids, sample_dim = arguments
+    slices = input.expand(batch_size, *input.shape) if dim is None else input.movedim(dim, 0)
+    shape = slices.shape[1:]
+    together = slices.movedim(0, sample_dim).flatten(sample_dim, sample_dim + 1)
+    window_shape = list(shape) if window_shape is None else window_shape
+    output = call(
+        together, key, p, shared_dims, window_shape, window_offset, ids.movedim(ids_dim, 0).flatten(), sample_dim
+    )
+    return output.unflatten(sample_dim, (batch_size, shape[sample_dim])), sample_dim
 
 
 def _dropout(input: Tensor, key: Tensor, p: Tensor, place: Place) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from puredrop._torch_transforms import mapped_over
+from puredrop.pinning._mapping import Slices
 from puredrop.pinning._ranks import Ranks, ranks_of
 from puredrop.pinning._samples import Samples
 
@@ -68,12 +70,13 @@ class Batches:
         if self.ranks is None and self.ids is None:
             self.ranks = ranks_of(self.mesh, self.group, root)
 
-    def begin(self, count: int | None, is_spread: bool) -> Samples:
+    def begin(self, count: int | None, is_spread: bool, slices: Slices | None = None) -> Samples:
         """Return the samples of a forward that begins.
 
         Args:
             count: number of samples in its inputs, None if they do not say.
             is_spread: whether the inputs are DTensors, which hold the samples of all processes.
+            slices: levels of vmap around the forward, None outside of torch.func.
 
         Raises:
             ValueError: if the ids do not fit the inputs, or belong to another step.
@@ -84,7 +87,9 @@ class Batches:
                 "each forward (to None to count samples again)"
             )
         ids, size = self.ids, self.batch_size
-        if ids is not None:
+        if slices is not None and slices.sizes:
+            samples = self._mapped(count, slices)
+        elif ids is not None:
             if count is not None and ids.shape[0] != count:
                 raise ValueError(
                     f"sample_ids has {ids.shape[0]} entries, the forward {count} samples; expected one id per sample"
@@ -108,6 +113,30 @@ class Batches:
             )
         return samples
 
+    def _mapped(self, count: int | None, slices: Slices) -> Samples:
+        """Return the samples of a forward whose inputs vmap maps: a slice belongs to one sample, unless ids say more.
+
+        The ids are mapped as the inputs are, so that one call for all slices draws the masks of all samples.
+        """
+        ids, size, total, ranks = self.ids, self.batch_size, slices.total, self.ranks or Ranks()
+        if ids is None:
+            whole, base = total * ranks.size, self.tally.samples
+            if base is None:
+                return Samples.of(None, None, None, base=base, total=whole, batch_size=size)
+            start = base + (ranks.rank if self.sharding == "rows" else ranks.rank * total)
+            ids = torch.arange(total, device="cpu") * (ranks.size if self.sharding == "rows" else 1) + start
+            size = whole if base == 0 and size is None else size  # as without vmap, where a first forward is whole
+        else:
+            whole, base = total, 0
+            if ids.shape[0] not in (total, total * (count or 1)):
+                raise ValueError(
+                    f"sample_ids has {ids.shape[0]} entries, and vmap maps the forward over {total} samples; expected "
+                    "one id per sample"
+                )
+        each = ids.shape[0] // total
+        places = mapped_over(ids.view(*slices.sizes.values(), each), tuple(slices.sizes))
+        return Samples.of(each, 0, places, base=base, total=whole, batch_size=size, slices=total)
+
     def end(self, samples: Samples) -> None:
         """Count a forward that dropped."""
         counted, forwards, weighted = self.tally
@@ -116,7 +145,9 @@ class Batches:
         if samples.count is None or samples.total is None or counted is None:
             self.tally = Tally(None, forwards + 1, weighted)
         else:
-            self.tally = Tally(counted + samples.total, forwards + 1, weighted + (forwards + 1) * samples.count)
+            self.tally = Tally(
+                counted + samples.total, forwards + 1, weighted + (forwards + 1) * samples.count * samples.slices
+            )
 
     def check(self) -> None:
         """Check before a step ends that all processes got equally many samples.

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop._torch import backward_number, is_exporting, is_recorded
+from puredrop._torch_transforms import outside_transforms
 from puredrop.functional.interception import InterceptedCall, Interception
 from puredrop.inspection.frames import Frame, Hooks
 from puredrop.inspection.state import logical_thread, opening
@@ -22,6 +24,7 @@ from puredrop.inspection.watch import positions
 from puredrop.ops import Place, active
 from puredrop.pinning._batches import Batches, Tally
 from puredrop.pinning._forward_state import ForwardState, raise_now
+from puredrop.pinning._mapping import check_opened, slices_of
 from puredrop.pinning._ranks import holds_parts
 from puredrop.pinning._recompute import watch_checkpoints
 from puredrop.pinning._samples import Samples, count_of
@@ -146,15 +149,18 @@ class Forward(ForwardState):
         self.end_interrupted(1)
         if self.depth == 0:
             if self._drops():
-                self.open(*count_of(self.sample_dim, args, kwargs))
+                self.open(*count_of(self.sample_dim, args, kwargs), args, kwargs)
             else:
                 self.hooks.take_off(self)
             return
         self.check_thread()
         self.depth += 1
         self._frames.append(Frame("", self._root_site))
+        slices = slices_of(self.root, args, kwargs, self.batches.ids)
+        check_opened(slices, self.slices)
         if self.samples.count is None:
-            self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs))
+            with outside_transforms():
+                self.samples = self.batches.begin(*count_of(self.sample_dim, args, kwargs), slices)
 
     def close_by_hook(self) -> None:
         """Close the innermost open forward, if it is this thread's."""
@@ -170,12 +176,19 @@ class Forward(ForwardState):
         """Return whether anything is in training mode."""
         return self.root.training or any(module.training for module in self.droppers)
 
-    def open(self, count: int | None, is_spread: bool = False) -> None:
+    def open(
+        self,
+        count: int | None,
+        is_spread: bool = False,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Begin a forward, with the uses of all sites at 0.
 
         Args:
             count: number of its samples on this process, None if unknown.
             is_spread: whether the inputs hold the samples of all processes.
+            args, kwargs: its inputs.
 
         Raises:
             RuntimeError: if a forward is open, also in another thread, or if this is a recomputation of an unknown
@@ -188,26 +201,35 @@ class Forward(ForwardState):
                 "a forward of the pinned model is opened by hand while another is open; close that first"
             )
         try:
-            self._open(count, is_spread)
+            self._begin(count, is_spread, args, kwargs)
+            self._start()
         except BaseException:
             self.give_up()
             raise
 
-    def _open(self, count: int | None, is_spread: bool) -> None:
+    def _begin(self, count: int | None, is_spread: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Find the forward's samples, and set the uses of all sites to 0."""
         opening(self)
         if backward_number() != -1 and not self.is_replayed:
             raise RuntimeError(
                 "the pinned model is run in backward, but not by torch.utils.checkpoint, so the forward that it "
                 "repeats is unknown; use torch.utils.checkpoint"
             )
-        self._prepare(is_spread)
         self.is_by_hand = False
+        self.slices = slices_of(self.root, args, kwargs, self.batches.ids)
+        with outside_transforms():
+            self._prepare(is_spread)
+            self.samples = self.batches.begin(count, is_spread, self.slices)
+            if self._watches is not True:
+                self._position = positions()
         self.thread, self.number = logical_thread.number, self.number + 1
-        self.samples = self.batches.begin(count, is_spread)
         for site in self.keys:
             site.uses = 0
         if self._needs_hooks and not self.hooks.are_on:
             self.hooks.put_on(self)
+
+    def _start(self) -> None:
+        """Become the source of keys, and serve torch's functional dropout."""
         self.has_dropped = False
         self._error = sys.exc_info()[1]
         self._frames = [Frame("", self._root_site)]
@@ -217,8 +239,6 @@ class Forward(ForwardState):
         self._modes.append(mode)
         if mode is not None:
             mode.__enter__()
-        if self._watches is not True:
-            self._position = positions()
 
     def close(self, failed: bool = False) -> None:
         """End the forward; one that failed is not counted."""
@@ -226,7 +246,7 @@ class Forward(ForwardState):
         if mode is not None:
             mode.__exit__(None, None, None)
         active.source = self.outer
-        self.depth, self.outer = 0, None
+        self.depth, self.outer, self.slices = 0, None, None
         self.give_up()
         failed = failed or sys.exc_info()[1] is not self._error
         self._error = None
@@ -235,7 +255,8 @@ class Forward(ForwardState):
         if self.has_dropped:
             self.batches.end(self.samples)
         if not self.is_replayed:
-            self._look_back()
+            with outside_transforms():
+                self._look_back()
 
     def end_interrupted(self, calls: int) -> None:
         """Close a forward that was interrupted: by Ctrl-C, at which torch runs no hooks, or by the end of its thread.

@@ -11,6 +11,7 @@ from torch.nn import Module
 
 from puredrop.inspection.state import logical_thread
 from puredrop.ops import KeySource
+from puredrop.pinning._mapping import Slices
 from puredrop.pinning._samples import FIRST, Samples
 
 __all__ = ["ForwardState", "raise_now"]
@@ -23,6 +24,7 @@ class ForwardState(KeySource):
         root: the model.
         depth: number of nested opens; 0 outside of a forward.
         samples: the samples of the forward.
+        slices: levels of torch.func.vmap around it; None outside of transforms of torch.func.
         has_dropped: whether a site was used in the forward.
         is_replayed: whether the forward is a recomputation by torch.utils.checkpoint.
         is_compiled: whether a site was ever used in compiled code.
@@ -37,6 +39,7 @@ class ForwardState(KeySource):
     root: Module
     depth: int = 0
     samples: Samples = FIRST
+    slices: Slices | None = None
     has_dropped: bool = False
     is_replayed: bool = False
     is_compiled: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from puredrop._torch import transforms_active
 from puredrop.ops import PACKED, Place, Window, is_spread
 
 __all__ = ["FIRST", "Layout", "Samples", "count_of", "placed"]
@@ -31,6 +32,7 @@ class Samples:
         batch_size: number of samples of the whole step, if the user gave it.
         places: int64 (count,), the ids, or offset, offset + 1, ...; compiled code reads this tensor, because a new
             number would mean a new program and a new tensor does not.
+        slices: number of slices that torch.func.vmap maps, each with `count` samples of its own.
         cached_places: places by shape and sample dimension, shared by all sites of one shape.
     """
 
@@ -42,6 +44,7 @@ class Samples:
     total: int | None = None
     batch_size: int | None = None
     places: Tensor | None = None
+    slices: int = 1
     cached_places: dict[Any, Place] = field(default_factory=dict, compare=False)
 
     @staticmethod
@@ -92,7 +95,9 @@ def count_of(dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
 
 def placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Place:
     """Return a call's place in the whole step; cached, since sites of one shape share it within a forward."""
-    if layout.window is not None or not place.is_whole or torch.compiler.is_compiling() or is_spread(input):
+    # A place that a transform of torch.func has seen is of no use after it.
+    is_watched = torch.compiler.is_compiling() or is_spread(input) or transforms_active()
+    if layout.window is not None or not place.is_whole or is_watched:
         return _placed(input, place, samples, layout)
     shape = (input.shape, layout.sample_dim)
     result = samples.cached_places.get(shape)

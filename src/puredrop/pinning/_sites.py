@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from puredrop._torch import backward_number, is_exporting
+from puredrop._torch_transforms import outside_transforms
 from puredrop.inspection.state import opening
 from puredrop.ops import Place, SiteKeySource, active, is_spread
 from puredrop.pinning._forward_state import ForwardState
+from puredrop.pinning._mapping import check_site
 from puredrop.pinning._ranks import check_whole
 from puredrop.pinning._samples import Layout, Samples, Windows, placed
 from puredrop.rng import Key, as_number, fold_in, folded
@@ -91,6 +93,8 @@ class PinnedSite(SiteKeySource):
                 self._refuse_backward()
         if not is_traced:
             forward.check_thread()
+            if forward.slices is not None or forward.is_by_hand:
+                check_site(layout.path, layout.sample_dim, input, place, forward.slices, forward.samples.count)
         elif is_exporting():  # torch 2.6 exports past the hooks of a model
             forward.refuse_tracer()
         call = self._use(forward)
@@ -294,7 +298,8 @@ class Keys:
         self.sites[name] = site
         setattr(self._by_name, name, site)
         if len(self.sites) > len(self._table):
-            self._table = _table(2 * len(self._table), self._table.device)
+            with outside_transforms():
+                self._table = _table(2 * len(self._table), self._table.device)
             self.go_to(self.step)
         else:
             self._write([site], len(self.sites) - 1)
@@ -306,15 +311,17 @@ class Keys:
 
     def move(self, device: torch.device) -> None:
         """Move the table of keys to a device."""
-        self._table = _table(len(self._table), device)
+        with outside_transforms():
+            self._table = _table(len(self._table), device)
         self._write(list(self), 0)
 
     def _write(self, sites: list[PinnedSite], row: int) -> None:
         """Write keys into the table in place, because captured or compiled code reads the new step there."""
-        rows = self._table[row : row + len(sites)]
         step = self.step
         numbers = array("Q", [number for site in sites for number in site.begin_step(step)])
-        rows.copy_(torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2) if numbers else rows)
+        with outside_transforms():
+            rows = self._table[row : row + len(sites)]
+            rows.copy_(torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2) if numbers else rows)
         if sites and sites[0].table is not self._table:
             for site, pair in zip(sites, rows, strict=True):
                 site.table, site.pair = self._table, pair
