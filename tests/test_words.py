@@ -41,7 +41,7 @@ def test_words_are_the_fields():
 
 def test_class_names_mean_one_thing():
     """A layer and its function or its compacted form may share torch's name; two callbacks are one for two libraries."""
-    mirrors = {"Reproducible", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"}
+    mirrors = {"Reproducible", "WatchCallback", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"}
     assert {name: homes for name, homes in house.class_names(FILES).items() if name not in mirrors} == {}
 
 

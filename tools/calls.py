@@ -21,6 +21,7 @@ from puredrop.inspection import Sites
 from puredrop.linting import Finding, Report
 from puredrop.pinning import Run
 from puredrop.thinning import Thinned
+from puredrop.training_watch import TrainingWatch, WatchFinding, WatchReport
 
 
 def names(group: Any) -> dict[str, Any]:
@@ -37,7 +38,7 @@ Every function, class and method that puredrop promises, in the order of the imp
 Layers have `set_key(key)` too, and everything of torch.nn.Module. Reports and results, which have `columns()`, also
 have `to_dict()`, `to_json(indent=2)`, `records()` and `frame()`.
 """
-RETURNED = (Run, Sites, Report, Finding, Conversion, Thinned)
+RETURNED = (Run, Sites, Report, Finding, Conversion, Thinned, TrainingWatch, WatchReport, WatchFinding)
 GROUPS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Masks and models", "puredrop.", names(puredrop)),
     ("Functions", "puredrop.functional.", names(puredrop.functional)),

@@ -157,7 +157,8 @@ def public() -> dict[str, Any]:
     for folder in ("functional", "nn", "schedules", "testing"):
         module = importlib.import_module(f"puredrop.{folder}")
         names |= {f"{folder}.{name}": getattr(module, name) for name in module.__all__}
-    for folder in ("conversion", "ensemble", "inspection", "linting", "pinning", "thinning"):  # what calls return
+    returning = ("conversion", "ensemble", "inspection", "linting", "pinning", "thinning", "training_watch")
+    for folder in returning:  # of what calls return
         module = importlib.import_module(f"puredrop.{folder}")
         names |= {f"{folder}.{name}": kind for name in module.__all__ if inspect.isclass(kind := getattr(module, name))}
     return {name: thing for name, thing in names.items() if inspect.isfunction(thing) or inspect.isclass(thing)}

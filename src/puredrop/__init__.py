@@ -23,6 +23,7 @@ from puredrop.thinning import batchwise
 if _typing.TYPE_CHECKING:
     from puredrop import testing
     from puredrop.explanation import explain
+    from puredrop.training_watch import WatchWarning, watch
 
 __version__ = _version("puredrop")
 
@@ -31,6 +32,7 @@ __all__ = [
     "Key",
     "Prediction",
     "Site",
+    "WatchWarning",
     "Window",
     "__version__",
     "backend",
@@ -46,17 +48,23 @@ __all__ = [
     "schedules",
     "sites",
     "testing",
+    "watch",
 ]
 
-_LAZY = {"explain": "puredrop.explanation", "testing": "puredrop.testing"}  # explanation takes 45 ms to load
+_LAZY = {
+    "explain": "puredrop.explanation",  # takes 45 ms to load
+    "testing": "puredrop.testing",
+    "WatchWarning": "puredrop.training_watch",
+    "watch": "puredrop.training_watch",
+}
 _COMMANDS = {"compare": "`puredrop compare`", "predict": "`puredrop predict`, or DropoutEnsemble(model).predict(x)"}
 
 
 def __getattr__(name: str) -> _typing.Any:
-    """Load `explain` and `testing` at first use; for names that users guess, say where the thing is."""
+    """Load some names at first use; for names that users guess, say where the thing is."""
     if name in _LAZY:
         module = _import_module(_LAZY[name])
-        return module.explain if name == "explain" else module
+        return module if name == "testing" else getattr(module, name)
     places = [f"{module.__name__}.{name}" for module in (functional, nn) if name in module.__all__]
     places += [f"the command {_COMMANDS[name]}"] if name in _COMMANDS else []
     advice = f"; use {places[0]}" if places else ""

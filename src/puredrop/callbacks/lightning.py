@@ -1,4 +1,4 @@
-"""A callback that pins a LightningModule."""
+"""Callbacks that pin, and that watch, a LightningModule."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from puredrop.callbacks._pinning import Pinning
+from puredrop.callbacks._watching import Watching
+from puredrop.training_watch import Names, WatchReport
 
-__all__ = ["Reproducible"]
+__all__ = ["Reproducible", "WatchCallback"]
 
 
 class Reproducible(Callback):
@@ -56,3 +58,82 @@ class Reproducible(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Unpin the module."""
         self._pinning.end()
+
+
+class WatchCallback(Callback):
+    """Watch a LightningModule: dropout on in each training step, off in validation, test and prediction.
+
+    Lightning calls training_step and not the module, so flags are read before backward and after each batch of an
+    evaluation, too.
+
+    Args:
+        allow: paths or classes of modules that drop in evaluations on purpose.
+        exclude: paths or classes of modules that are not watched.
+        strict: whether a mistake raises RuntimeError instead of a `puredrop.WatchWarning`.
+
+    >>> callback = WatchCallback(strict=True)  # Trainer(..., callbacks=[callback]); then callback.report
+    """
+
+    def __init__(self, *, allow: Names = (), exclude: Names = (), strict: bool = False) -> None:
+        self._watching = Watching(allow, exclude, strict)
+
+    @property
+    def report(self) -> WatchReport:
+        """The mistakes so far, and how much was watched."""
+        return self._watching.report
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Watch the module, from the step where training begins."""
+        self._watching.begin(pl_module, trainer.global_step)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take over the step of a resumed training."""
+        self._watching.watch.step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Begin the forwards of a batch."""
+        self._watching.watch.phase = "training"
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Read the flags, after all that changes them before a training_step or in one."""
+        self._watching.watch.note_forward()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Judge the step before it changes a weight."""
+        self._watching.watch.before_step()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End the batch, and the step if the optimizer took one."""
+        watch = self._watching.watch
+        if trainer.global_step != watch.step:
+            self._watching.end_step(trainer.global_step)
+        watch.phase = None
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin an evaluation."""
+        if not self._watching.is_begun:  # trainer.validate, test or predict alone
+            self._watching.begin(pl_module, trainer.global_step)
+        self._watching.watch.phase = "evaluation"
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Read the flags of a batch of an evaluation."""
+        self._watching.watch.note_forward()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """End an evaluation."""
+        self._watching.watch.phase = None
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove the hooks from a module that failed."""
+        with suppress(RuntimeError):  # the Trainer raises the first error again
+            self._watching.end()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Remove the hooks."""
+        self._watching.end()

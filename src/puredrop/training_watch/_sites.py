@@ -1,0 +1,201 @@
+"""Dropout sites of a model whose flags tell, without a forward, whether they would drop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from types import CodeType
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from puredrop._torch import WRAPPERS
+from puredrop.inspection.watch import holds_dropout
+
+__all__ = ["Names", "WatchedSites", "unwrapped"]
+
+Names = Sequence[str | type[Module]]
+
+_RATES = ("p", "drop_prob", "drop_rate", "prob", "dropout", "dropout_p")
+_CONFIGURATIONS = ("config", "cfg", "args", "hparams")
+_FUNCTIONS = re.compile(r"(?:feature_|alpha_|gaussian_)?dropout[123]?d?|drop_?path|drop_?block|stochastic_depth")
+
+
+def unwrapped(model: Module) -> Module:
+    """Return the module inside the wrappers of DDP, DataParallel, FSDP 1, torch.compile and checkpointing."""
+    while True:
+        parallel = isinstance(model, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel))
+        held = ("module",) if parallel else WRAPPERS
+        inner = next((module for name, module in model.named_children() if name in held), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+class WatchedSites:
+    """The dropout sites of a model, as they were at one moment.
+
+    Sites are modules that are there to drop, and modules whose forward seems to call functional dropout.
+
+    Args:
+        root: the model.
+        allow: paths or types of modules that may drop in an evaluation.
+        exclude: paths or types of modules that are not watched.
+
+    Attributes:
+        paths: path of each site.
+        pairs: module and name of the attribute that holds the rate, of each site; "training" where no number is held.
+        allowed: indexes of the sites that may drop in an evaluation.
+    """
+
+    def __init__(self, root: Module, allow: Names, exclude: Names) -> None:
+        self.root = root
+        self._modules = dict(root.named_modules())
+        self.paths: list[str] = []
+        self.pairs: list[tuple[Module, str]] = []
+        for path, module in self._modules.items():
+            rate = _rate_name(module)
+            if rate is not None and not self._matches(path, exclude):
+                self.paths.append(path)
+                self.pairs.append((module, rate))
+        self.allowed = frozenset(i for i, path in enumerate(self.paths) if self._matches(path, allow))
+        self._fields = [(vars(module), rate) for module, rate in self.pairs]
+        # Where no attribute holds the rate, the site is taken to drop whenever it is in training mode.
+        self.rates = {
+            path: 1.0 if rate == "training" else getattr(module, rate)
+            for path, (module, rate) in zip(self.paths, self.pairs, strict=True)
+        }
+
+    def check_names(self, argument: str, names: Names) -> None:
+        """Raise ValueError if a path names no module of the model."""
+        shown = {_shown(path) for path in self._modules}
+        for name in names:
+            if isinstance(name, str) and name not in shown:
+                close = get_close_matches(name, shown, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{argument} names {name!r}, which is no module of the model{hint}")
+
+    def dropping(self) -> list[bool]:
+        """Return for each site whether it would drop now: it is in training mode and its rate is not 0."""
+        return [fields["training"] and fields[rate] != 0 for fields, rate in self._fields]
+
+    @property
+    def count(self) -> int:
+        """Number of sites whose rate was not 0."""
+        return sum(bool(rate != 0) for rate in self.rates.values())
+
+    def held(self, indexes: Iterable[int]) -> list[int]:
+        """Return those of some sites that the model still holds."""
+        current = set(map(id, self.root.modules()))
+        return sorted(i for i in indexes if id(self.pairs[i][0]) in current)
+
+    def is_frozen(self, index: int) -> bool:
+        """Return whether a site is off with a part of the model whose weights are not trained."""
+        path = self._outermost(index, False)
+        weights = [weight.requires_grad for weight in self._modules[path].parameters()]
+        return bool(path) and bool(weights) and not any(weights)
+
+    def place(self, indexes: Sequence[int], training: bool) -> tuple[str, str]:
+        """Return the path of the outermost module in a mode around the first of some sites, and a detail for readers.
+
+        Args:
+            indexes: the sites.
+            training: the mode.
+        """
+        module, rate = self.pairs[indexes[0]]
+        if not training and module.training:
+            is_zero = getattr(module, rate) == 0
+            return _shown(self.paths[indexes[0]]), f"{rate}=0" if is_zero else "training=False in its forward"
+        places = dict.fromkeys(_shown(self._outermost(i, training, frozenset(indexes))) for i in indexes)
+        others = len(places) - 1
+        more = f", and {others} other place{'s' * (others > 1)}" if others else ""
+        return next(iter(places)), f"training={training}{more}"
+
+    def _outermost(self, index: int, training: bool, within: frozenset[int] | None = None) -> str:
+        """Return the path of the outermost module of those around a site that are in the same mode without a gap.
+
+        Args:
+            index: the site.
+            training: the mode.
+            within: the sites that the module may hold; None for all.
+        """
+        path = self.paths[index]
+        while path:
+            around = path.rpartition(".")[0]
+            prefix = f"{around}." if around else ""
+            held = {i for i, path in enumerate(self.paths) if path == around or path.startswith(prefix)}
+            if self._modules[around].training != training or (within is not None and not held <= within):
+                break
+            path = around
+        return path
+
+    def _matches(self, path: str, names: Names) -> bool:
+        """Return whether a module, or one around it, is named by its path or its class."""
+        kinds = tuple(name for name in names if not isinstance(name, str))
+        while True:
+            if _shown(path) in names or isinstance(self._modules[path], kinds):
+                return True
+            if not path:
+                return False
+            path = path.rpartition(".")[0]
+
+
+def _shown(path: str) -> str:
+    """Return a path without the names that wrappers insert."""
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+
+
+def _rate_name(module: Module) -> str | None:
+    """Return the attribute that holds a site's rate, "training" where none holds a number, None for other modules."""
+    if "training" not in vars(module):  # TorchScript keeps the flag elsewhere
+        return None
+    held = _numbers(vars(module))
+    if holds_dropout(module):
+        return next((name for name in _RATES if name in held), "training")
+    if any(holds_dropout(child) for child in module.children()):
+        return None  # the child's flag tells, and the rate is most likely its own
+    named = {name: rate for name, rate in held.items() if "drop" in name.lower()}
+    if named:
+        # A rate of 0 here may be one of several; the largest decides.
+        return max(named, key=lambda name: named[name])
+    return "training" if _calls_dropout(module) and _is_configured(module) else None
+
+
+def _numbers(fields: dict[str, Any]) -> dict[str, float]:
+    """Return the fields that hold a number between 0 and 1."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    }
+
+
+def _is_configured(module: Module) -> bool:
+    """Return False if a module's configuration states rates and all of them are 0."""
+    for name in _CONFIGURATIONS:
+        fields = getattr(getattr(module, name, None), "__dict__", {})
+        rates = [rate for field, rate in _numbers(fields).items() if "drop" in field.lower()]
+        if rates:
+            return any(rates)
+    return True
+
+
+def _calls_dropout(module: Module) -> bool:
+    """Return whether the code of a module's forward has the name of a function that drops."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or type(module).__module__.startswith("torch.nn."):
+        return False
+    return any(_FUNCTIONS.fullmatch(name) or name == "dropout_p" for name in _words(code))
+
+
+def _words(code: CodeType) -> set[str]:
+    """Return the names that a code uses, and those of its keyword arguments and inner functions."""
+    words = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            words |= _words(constant)
+        elif isinstance(constant, tuple):
+            words |= {text for text in constant if isinstance(text, str)}
+    return words
