@@ -58,6 +58,33 @@ def test_compiled(way, fullgraph, count_compilations):
     assert count_compilations.frame_count <= 4
 
 
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_compiled_training_step(is_given, count_compilations):
+    """Counts of steps and forwards are no constants of a program."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watched = watch(model, optimizer if is_given else None)
+
+    @torch.compile(backend=count_compilations)
+    def step():
+        model(X).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(3):
+        step()
+    compiled = count_compilations.frame_count
+    for _ in range(9):
+        step()
+    assert count_compilations.frame_count == compiled
+    assert watched.report.ok
+    assert watched.step == watched.report.training_forwards == 12
+    model.eval()
+    with reported("PD601"):
+        step()
+    watched.stop()
+
+
 def test_inductor():
     model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -56,6 +57,8 @@ class StepHooks:
         self._handles: list[Any] = []
         self._trains: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self._model: weakref.ref[Module] | None = None
+        # Traced, a count of steps would be a constant of the program, which would be compiled anew for each step.
+        self._hooks = (torch.compiler.disable(self._before), torch.compiler.disable(self._after))
 
     def attach(self, optimizer: Optimizer) -> None:
         """Put the hooks on an optimizer."""
@@ -63,16 +66,16 @@ class StepHooks:
         if self._counting is None:
             self._counting = weakref.ref(optimizer)
         self._handles += [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(self._hooks[0]),
+            optimizer.register_step_post_hook(self._hooks[1]),
         ]
 
     def find(self, model: Module) -> None:
         """Put the hooks on all optimizers, which count if they hold a parameter of a model."""
         self._model = weakref.ref(model)
         self._handles += [
-            register_optimizer_step_pre_hook(self._before),
-            register_optimizer_step_post_hook(self._after),
+            register_optimizer_step_pre_hook(self._hooks[0]),
+            register_optimizer_step_post_hook(self._hooks[1]),
         ]
         weakref.finalize(model, self.remove)
 
