@@ -25,7 +25,8 @@ def call_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and named arguments to call a model with.
 
-    Several inputs, or named ones, are passed as they are. One object alone is read as follows:
+    Several inputs, or named ones, are passed as they are, and so are all of a TorchScript module. One object alone is
+    read as follows:
 
     - a DataLoader gives its first batch;
     - a mapping is passed by keywords if the forward takes its names, without those that the forward does not take;
@@ -41,7 +42,10 @@ def call_arguments(
         TypeError: if there are no inputs and the forward needs some.
         ValueError: if the DataLoader has no batches.
     """
-    signature = inspect.signature(model.forward)
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:  # a TorchScript module's forward has none
+        return args, kwargs
     if not args and not kwargs and not _binds(signature, (), {}):
         raise TypeError(
             f"there are no inputs, and the model's forward{signature} needs some; give them after the model, such as "

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +13,17 @@ from torch import Tensor, nn
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
-from puredrop._torch import DropoutNd
+from puredrop._torch import DropoutNd, without_modes
 from puredrop.functional.interception import recognise
-from puredrop.inspection import frames
+from puredrop.inspection.callers import calling_line, is_from_puredrop
 from puredrop.inspection.frames import Frame, Hooks
+from puredrop.inspection.scripted import ScriptedFrames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Event", "Visit", "Watch", "holds_dropout", "kind_of", "positions", "rate_of"]
 
-_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
-_WATCHING = (__file__, frames.__file__)
-"""Files whose code stands between the user's code and a watch."""
 _OPERATORS = {torch.ops.puredrop.dropout.default: "dropout"}
 _OPERATORS[torch.ops.puredrop.gaussian_dropout.default] = "gaussian_dropout"
 _RATES = ("p", "drop_prob", "drop_rate", "prob", "dropout", "dropout_p")
@@ -81,14 +77,23 @@ class Event:
 
 @dataclass
 class Visit:
-    """A dropout module that the forward entered."""
+    """A dropout module that the forward entered.
+
+    Args:
+        path, shape, where, uses, drops: as those of an event.
+        module: the module.
+        p: its rate when the forward entered it.
+        is_off: whether it was in eval mode, or a call in it had a rate and was told not to drop.
+    """
 
     path: str
     module: Module
     shape: tuple[int, ...] | None
     where: str
+    p: float | None
     uses: int = 0
     drops: bool = False
+    is_off: bool = False
 
 
 class Watch(TorchFunctionMode):
@@ -102,6 +107,7 @@ class Watch(TorchFunctionMode):
             in one run of the module, so that an event is recognised in another mode, where other calls may be missing.
         dropped: path of the site of the last call, None if that call dropped nothing.
         output: the result of the forward.
+        entered: paths of the modules that ran.
     """
 
     dropped: str | None = None
@@ -111,15 +117,18 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.calls: dict[Hashable, Visit | Event] = {}
+        self.entered: set[str] = set()
         self._frames = [Frame("")]
-        # A TorchScript module has no hooks; its draws show in the generator's state.
-        modules = [
-            (module, path) for path, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)
-        ]
-        self._hooks = Hooks([(module, path, holds_dropout(module)) for module, path in modules])
+        modules = dict(model.named_modules())
+        scripted = {path: module for path, module in modules.items() if isinstance(module, torch.jit.ScriptModule)}
+        self._hooks = Hooks(
+            [(module, path, holds_dropout(module)) for path, module in modules.items() if path not in scripted]
+        )
+        self._scripted = ScriptedFrames(scripted)
 
     def __enter__(self) -> Self:
         self._hooks.put_on(self)
+        self._scripted.put_on(self)
         self._position = positions()
         super().__enter__()
         return self
@@ -129,6 +138,7 @@ class Watch(TorchFunctionMode):
     ) -> None:
         super().__exit__(kind, error, trace)
         self._hooks.take_off(self)
+        self._scripted.take_off()
 
     @property
     def path(self) -> str:
@@ -137,17 +147,22 @@ class Watch(TorchFunctionMode):
 
     def enter(self, path: str, is_site: bool, module: Module, inputs: tuple[Any, ...]) -> None:
         """Push the frame of a module that begins, and record the visit of a dropout module."""
+        self._note_unseen()
+        self.entered.add(path)
         visit: Visit | None = None
         if is_site:
             shape = next((tuple(value.shape) for value in inputs if isinstance(value, Tensor)), None)
-            earlier = self.calls.setdefault(path, Visit(path, module, shape, _caller() or _class(module)))
+            where = calling_line() or _class(module)
+            earlier = self.calls.setdefault(path, Visit(path, module, shape, where, rate_of(module)))
             assert isinstance(earlier, Visit)  # a module's path has no colon
             visit = earlier
             visit.uses += 1
+            visit.is_off |= not module.training
         self._frames.append(Frame(path, visit))
 
     def leave(self) -> None:
         """Pop the frame of the module that has returned or failed."""
+        self._note_unseen()
         self._frames.pop()
 
     def __torch_function__(
@@ -167,7 +182,7 @@ class Watch(TorchFunctionMode):
                 self._add(call.kind, float(call.p), tuple(call.input.shape), call.training and call.p > 0)
         elif func in _OPERATORS:
             self._add(_OPERATORS[func], float(args[2]), tuple(args[0].shape), float(args[2]) > 0)
-        elif drew and not _is_ours():
+        elif drew and not is_from_puredrop():
             name = getattr(func, "__name__", str(func))
             shape = tuple(output.shape) if isinstance(output, Tensor) else None
             p = 1 - args[1] if name == "bernoulli_" and len(args) > 1 and isinstance(args[1], float) else None
@@ -185,9 +200,10 @@ class Watch(TorchFunctionMode):
         frame = self._frames[-1]
         if frame.site is not None:
             frame.site.drops |= drops
+            frame.site.is_off |= bool(p) and not drops
             self.dropped = frame.path
             return
-        where = _caller() or "?"
+        where = calling_line() or "?"
         path = f"{frame.path}:{kind}{frame.count(kind)}"
         event: Visit | Event = Event(path, kind, p, shape, where, False, 0, note)
         event = self.calls.setdefault((frame.path, kind, where, frame.count((kind, where))), event)
@@ -198,44 +214,11 @@ class Watch(TorchFunctionMode):
 
 def positions() -> tuple[bytes, ...]:
     """Return the states of torch's default generators, CPU and GPUs."""
-    states = [torch.default_generator.get_state()]
-    if torch.cuda.is_initialized():
-        states += [generator.get_state() for generator in torch.cuda.default_generators]
-    return tuple(state.numpy().tobytes() for state in states)
-
-
-def _frames() -> Iterator[tuple[str, int]]:
-    """Yield files and lines of the running code, innermost first, without those of watches."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename not in _WATCHING and frame.f_code.co_name != "__torch_function__":
-            yield frame.f_code.co_filename, frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-def _is_ours() -> bool:
-    """Return whether a call comes from this package, which draws its keys from torch's generator."""
-    files = [name for name, _ in _frames() if not name.startswith(_TORCH)]
-    return bool(files) and files[0].startswith(_HERE) and not files[0].startswith(str(Path(__file__).parent))
-
-
-def _caller() -> str | None:
-    """Return file and line of the user's code that led here; None if there is none below the call of `sites`."""
-    for name, line in _frames():
-        if name.startswith((_TORCH, "<")):
-            continue
-        if name.startswith(str(Path(__file__).parent)):
-            return None
-        if not name.startswith(_HERE):
-            return f"{_short(Path(name))}:{line}"
-    return None
-
-
-def _short(path: Path) -> str:
-    """Return a file's path within its package or below the working folder, or its name."""
-    if "site-packages" in path.parts:
-        return str(Path(*path.parts[path.parts.index("site-packages") + 1 :]))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+    with without_modes():
+        states = [torch.default_generator.get_state()]
+        if torch.cuda.is_initialized():
+            states += [generator.get_state() for generator in torch.cuda.default_generators]
+        return tuple(state.numpy().tobytes() for state in states)
 
 
 def _class(module: Module) -> str:

@@ -9,10 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Module
 
-from puredrop.inspection import Observed, Site, observe, outermost
+from puredrop._torch import COMPILED
+from puredrop.inspection import MORE, Observed, Site, observe, outermost
+from puredrop.linting._answer import answer
 from puredrop.linting._codes import CODES, Code
 from puredrop.linting._findings import Finding, Report
 from puredrop.linting._trace import Trace
+from puredrop.linting._training import lost_findings, training_findings, unused_rate_findings
 from puredrop.nn.keyed import HasKey
 
 __all__ = ["CODES", "Code", "Finding", "Report", "check"]
@@ -43,11 +46,17 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
         fix: p is the share that is dropped: keep_prob 0.9 is p=0.1
     1 finding
     """
-    observed = observe(Trace, model, args, kwargs, "check")
+    observed = observe(Trace, model, args, kwargs, "check", more=MORE, repeats=True)
+    model = getattr(model, COMPILED, model)
     modules, stuck = dict(model.named_modules()), frozenset(observed.stuck)
+    places = {site.path: f"at {site.where}" for site in observed.sites}
     findings = [
         *itertools.chain(*(_site_findings(site, modules, stuck) for site in observed.sites)),
         *(Finding("PD104", path) for path in outermost(observed.stuck)),
+        *training_findings(observed, modules),
+        *(Finding("PD203", path, places.get(path, "")) for path in observed.training.thrown_away()),
+        *lost_findings(observed),
+        *unused_rate_findings(observed, model),
         *_rate_findings(observed.sites),
         *_norm_findings(observed),
         *_output_findings(observed),
@@ -61,9 +70,11 @@ def _site_findings(site: Site, modules: dict[str, Module], stuck: Set[str]) -> l
     """Return the mistakes that one site shows by itself."""
     findings, module = [], modules.get(site.path)
     where = f"p={site.p:g}" if site.p is not None else ""
-    if site.in_eval and site.path not in stuck:  # PD104 covers modules that stay in training mode
+    # PD104 covers modules that stay in training mode, and the calls in them.
+    if site.in_eval and stuck.isdisjoint((site.path, site.path.rpartition(":")[0])):
         code = {"attention": "PD102", "draw": "PD103", "unseen": "PD103"}.get(site.kind, "PD101")
-        findings.append(Finding(code, site.path, ", ".join(filter(None, (where, f"at {site.where}")))))
+        place = site.note if site.where == "TorchScript" else f"at {site.where}"
+        findings.append(Finding(code, site.path, ", ".join(filter(None, (where, place)))))
     if not site.is_reached and site.note == "never called" and site.p != 0:
         findings.append(Finding("PD201", site.path, where))
     if site.p == 1:
@@ -107,20 +118,14 @@ def _shift(mean: Tensor, variance: Tensor, p: float) -> Tensor:
 def _output_findings(observed: Observed[Trace]) -> list[Finding]:
     """Return findings of dropout after the last layer, or before a single regression output."""
     rates = {site.path: site.p for site in observed.sites}
-    origins = observed.training.origin_of_output()
-    last = [
-        Finding("PD402", origin.site)
-        for origin in origins
-        if origin.site and origin.layers == 0 and rates.get(origin.site)
-    ]
-    output = observed.training.output
-    is_single = isinstance(output, Tensor) and output.is_floating_point() and output.shape[-1:] == (1,)
-    before = [
-        Finding("PD403", origin.site)
-        for origin in origins
-        if is_single and origin.site and origin.layers == 1 and rates.get(origin.site)
-    ]
-    return [*last, *before]
+    origin = observed.training.origin_of_answer()
+    if not origin.site or not rates.get(origin.site):
+        return []
+    output = answer(observed.training.output)
+    is_single = output is not None and output.is_floating_point() and output.shape[-1:] == (1,)
+    if origin.layers == 1 and is_single:
+        return [Finding("PD403", origin.site)]
+    return [Finding("PD402", origin.site)] if origin.layers == 0 else []
 
 
 def _drops_between_nothing(module: Module) -> bool:

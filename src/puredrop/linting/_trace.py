@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +12,16 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.weak import WeakIdKeyDictionary
 
+from puredrop.inspection.callers import calling_frames
 from puredrop.inspection.watch import Watch
+from puredrop.linting._answer import answer
+from puredrop.linting._discarded import Caller, Results
 
 __all__ = ["Norm", "Trace"]
 
 _CONVOLUTIONS = {getattr(F, f"conv{kind}{d}d") for kind in ("", "_transpose") for d in (1, 2, 3)}
+_MOST_CALLERS = 6
+"""The most functions that may hand a result on to each other."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,15 @@ class Trace(Watch):
         self.norms: dict[str, Norm] = {}
         self.maps: dict[str, tuple[int, ...]] = {}
         self._origins: Any = WeakIdKeyDictionary()
+        self._results = Results()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function, and record the origin of its output."""
+        self._results.use((args, kwargs))
         output = super().__torch_function__(func, types, args, kwargs)
+        self._note_result(output, args)
         tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
         if not tensors or not isinstance(output, Tensor):
             return output
@@ -100,18 +109,34 @@ class Trace(Watch):
         site = origin.site if origin.layers <= 1 else None
         self.norms[self.path] = Norm(site, origin.layers, rows.mean(1), rows.var(1, unbiased=False))
 
-    def origin_of_output(self) -> list[_Origin]:
-        """Return the origins of all tensors that the forward returned."""
-        origins: list[_Origin] = []
+    def enter(self, path: str, is_site: bool, module: Module, inputs: tuple[Any, ...]) -> None:
+        """Push a module's frame, and note who waits for the result of a dropout module."""
+        super().enter(path, is_site, module, inputs)
+        self._results.use(inputs)
+        if is_site:
+            self._results.callers[path] = _callers()
 
-        def visit(value: Any) -> None:
-            if isinstance(value, Tensor):
-                origins.append(self._origins.get(value, _Origin()))
-            elif isinstance(value, (tuple, list)):
-                for item in value:
-                    visit(item)
-            elif hasattr(value, "values"):
-                visit(list(value.values()))
+    def _note_result(self, output: Any, args: tuple[Any, ...]) -> None:
+        """Note a new tensor that a dropout has returned, or that was made inside of a dropout module."""
+        site = self._frames[-1].site
+        if (site is None and self.dropped is None) or not isinstance(output, Tensor):
+            return
+        if not any(output is value for value in args):
+            path = self.path if site is not None else str(self.dropped)
+            callers = _callers() if site is None else self._results.callers.get(path, ())
+            self._results.add(output, path, callers)
 
-        visit(self.output)
-        return origins
+    def thrown_away(self) -> list[str]:
+        """Return the paths of the sites whose results were thrown away after they had dropped something."""
+        dropping = {call.path for call in self.calls.values() if call.drops}
+        return [path for path in self._results.thrown_away() if path in dropping]
+
+    def origin_of_answer(self) -> _Origin:
+        """Return the origin of the tensor that the model answers with."""
+        found = answer(self.output)
+        return _Origin() if found is None else self._origins.get(found, _Origin())
+
+
+def _callers() -> tuple[Caller, ...]:
+    frames = itertools.islice(calling_frames(), _MOST_CALLERS)
+    return tuple(Caller(frame.f_code, frame.f_lasti) for frame in frames)
