@@ -141,14 +141,6 @@ def test_what_cannot_be_seen_is_said():
     assert seen["1"].kind == "unseen"
     assert "TorchScript" in seen["1"].note
 
-    class OfNumPy(nn.Module):
-        def forward(self, x):
-            return x * torch.tensor(np.random.rand(4) > 0.5)
-
-    assert [(s.kind, s.note) for s in sites(OfNumPy(), torch.ones(2, 4))] == [
-        ("unseen", "draws by Python's or NumPy's generator")
-    ]
-
 
 def test_a_functional_site_is_numbered_within_one_run_of_its_module():
     class Block(nn.Module):

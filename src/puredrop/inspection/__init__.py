@@ -12,16 +12,14 @@ from puredrop.inspection.load import load
 from puredrop.inspection.observation import Observed, observe
 from puredrop.inspection.outside import outside_positions
 from puredrop.inspection.site import Site, Sites
-from puredrop.inspection.watch import Event, Visit, Watch
+from puredrop.inspection.watch import Watch
 
 __all__ = [
     "MORE",
     "Calls",
-    "Event",
     "Observed",
     "Site",
     "Sites",
-    "Visit",
     "call_arguments",
     "is_idle",
     "load",
@@ -37,14 +35,15 @@ MORE = 5
 
 
 def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
-    """List every place where a model drops, by running it once in training mode and once in eval mode.
+    """List every place where a model drops, by running it in training mode and in eval mode.
 
     Use it before you rely on dropout: to see which rates are in effect, which dropout modules the forward never calls,
     and what still drops in eval mode. The list holds dropout modules, functional dropout, attention dropout, dropout
-    between recurrent layers, and every other call that advances one of torch's generators, such as a handwritten
-    stochastic depth; then the modules that hold a dropout which the forward never calls, and what cannot be inspected.
-    The model's modes and buffers and all generators are restored; no gradient is computed; compiled parts run
-    uncompiled.
+    between recurrent layers, and every other call that advances a generator of torch, Python or NumPy, such as a
+    handwritten stochastic depth; then the modules that hold a dropout which no forward called, and what cannot be
+    inspected. Where draws decide which modules run, the model runs again under other draws, five times at most.
+    The model's modes, buffers and rates and all generators are restored; no gradient is computed; compiled parts run
+    uncompiled. Seeds are fixed, so the list is the same each time.
 
     Args:
         model: any module.
@@ -63,6 +62,7 @@ def sites(model: Module, *args: Any, **kwargs: Any) -> Sites:
             follow, such as a global.
         Exception: whatever the forward raises, unchanged.
 
+    >>> import torch
     >>> sites(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.3)), torch.ones(1, 2))
     path  kind     p    shape  uses  in eval  where
     1     dropout  0.3  1x2    1     off      torch.nn.Dropout

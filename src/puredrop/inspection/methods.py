@@ -69,22 +69,23 @@ def used_in_construction(kind: type, name: str) -> bool:
             stores = [i for i, one in enumerate(lines) if one.opname == "STORE_ATTR" and one.argval == name]
             if any(one.opname.startswith("LOAD") and one.opname != "LOAD_FAST" and one.argval == name for one in lines):
                 return True
-            for store in stores:
-                source = _local_before(lines[:store])
-                if source is not None and sum(_loads(one, source) for one in lines) > 1:
-                    return True
+            if any(_is_used_again(lines, store, code) for store in stores):
+                return True
     return False
 
 
-def _local_before(lines: list[dis.Instruction]) -> str | None:
-    """Return the variable whose plain value is stored: it is loaded just before the object that it is stored in."""
-    names: list[Any] = []
-    for one in lines[-2:]:
-        if not one.opname.startswith("LOAD_FAST"):
-            names.clear()
-        else:
-            names += one.argval if isinstance(one.argval, tuple) else [one.argval]
-    return names[-2] if len(names) > 1 else None
+def _is_used_again(lines: list[dis.Instruction], store: int, code: CodeType) -> bool:
+    """Return whether the value of an attribute is loaded elsewhere in a construction, or the code does not tell."""
+    value, holder = lines[store - 2 : store]
+    if isinstance(holder.argval, tuple):  # both in one instruction
+        return sum(_loads(one, holder.argval[0]) for one in lines) > 1
+    if holder.opname.startswith("LOAD_FAST") and value.opname.startswith(("LOAD_FAST", "LOAD_ATTR")):
+        kind = value.opname[:9]
+        return sum(_loads(one, value.argval) for one in lines if one.opname[:9] == kind) > 1
+    if holder.opname.startswith("LOAD_FAST") and value.opname == "LOAD_CONST":
+        return False
+    arguments = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    return any(sum(_loads(one, name) for one in lines) > 1 for name in arguments)
 
 
 def _loads(instruction: dis.Instruction, name: str) -> bool:

@@ -65,7 +65,7 @@ def observe(
 ) -> Observed[W]:
     """Run a model in training and in eval mode under a kind of watch; arguments and errors as `sites`.
 
-    All forwards draw from seeds of their own, so that the same model is observed alike each time.
+    The forwards start from fixed seeds, so that the same model is observed alike each time.
 
     Args:
         kind: class of the watch of the first forward in each mode.
@@ -83,13 +83,13 @@ def observe(
 @contextmanager
 def undisturbed(model: Module) -> Iterator[None]:
     """Run duplicates of a model without a trace in the model, its objects or any generator; no gradient is computed."""
-    scalars, generators = SavedScalars(model), Generators(model)
-    try:
-        with generators_restored(), torch.no_grad(), uncompiled:
+    with generators_restored(), torch.no_grad(), uncompiled:
+        scalars, generators = SavedScalars(model), Generators(model)
+        try:
             yield
-    finally:
-        scalars.restore()
-        generators.restore()
+        finally:
+            scalars.restore()
+            generators.restore()
 
 
 class _Observation:

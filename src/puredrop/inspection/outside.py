@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Draw", "DrawTracer", "Generators", "outside_positions"]
 
 _NUMPY = str(Path(np.__file__).parent) + os.sep
+_STRIDE = 1009
+"""The draws from a model's generator that lie between two forwards' draws."""
 _MERSENNE_TWISTER = 4 * 625
 """Bytes of the state of NumPy's global generator: 624 words and the position in them."""
-_KINDS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 
 class Draw(NamedTuple):
@@ -58,17 +59,20 @@ class Generators:
     """
 
     def __init__(self, model: Module) -> None:
-        found: dict[int, Any] = {id(generator): generator for generator in (random, np.random)}
+        kinds = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)  # loaded on first use
+        found: dict[int, Any] = {}
         for holder in _holders(model):
             for value in list(holder.values()):
-                if isinstance(value, _KINDS) and not isinstance(value, random.SystemRandom):
+                if isinstance(value, kinds) and not isinstance(value, random.SystemRandom):
                     found.setdefault(id(value), value)
         self._states = [(generator, _state(generator)) for generator in found.values()]
-        self._outside = [one for one in found.values() if not isinstance(one, torch.Generator)]
+        self._outside = [random, np.random, *(one for one in found.values() if not isinstance(one, torch.Generator))]
 
     def start(self, seed: int) -> None:
-        """Seed the global generators of torch, Python and NumPy, and restore those that the model holds."""
+        """Seed the global generators, and set those that the model holds to where they were, or to a place after it."""
         self.restore()
+        for generator, _ in self._states:
+            _advance(generator, seed * _STRIDE)
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             for generator in torch.cuda.default_generators:
@@ -77,7 +81,7 @@ class Generators:
         np.random.seed(seed)
 
     def restore(self) -> None:
-        """Restore the state that each generator had at first."""
+        """Restore the state that each generator of the model had at first."""
         for generator, state in self._states:
             _set_state(generator, state)
 
@@ -118,6 +122,18 @@ def _set_state(generator: Any, state: Any) -> None:
         generator.setstate(state)
     else:
         generator.set_state(state)
+
+
+def _advance(generator: Any, steps: int) -> None:
+    """Draw numbers that nobody uses; from one of torch's generators none, which gets another seed instead."""
+    if isinstance(generator, torch.Generator):
+        if steps:
+            generator.manual_seed(generator.initial_seed() + steps)
+    elif isinstance(generator, random.Random):
+        for _ in range(steps):
+            generator.random()
+    else:
+        generator.random(steps) if isinstance(generator, np.random.Generator) else generator.random_sample(steps)
 
 
 def _position(generator: Any) -> Any:

@@ -24,12 +24,13 @@ __all__ = ["CODES", "Code", "Finding", "Report", "check"]
 def check(model: Module, *args: Any, **kwargs: Any) -> Report:
     """Find the mistakes that a model makes with dropout, by running it in training mode and in eval mode.
 
-    Use it before a long training, or in a test of the model: it finds dropout that eval mode does not switch off,
-    layers that are never called, rates that are probably wrong, and dropout in harmful places. docs/check.md explains
-    each code. `puredrop check` does the same on the command line, and reads source files too.
+    Use it before a long training, or in a test of the model: it finds dropout that eval mode does not switch off, or
+    that training mode does not switch on, layers and rates that nothing uses, results that are thrown away, rates that
+    are probably wrong, and dropout in harmful places. docs/check.md explains each code. `puredrop check` does the same
+    on the command line, and reads source files too.
 
     Args:
-        model: any module; modes, buffers and generators are restored afterwards.
+        model: any module; modes, buffers, rates and generators are restored afterwards.
         args, kwargs: inputs of the model, in any form that `puredrop.sites` takes.
 
     Returns:

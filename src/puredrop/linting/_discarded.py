@@ -90,7 +90,7 @@ def is_thrown_away(callers: Iterable[Caller]) -> bool:
 
 
 def _fate(caller: Caller) -> str:
-    """Return what a function does with a call's result: "returned", "thrown away" or "used", also if in doubt."""
+    """Return what a function does with a call's result: "returned", "thrown away", or else "used"."""
     lines = [one for one in dis.get_instructions(caller.code) if one.opname not in ("CACHE", "NOP", "EXTENDED_ARG")]
     later = [one for one in lines if one.offset > caller.position]
     if not later or later[0].opname == "RETURN_VALUE":

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from torch.nn import Module
 
-from puredrop.inspection import Event, Observed, Visit, is_idle, outermost, ran
+from puredrop.inspection import Observed, is_idle, outermost, ran
 from puredrop.inspection.methods import names_in_methods, used_in_construction
 from puredrop.inspection.reads import unread
-from puredrop.inspection.watch import holds_dropout, rate_of
+from puredrop.inspection.watch import Event, Visit, holds_dropout, rate_of
 from puredrop.linting._findings import Finding
 from puredrop.linting._trace import Trace
 
