@@ -52,6 +52,13 @@ def test_excluded_sites_are_not_watched():
     assert loop.found == []
 
 
+def test_sites_without_a_rate_do_not_narrow_the_place():
+    loop = Loop(nn.Sequential(nn.Linear(6, 2), nn.Dropout(0.0), nn.Dropout(0.1)))
+    loop.model.eval()
+    with reported(r"\(model\): error PD601: .* 1 site,"):
+        loop.step()
+
+
 def test_a_rate_that_an_evaluation_zeroed():
     loop = Loop()
     loop.step()

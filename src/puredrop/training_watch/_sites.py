@@ -63,10 +63,7 @@ class WatchedSites:
         self.allowed = frozenset(i for i, path in enumerate(self.paths) if self._matches(path, allow))
         self._fields = [(vars(module), rate) for module, rate in self.pairs]
         # Where no attribute holds the rate, the site is taken to drop whenever it is in training mode.
-        self.rates = {
-            path: 1.0 if rate == "training" else getattr(module, rate)
-            for path, (module, rate) in zip(self.paths, self.pairs, strict=True)
-        }
+        self.rates = {path: self._rate(i) for i, path in enumerate(self.paths)}
 
     def check_names(self, argument: str, names: Names) -> None:
         """Raise ValueError if a path names no module of the model."""
@@ -106,12 +103,17 @@ class WatchedSites:
         """
         module, rate = self.pairs[indexes[0]]
         if not training and module.training:
-            is_zero = getattr(module, rate) == 0
+            is_zero = self._rate(indexes[0]) == 0
             return _shown(self.paths[indexes[0]]), f"{rate}=0" if is_zero else "training=False in its forward"
         places = dict.fromkeys(_shown(self._outermost(i, training, frozenset(indexes))) for i in indexes)
         others = len(places) - 1
         more = f", and {others} other place{'s' * (others > 1)}" if others else ""
         return next(iter(places)), f"training={training}{more}"
+
+    def _rate(self, index: int) -> float:
+        """Return the present rate of a site, 1 where no attribute holds it."""
+        module, rate = self.pairs[index]
+        return 1.0 if rate == "training" else getattr(module, rate)
 
     def _outermost(self, index: int, training: bool, within: frozenset[int] | None = None) -> str:
         """Return the path of the outermost module of those around a site that are in the same mode without a gap.
@@ -119,14 +121,15 @@ class WatchedSites:
         Args:
             index: the site.
             training: the mode.
-            within: the sites that the module may hold; None for all.
+            within: the sites that the module may hold, besides those with a rate of 0; None for all.
         """
         path = self.paths[index]
         while path:
             around = path.rpartition(".")[0]
             prefix = f"{around}." if around else ""
-            held = {i for i, path in enumerate(self.paths) if path == around or path.startswith(prefix)}
-            if self._modules[around].training != training or (within is not None and not held <= within):
+            held = (i for i, path in enumerate(self.paths) if path == around or path.startswith(prefix))
+            has_others = within is not None and any(i not in within and self._rate(i) != 0 for i in held)
+            if self._modules[around].training != training or has_others:
                 break
             path = around
         return path
