@@ -72,6 +72,14 @@ def test_an_evaluation_without_eval(context):
     assert (finding.code, finding.place, finding.step, finding.times) == ("PD602", "", 1, 6)
 
 
+def test_inference_mode_is_never_part_of_a_training_step():
+    loop = Loop()
+    loop.forward()
+    with reported("PD602"):
+        loop.evaluate(1, torch.inference_mode)
+    assert loop.found == [("PD602", "", 0)]
+
+
 def test_an_evaluation_of_one_batch_after_every_step():
     loop = Loop()
     with reported("PD602"):
@@ -156,6 +164,31 @@ def attack_in_eval_mode(loop):
     loop.step()
 
 
+def teacher_from_a_later_step(loop):
+    if loop.watch.step > 1:
+        loop.forward()
+        loop.evaluate(1)
+    loop.step()
+
+
+def figures_before_the_step(loop):
+    loop.model.train()
+    loop.forward()
+    loop.model.eval()
+    loop.forward()
+    loop.optimizer.step()
+
+
+def half_off_in_turns(loop):
+    loop.model.encoder.eval()
+    loop.forward()
+    loop.model.train()
+    loop.model.head.eval()
+    loop.model.middle.eval()
+    loop.step()
+    loop.model.train()
+
+
 def evaluation_with_gradients(loop):
     loop.step()
     loop.model.eval()
@@ -201,6 +234,7 @@ def monte_carlo(loop):
     "turn",
     [
         *(teacher_before, teacher_within, teacher_of_each_micro_batch, rollout, attack_in_eval_mode),
+        *(teacher_from_a_later_step, figures_before_the_step, half_off_in_turns),
         *(evaluation_with_gradients, reentrant, recomputed, average, first_shapes, monte_carlo),
     ],
 )

@@ -6,6 +6,7 @@ from loops import Loop, Net, X, reported
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+import puredrop
 from puredrop import watch
 
 
@@ -83,6 +84,15 @@ def test_a_compiled_training_step(is_given, count_compilations):
     with reported("PD601"):
         step()
     watched.stop()
+
+
+def test_a_rate_on_a_schedule_breaks_no_graph(count_compilations):
+    model = nn.Sequential(nn.Linear(6, 6), puredrop.nn.Dropout(0.5))
+    with watch(model) as watched:
+        puredrop.schedules.RateScheduler(model, puredrop.schedules.early(0.5, 3))
+        torch.compile(lambda x: model(x) * 2, fullgraph=True, backend=count_compilations)(X)
+        assert watched.report.training_forwards == 1
+    assert count_compilations.frame_count == 1
 
 
 def test_inductor():

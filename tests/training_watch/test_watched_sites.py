@@ -81,11 +81,25 @@ def test_scheduled_rates():
         loop.evaluate()
         scheduler.step()
     assert loop.found == []
-    ramp = nn.Sequential(nn.Linear(6, 2), nn.Dropout(0.0), nn.Dropout(0.1))
-    loop = Loop(ramp)
-    loop.step()
-    loop.evaluate(0)
-    loop.step()
+
+
+def test_rates_that_a_loop_sets():
+    """A rate falls to 0 by steps, and another one rises from 0."""
+    loop = Loop()
+    for rate in (0.2, 0.1, 0.0, 0.0):
+        loop.model.train()
+        loop.step()
+        loop.model.eval()
+        loop.evaluate()
+        loop.model.encoder[2].p = rate
+    assert loop.found == []
+    loop = Loop(nn.Sequential(nn.Linear(6, 2), nn.Dropout(0.0), nn.Dropout(0.1)))
+    for rate in (0.1, 0.2):
+        loop.model.train()
+        loop.step()
+        loop.model.eval()
+        loop.evaluate()
+        loop.model[1].p = rate
     assert loop.found == []
 
 

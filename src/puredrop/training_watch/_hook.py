@@ -47,9 +47,11 @@ class ForwardHook:
         if not torch.compiler.is_compiling():
             self._tell()
         elif torch.compiler.is_dynamo_compiling() and not is_exporting():
-            flags = ()
-            for site, rate in self.pairs:
-                flags += (bool(site.training and getattr(site, rate) != 0),)  # type: ignore[assignment]
+            flags: tuple[bool, ...] = ()
+            for site, name in self.pairs:
+                rate = getattr(site, name)
+                # A rate that is a tensor is on a schedule; asking its value would break the graph.
+                flags += (site.training and (isinstance(rate, torch.Tensor) or rate != 0),)
             if torch.is_grad_enabled():
                 self.traced_training = flags
             else:  # compilers cannot tell inference mode from no_grad

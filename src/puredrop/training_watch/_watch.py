@@ -180,6 +180,8 @@ class TrainingWatch:
     def note_forward(self) -> None:
         """Read the flags as before a forward; for loops that call parts of the model and not the model itself."""
         self._read_traced()
+        if not self._training_forwards and not self._evaluation_forwards:
+            self._renew()  # adapters and schedules may have come since
         flags = self._dropping()
         is_certain = self._phase == "evaluation" or torch.is_inference_mode_enabled()
         if is_certain or not torch.is_grad_enabled():
