@@ -129,6 +129,11 @@ class InAList(nn.Module):
         return self.drops[1](self.drops[0](x)) @ torch.ones(8, 3)
 
 
+def test_the_rest_of_a_chain_that_is_run_in_part_is_no_mistake():
+    model = Net(lambda m, h: m.chain[:2](h), chain=nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1)))
+    assert puredrop.check(model, ROWS).ok
+
+
 def test_what_no_code_calls_is_still_a_mistake():
     for model, path in (
         (Net(lambda m, h: h, drop=nn.Dropout(0.1)), "drop"),
@@ -147,6 +152,15 @@ def test_a_model_that_runs_all_it_has_runs_no_more_than_it_must():
     counted.clear()
     puredrop.check(model, ROWS)
     assert counted == [True, False, True]
+
+
+def test_every_rank_runs_the_same_number_of_forwards(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    counted = []
+    model = Net(lambda m, h: counted.append(m.training) or h, part=Block())
+    puredrop.check(model, ROWS)
+    assert counted == [True, False]
 
 
 @pytest.mark.parametrize(

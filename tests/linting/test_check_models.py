@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,6 +250,14 @@ class Held(nn.Module):
         return self.layer(x)
 
 
+class Configured(Held):
+    def __init__(self):
+        config = SimpleNamespace(dropout_rate=0.3, width=8)
+        super().__init__(config.width / 10)
+        self.dropout_rate = config.dropout_rate
+        self.other = nn.Linear(config.width, config.width)
+
+
 class HeldAndShown(Held):
     def extra_repr(self):
         return f"p={self.dropout_rate}"
@@ -282,7 +291,7 @@ def read_from_outside(m, h):
 
 
 def test_rates_that_nothing_uses():
-    for kind in (Held, HeldAndShown):
+    for kind in (Held, HeldAndShown, Configured):
         model = Net(lambda m, h: m.part(h), part=kind())
         assert [(f.code, f.place, f.detail) for f in check(model, ROWS)] == [("PD205", "part", "dropout_rate=0.3")]
         assert type(model.part) is kind

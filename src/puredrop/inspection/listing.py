@@ -130,15 +130,15 @@ def ran(path: str, entered: Iterable[str]) -> bool:
 def _may_be_called(path: str, modules: dict[str, Module], entered: Set[str]) -> bool:
     """Return whether a module that was not called may be called in another forward.
 
-    So it is if it is nothing to call, if the module that holds it did not run, or if that one's code names it: other
-    inputs or other draws may lead there.
+    So it is if it is nothing to call, if the forward of the module that holds it did not run, or if that one's code
+    names it: other inputs or other draws may lead there.
     """
     if _is_container(modules[path]):
         return True
     if not path:
         return False
     holder = next(around for around in reversed(list(_around(path))) if not _is_container(modules[around]))
-    if not ran(holder, entered):
+    if holder not in entered:
         return True
     within = path.removeprefix(f"{holder}.") if holder else path
     name, _, inner = within.partition(".")

@@ -64,10 +64,13 @@ def used_in_construction(kind: type, name: str) -> bool:
         name: the attribute.
     """
     for parent in kind.__mro__:
-        for code in _codes(vars(parent).get("__init__")):
+        codes = list(_codes(vars(parent).get("__init__")))
+        owner = codes[0].co_varnames[0] if codes and codes[0].co_argcount else "self"
+        for code in codes:
             lines = list(dis.get_instructions(code))
             stores = [i for i, one in enumerate(lines) if one.opname == "STORE_ATTR" and one.argval == name]
-            if any(one.opname.startswith("LOAD") and one.opname != "LOAD_FAST" and one.argval == name for one in lines):
+            reads = [i for i, one in enumerate(lines) if one.opname == "LOAD_ATTR" and one.argval == name]
+            if any(_loads(lines[i - 1], owner) for i in reads):
                 return True
             if any(_is_used_again(lines, store, code) for store in stores):
                 return True
@@ -76,6 +79,8 @@ def used_in_construction(kind: type, name: str) -> bool:
 
 def _is_used_again(lines: list[dis.Instruction], store: int, code: CodeType) -> bool:
     """Return whether the value of an attribute is loaded elsewhere in a construction, or the code does not tell."""
+    if store < 2:
+        return True
     value, holder = lines[store - 2 : store]
     if isinstance(holder.argval, tuple):  # both in one instruction
         return sum(_loads(one, holder.argval[0]) for one in lines) > 1

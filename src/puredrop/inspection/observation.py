@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import distributed
 from torch.nn import Module
 
 from puredrop._torch import COMPILED
@@ -76,6 +77,8 @@ def observe(
     check_model(model)
     model = getattr(model, COMPILED, model)  # what torch.compile wraps
     args, kwargs = call_arguments(model, args, kwargs, caller)
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        more, repeats = 0, False  # ranks that run different numbers of forwards wait for each other
     with undisturbed(model):
         return _Observation(model, args, kwargs).observed(kind, more, repeats)
 

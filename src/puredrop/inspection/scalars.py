@@ -18,8 +18,9 @@ _TABLES = frozenset(name for name, value in vars(Module()).items() if isinstance
 """Attributes in which torch keeps a module's parts and hooks."""
 _LIBRARIES = ("torch.", "puredrop.")
 """Packages whose objects keep the state of runs, also of those in other threads."""
-_DEEPEST, _LONGEST = 4, 1000
-"""The depth to which objects are followed, and the most entries of a container: a longer one holds data."""
+_DEEPEST, _LONGEST, _MOST = 4, 1000, 10_000
+"""The depth to which objects are followed, the most entries of a container, as a longer one holds data, and the most
+objects: a trainer that a model knows leads to very many."""
 _ABSENT = object()
 
 
@@ -52,7 +53,7 @@ class SavedScalars:
         """Save the numbers of an object, and those of the objects in it."""
         if isinstance(value, (*_PLAIN, *_NOT_FOLLOWED)) or id(value) in self._seen:
             return
-        if depth > _DEEPEST or type(value).__module__.startswith(_LIBRARIES):
+        if depth > _DEEPEST or len(self._seen) > _MOST or type(value).__module__.startswith(_LIBRARIES):
             return
         self._seen.add(id(value))
         inner = self._save_attributes(value) if hasattr(value, "__dict__") else []
@@ -73,8 +74,12 @@ class SavedScalars:
     def restore(self) -> None:
         """Restore each number that has changed since."""
         for holder, name, value in self._attributes:
-            if vars(holder).get(name, _ABSENT) is not value:
-                (type if isinstance(holder, type) else object).__setattr__(holder, name, value)
+            if vars(holder).get(name, _ABSENT) is value:
+                continue
+            if isinstance(holder, type):
+                setattr(holder, name, value)
+            else:
+                vars(holder)[name] = value
         for holder, key, value in self._items:
             if isinstance(holder, dict):
                 if holder.get(key, _ABSENT) is not value:

@@ -110,10 +110,12 @@ def _fate(caller: Caller) -> str:
 def _is_overwritten(name: str, later: list[dis.Instruction]) -> bool:
     """Return whether a variable is stored again before it is read, as far as the code runs straight on."""
     for one in later:
-        if one.is_jump_target or "JUMP" in one.opname or one.opname in ("FOR_ITER", "SEND") or name in _loaded(one):
+        if one.is_jump_target or "JUMP" in one.opname or one.opname in ("FOR_ITER", "SEND"):
             return False
-        if one.opname.startswith("STORE_FAST") and one.argval == name:
+        if _first_stored(one) == name:  # also where the same instruction reads it after that
             return True
+        if name in _loaded(one):
+            return False
     return False
 
 
