@@ -1,12 +1,17 @@
 """The attacks of `make attack`: a few cases of each hold, and each notices a promise that is broken on purpose."""
 
+import os
 from contextlib import contextmanager
 
 import attack
 import pytest
+import torch
 from attacks import faults, flips, kernel, parsers, threads
 
-CASES = {"kernel": 1000, "parsers": 120, "flips": 60, "faults": 10, "threads": 18}
+from puredrop import _backend
+
+SEARCHES = os.environ.get("PUREDROP_TEST_PROFILE") == "search"
+CASES = {"kernel": 100_000 if SEARCHES else 1000, "parsers": 120, "flips": 60, "faults": 10, "threads": 18}
 MORE = {"kernel": 5000, "parsers": 1500, "flips": 500, "faults": 194, "threads": 120}
 
 
@@ -46,6 +51,46 @@ def test_a_kernel_that_leaves_an_element_out_is_noticed(monkeypatch):
     monkeypatch.setattr(_kernel, "run", forgetful)
     if kernel.variants():
         assert len(kernel.attack(60, 1).failures) > 5
+
+
+@pytest.mark.parametrize("broken", ["shared_dims", "window_offset", "strides"])
+def test_a_place_that_is_packed_wrongly_is_noticed(monkeypatch, broken):
+    from puredrop.ops import _kernel
+
+    real, parameters = _kernel._layout, ("shape", "strides", "shared_dims", "window_shape", "window_offset", "named")
+
+    def wrong(*arguments):
+        given = dict(zip(parameters, arguments, strict=True))
+        given[broken] = () if broken == "shared_dims" else None
+        return real(**given)
+
+    monkeypatch.setattr(_kernel, "_layout", wrong)
+    if kernel.variants():
+        assert kernel.attack(300, 1).failures
+
+
+def test_a_wrong_answer_of_the_operator_alone_is_noticed(monkeypatch):
+    from puredrop.ops import _kernel
+
+    real = _kernel.run  # eager calls of dropout have this function under a name of their own
+
+    def wrong(op, input, key, *rest, **named):
+        return real(op, input, key ^ (op == _kernel.DROPOUT), *rest, **named)
+
+    monkeypatch.setattr(_kernel, "run", wrong)
+    if kernel.variants():
+        assert sum(number % 4 == 3 for number in kernel.attack(200, 1).failures) > 5
+
+
+def test_an_error_with_another_text_is_noticed(monkeypatch):
+    def check(input):
+        if input.dtype == torch.float64:
+            raise RuntimeError(f"input has dtype {input.dtype}: {_backend.backend()}")
+
+    monkeypatch.setattr("puredrop.ops.check_dtype", check)
+    if kernel.variants():
+        failures = kernel.attack(100, 1).failures.values()
+        assert any("float64: cpu, reference raises RuntimeError" in failure for failure in failures)
 
 
 def test_a_traceback_is_noticed(monkeypatch):

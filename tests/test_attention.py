@@ -4,6 +4,7 @@ At a rate of 1e-15 our code runs in full and drops none of these elements, so th
 """
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -137,9 +138,35 @@ def test_no_mask_is_kept_for_backward():
     assert len({t.data_ptr() for t in large}) == 2  # the weights and the dropped ones
 
 
+@pytest.mark.parametrize("sizes", [(4, 6), (6, 4), (5, 5)])
+def test_a_causal_bias_masks_as_in_torch(sizes):
+    from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+
+    queries, keys = sizes
+    q, k, v = torch.randn(2, 3, queries, 8), torch.randn(2, 3, keys, 8), torch.randn(2, 3, keys, 8)
+    for make, diagonal in ((causal_upper_left, 0), (causal_lower_right, keys - queries)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rows without a key, which torch's fast kernels fill with NaN
+            bias = make(*sizes)
+        mask = torch.ones(sizes, dtype=torch.bool).tril(diagonal)
+        for rate in (NEXT_TO_NONE, 0.5):
+            found = scaled_dot_product_attention(q, k, v, bias, rate, dropout_key=Key(3))
+            assert type(found) is torch.Tensor
+            torch.testing.assert_close(found, scaled_dot_product_attention(q, k, v, mask, rate, dropout_key=Key(3)))
+        torch.testing.assert_close(
+            scaled_dot_product_attention(q, k, v, bias, NEXT_TO_NONE), F.scaled_dot_product_attention(q, k, v, mask)
+        )
+        with puredrop.functional.intercept(Key(5)):
+            found = F.scaled_dot_product_attention(q, k, v, bias, NEXT_TO_NONE)
+        torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, v, mask))
+        with pytest.raises(ValueError, match="is_causal is True and attn_mask is a CausalBias"):
+            scaled_dot_product_attention(q, k, v, bias, 0.5, True)
+
+
 def test_bad_input_is_named():
     q = torch.randn(1, 1, 3, 4)
-    with pytest.raises(RuntimeError, match="is_causal is True and attn_mask is given"):
+    torchs_words = "is_causal is True and attn_mask is given: Explicit attn_mask should not be set when is_causal=True"
+    with pytest.raises(RuntimeError, match=torchs_words):
         scaled_dot_product_attention(q, q, q, torch.zeros(3, 3), 0.5, True)
     with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1, but got 2"):
         scaled_dot_product_attention(q, q, q, dropout_p=2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right
 
 from behaviours import BEHAVIOURS, OURS, TORCH, behaviour, layers, one, raised
 
@@ -184,6 +185,15 @@ def _(lib):
 )
 def _(lib):
     return raised(lambda: lib.F.scaled_dot_product_attention(*[torch.randn(2, 3, 4, 8)] * 3, dropout_p=1.5))
+
+
+@behaviour("scaled_dot_product_attention: causal_lower_right as the mask")
+def _(lib):
+    q, k = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 6, 8)
+    mask, bias = torch.ones(4, 6).bool().tril(2), causal_lower_right(4, 6)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, k, mask)
+    found = lib.F.scaled_dot_product_attention(q, k, k, bias, 1e-15)
+    return "as the bool mask" if torch.allclose(found, expected, atol=1e-5) else "other"
 
 
 @behaviour("MultiheadAttention, LSTM: state_dict")

@@ -14,7 +14,7 @@ from torch import Tensor
 from attacks.outcome import Choices
 from puredrop import Key, Window
 
-__all__ = ["FLOATS", "any_key", "any_place", "any_rate", "any_tensor", "values"]
+__all__ = ["FLOATS", "any_key", "any_place", "any_rate", "any_tensor", "any_wrong_input", "any_wrong_value", "values"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OTHER_DTYPES = (
@@ -28,6 +28,13 @@ _RATES = (
     0.0, 1.0, 0.5, 0.5, 0.1, 0.3, 0.25, 0.75, 0.9, 1e-10, 2.0**-64, 2.0**-65, 2.0**-63, 3 * 2.0**-66, 2.0**-12,
     1 - 2.0**-53, 1 - 2.0**-52, 257 / 65536, 5e-324, 0.999, 1 / 3, 0.0078125, 2.0**-8 + 2.0**-20,
 )  # fmt: skip
+_WRONG_VALUES: tuple[Any, ...] = (
+    None, True, 0, 1, -1, 7, 2**70, 0.5, 1.5, math.nan, 0.5j, "", "0.5", "True", b"x", [], [1], (0, 1), {}, {"a": 1},
+    int, Fraction(1, 2), np.float32(0.5), np.int64(1), np.bool_(True), np.array(0.5), np.array([1, 2]), torch.tensor(1),
+    torch.tensor(0.5), torch.ones(2), torch.ones(2, dtype=torch.int64), torch.tensor([True]), torch.float32,
+    torch.device("cpu"), Key(1), Window((4,), (0,)), slice(None), ...,
+)  # fmt: skip
+"""Values of other types than an argument has; each is right for some argument, so some calls stay valid."""
 _SEEDS = (0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1)
 
 
@@ -76,7 +83,7 @@ def any_tensor(choices: Choices, rank: int | None = None) -> Tensor:
     dtype = choices.choice(FLOATS if choices.chance(0.95) else _OTHER_DTYPES)
     shape = any_shape(choices, rank)
     form = choices.choice(
-        ("dense", "dense", "permuted", "sliced", "expanded", "offset", "channels_last", "overlapping")
+        ("dense", "dense", "permuted", "sliced", "expanded", "offset", "channels_last", "overlapping", "negated")
     )
     if form == "permuted":
         order = choices.sample(range(len(shape)), len(shape))
@@ -93,6 +100,8 @@ def any_tensor(choices: Choices, rank: int | None = None) -> Tensor:
         return values(choices, [math.prod(shape) + start], dtype)[start:].view(shape)
     if form == "channels_last" and len(shape) == 4:
         return values(choices, shape, dtype).contiguous(memory_format=torch.channels_last)
+    if form == "negated" and dtype in (torch.float32, torch.float64):
+        return torch.complex(values(choices, shape, dtype), values(choices, shape, dtype)).conj().imag
     if form == "overlapping":
         strides = [choices.choice((0, 1, 2, 3, 5)) for _ in shape]
         end = 1 + sum(max(size - 1, 0) * stride for size, stride in zip(shape, strides, strict=True))
@@ -110,7 +119,8 @@ def any_rate(choices: Choices) -> Any:
         return torch.tensor(p, dtype=choices.choice(FLOATS))
     if kind < 0.95:
         as_others: tuple[Any, ...] = (
-            np.float32(p), np.float64(p), Fraction(p).limit_denominator(1000), int(p), bool(p > 0.5),
+            np.float16(p), np.float32(p), np.float64(p), np.int64(p), np.bool_(p > 0.5), np.array(p),
+            Fraction(p).limit_denominator(1000), Fraction(p), int(p), bool(p > 0.5),
             torch.nn.Parameter(torch.tensor(p), requires_grad=False), torch.tensor(p, requires_grad=True),
         )  # fmt: skip
         return choices.choice(as_others)
@@ -118,6 +128,25 @@ def any_rate(choices: Choices) -> Any:
         -0.1, 1.5, math.nan, math.inf, -0.0, 1 + 1e-15, 2, -1, "0.5", None, [0.5], torch.tensor([0.5]), torch.tensor(1),
         torch.tensor(math.nan), torch.tensor(1.5), torch.tensor(-0.5, dtype=torch.float64), complex(0.5),
     ))  # fmt: skip
+
+
+def any_wrong_value(choices: Choices) -> Any:
+    """Return a value of a type that most arguments do not have."""
+    return choices.choice(_WRONG_VALUES)
+
+
+def any_wrong_input(choices: Choices, input: Tensor) -> Any:
+    """Return what is no dense tensor of numbers, in place of an input."""
+    kind = choices.randrange(6)
+    if kind == 0 and input.dim() and input.dtype in FLOATS:
+        return input.detach().to_sparse()
+    if kind == 1:
+        return input.detach().to("meta")
+    if kind == 2:
+        return torch.randn(3, 4, dtype=torch.complex64, generator=choices.torch).conj()
+    if kind == 3 and input.dtype in FLOATS:
+        return input.detach().double().tolist()
+    return any_wrong_value(choices)
 
 
 def any_key(choices: Choices) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.arguments import FLOATS, any_key, any_place, any_rate, any_tensor, values
+from attacks.arguments import FLOATS, any_key, any_place, any_rate, any_tensor, any_wrong_input, any_wrong_value, values
 from attacks.outcome import Choices
 from puredrop import Key, keep_mask
 from puredrop import functional as F
@@ -63,16 +63,27 @@ def _input(choices: Choices, rank: int | None = None) -> Tensor:
     return tensor
 
 
-def _call(function: Callable[..., Any], *inputs: Tensor, tolerance: float = 0.0, **named: Any) -> Call:
-    given = ", ".join(f"{name}={_text(value)}" for name, value in named.items())
-    return Call(f"{function.__name__}({given})", lambda: function(*inputs, **named), inputs, tolerance)
+def _call(
+    choices: Choices, function: Callable[..., Any], *inputs: Tensor, tolerance: float = 0.0, **named: Any
+) -> Call:
+    """Return the call of a function; in one of twelve an argument is of another type than the function takes."""
+    given: list[Any] = list(inputs)
+    if given and choices.chance(0.03):
+        at = choices.randrange(len(given))
+        given[at] = any_wrong_input(choices, given[at])
+    elif choices.chance(0.055):
+        named[choices.choice(list(named))] = any_wrong_value(choices)
+    described = ", ".join(f"{name}={_text(value)}" for name, value in named.items())
+    tensors = tuple(value for value in given if isinstance(value, Tensor))
+    odd = "".join(f", {value!r}" for value in given if not isinstance(value, Tensor))
+    return Call(f"{function.__name__}({described}{odd})", lambda: function(*given, **named), tensors, tolerance)
 
 
 def _elements(choices: Choices) -> Call:
     function = choices.choice((F.dropout, F.dropout, F.dropout, F.relu_dropout, F.gaussian_dropout))
     x = _input(choices)
     return _call(
-        function, x, p=any_rate(choices), training=choices.chance(0.95), inplace=choices.chance(0.2),
+        choices, function, x, p=any_rate(choices), training=choices.chance(0.95), inplace=choices.chance(0.2),
         key=any_key(choices), **any_place(choices, x.shape),
     )  # fmt: skip
 
@@ -80,8 +91,9 @@ def _elements(choices: Choices) -> Call:
 def _gelu(choices: Choices) -> Call:
     x = _input(choices)
     return _call(
-        F.gelu_dropout, x, p=any_rate(choices), approximate=choices.choice(("none", "none", "tanh")),
-        key=any_key(choices), tolerance=8.0, **any_place(choices, x.shape),
+        choices, F.gelu_dropout, x, p=any_rate(choices), training=choices.chance(0.95),
+        approximate=choices.choice(("none", "none", "tanh")), key=any_key(choices), tolerance=8.0,
+        **any_place(choices, x.shape),
     )  # fmt: skip
 
 
@@ -90,9 +102,11 @@ def _channels(choices: Choices) -> Call:
         F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, F.drop_path,
     ))  # fmt: skip
     x = _input(choices, choices.choice((None, 2, 3, 4, 5)))
-    more: dict[str, Any] = {"mode": choices.choice(("row", "batch"))} if function is F.drop_path else {}
+    more: dict[str, Any] = {}
+    if function is F.drop_path:
+        more = {"mode": choices.choice(("row", "batch", "rows")), "scale_by_keep": choices.chance(0.5)}
     return _call(
-        function, x, p=any_rate(choices), training=choices.chance(0.95), inplace=choices.chance(0.2),
+        choices, function, x, p=any_rate(choices), training=choices.chance(0.95), inplace=choices.chance(0.2),
         key=any_key(choices), **more, **any_place(choices, x.shape, shared=False),
     )  # fmt: skip
 
@@ -100,9 +114,9 @@ def _channels(choices: Choices) -> Call:
 def _blocks(choices: Choices) -> Call:
     x = _input(choices, 4 if choices.chance(0.95) else None)
     return _call(
-        F.drop_block2d, x, p=any_rate(choices), block_size=choices.choice((1, 2, 3, 5, 7)),
-        inplace=choices.chance(0.2), couple_channels=choices.chance(0.5), key=any_key(choices),
-        **any_place(choices, x.shape, shared=False),
+        choices, F.drop_block2d, x, p=any_rate(choices), block_size=choices.choice((1, 2, 3, 5, 7)),
+        training=choices.chance(0.95), inplace=choices.chance(0.2), couple_channels=choices.chance(0.5),
+        key=any_key(choices), **any_place(choices, x.shape, shared=False),
     )  # fmt: skip
 
 
@@ -114,27 +128,40 @@ def _sums(choices: Choices) -> Call:
     residual = values(choices, shape, x.dtype if choices.chance(0.9) else torch.float64)
     if choices.chance(0.3) and residual.dim() > 1:
         residual = residual.transpose(0, 1).contiguous().transpose(0, 1)
-    common = {"p": any_rate(choices), "key": any_key(choices), **any_place(choices, x.shape)}
+    common = {
+        "p": any_rate(choices),
+        "training": choices.chance(0.95),
+        "key": any_key(choices),
+        **any_place(choices, x.shape),
+    }
     if choices.chance(0.5):
-        return _call(F.dropout_add, x, residual, **common)
+        return _call(choices, F.dropout_add, x, residual, **common)
     bias = values(choices, x.shape[-1:] if choices.chance(0.8) else [1] * x.dim(), x.dtype)
-    return _call(F.bias_dropout_add, x, bias, residual, **common)
+    return _call(choices, F.bias_dropout_add, x, bias, residual, **common)
 
 
 def _masks(choices: Choices) -> Call:
     x = any_tensor(choices)
-    named = {"p": any_rate(choices), "key": any_key(choices), **any_place(choices, x.shape)}
-    return Call(f"keep_mask({tuple(x.shape)}, {named})", lambda: keep_mask(tuple(x.shape), **named), ())
+    named = {"shape": tuple(x.shape), "p": any_rate(choices), "key": any_key(choices), **any_place(choices, x.shape)}
+    return _call(choices, keep_mask, **named)
 
 
 def _attention(choices: Choices) -> Call:
     x = _input(choices, choices.choice((2, 3, 4)))
-    sizes = (*x.shape[:-2], choices.choice((1, 3, 17)), x.shape[-1])
+    sizes = (*x.shape[:-2], choices.choice((0, 1, 3, 17)), x.shape[-1])
     other = values(choices, sizes, x.dtype)
     weights = (*x.shape[:-1], sizes[-2])
+    named: dict[str, Any] = {"is_causal": choices.chance(0.2)}
+    if choices.chance(0.3):
+        shape = [1 if choices.chance(0.3) else size for size in weights[choices.randrange(len(weights)) :]]
+        named["attn_mask"] = values(choices, shape, torch.bool if choices.chance(0.6) else x.dtype)
+    if choices.chance(0.2):
+        named["scale"] = choices.choice((1.0, 0.0, 0.3, -1.0))
+    if choices.chance(0.1):
+        named["enable_gqa"] = True
     return _call(
-        F.scaled_dot_product_attention, x, other, other.clone(), dropout_p=any_rate(choices), tolerance=64.0,
-        is_causal=choices.chance(0.2), dropout_key=any_key(choices), **any_place(choices, weights, shared=False),
+        choices, F.scaled_dot_product_attention, x, other, other.clone(), dropout_p=any_rate(choices), tolerance=64.0,
+        dropout_key=any_key(choices), **named, **any_place(choices, weights, shared=False),
     )  # fmt: skip
 
 
@@ -156,18 +183,31 @@ def _named(name: str, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return make
 
 
+_OPTIONS: dict[Any, tuple[str, ...]] = {
+    layers.Dropout: ("p", "key", "inplace", "shared_dims"),
+    **dict.fromkeys((layers.Dropout1d, layers.Dropout2d, layers.Dropout3d), ("p", "key", "inplace")),
+    **dict.fromkeys((layers.AlphaDropout, layers.FeatureAlphaDropout), ("p", "key", "inplace")),
+    layers.GaussianDropout: ("p", "key", "inplace"),
+    layers.DropPath: ("p", "key", "inplace", "mode", "scale_by_keep"),
+    layers.LockedDropout: ("p", "key", "inplace", "batch_first"),
+    layers.DropBlock2d: ("p", "key", "inplace", "block_size", "couple_channels"),
+    layers.DropConnect: ("p", "key", "shared_dims"),
+    layers.PatchDropout: ("p", "key", "num_prefix_tokens", "ordered", "return_indices"),
+}
+"""Layers that drop without weights, and the arguments of their constructors."""
+
+
 def _drop_layers(choices: Choices) -> Call:
-    kind = choices.choice((
-        layers.Dropout, layers.Dropout1d, layers.Dropout2d, layers.Dropout3d, layers.AlphaDropout,
-        layers.FeatureAlphaDropout, layers.GaussianDropout, layers.DropPath, layers.LockedDropout, layers.DropBlock2d,
-        layers.DropConnect, layers.PatchDropout,
-    ))  # fmt: skip
-    p, key = any_rate(choices), any_key(choices)
+    kind = choices.choice(list(_OPTIONS))
+    key = any_key(choices)
     key = key if key is None or isinstance(key, Key) or choices.chance(0.1) else Key(3)
+    options: dict[str, Any] = {"p": any_rate(choices), "key": key}
+    if choices.chance(0.1):
+        options[choices.choice(_OPTIONS[kind])] = any_wrong_value(choices)
     ranks: dict[Any, int] = {layers.DropBlock2d: 4, layers.PatchDropout: 3, layers.LockedDropout: 3}
     x = _input(choices, ranks.get(kind) if choices.chance(0.9) else None)
     make: Any = kind
-    return _layer(choices, _named(f"{kind.__name__}(p={p!r}, key={key!r})", lambda: make(p, key=key)), x)
+    return _layer(choices, _named(f"{kind.__name__}({options})", lambda: make(**options)), x)
 
 
 def _word_layers(choices: Choices) -> Call:

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import attention
 
 from puredrop import ops
 from puredrop._torch import safe_softmax
@@ -42,7 +43,8 @@ def scaled_dot_product_attention(
         query: float tensor (..., H, L, E).
         key: float tensor (..., H, S, E), the attention keys; the mask's key is `dropout_key`.
         value: float tensor (..., H, S, Ev).
-        attn_mask: bool (True takes part) or float (added), of a shape that broadcasts to (..., L, S).
+        attn_mask: bool (True takes part) or float (added), of a shape that broadcasts to (..., L, S); or a causal bias of
+            `torch.nn.attention.bias`.
         dropout_p: drop probability of a weight. As in torch it acts in every mode, so pass 0 in eval mode.
         is_causal: mask the weights above the diagonal; excludes attn_mask.
         scale: factor of the products; None is 1/sqrt(E).
@@ -68,6 +70,7 @@ def scaled_dot_product_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    attn_mask, is_causal = _without_causal_bias(attn_mask, is_causal, query)
     _check(query, key, value, attn_mask, is_causal)
     if enable_gqa:
         key, value = (_spread_over_heads(name, t, query) for name, t in (("key", key), ("value", value)))
@@ -90,6 +93,19 @@ def scaled_dot_product_attention(
     return dropped @ value
 
 
+def _without_causal_bias(mask: Tensor | None, is_causal: bool, query: Tensor) -> tuple[Tensor | None, bool]:
+    """Return a mask and the switch in place of a `CausalBias`, which is a tensor whose own elements mean nothing."""
+    bias = getattr(attention, "bias", None)  # whoever has made such a bias has imported it
+    if bias is None or not isinstance(mask, bias.CausalBias):
+        return mask, is_causal
+    if is_causal:
+        raise ValueError("is_causal is True and attn_mask is a CausalBias; expected one of them (leave is_causal out)")
+    queries, keys = mask.seq_len_q, mask.seq_len_kv
+    if mask.variant == bias.CausalVariant.UPPER_LEFT or queries == keys:
+        return None, True
+    return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries), False
+
+
 def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
     """Check what torch's function checks, with its classes of errors; its products check the sizes."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
@@ -103,7 +119,10 @@ def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, 
         return
     ops.check_tensor("attn_mask", attn_mask)
     if is_causal:
-        raise RuntimeError("is_causal is True and attn_mask is given; expected one of them (merge them into attn_mask)")
+        raise RuntimeError(
+            "is_causal is True and attn_mask is given: Explicit attn_mask should not be set when is_causal=True; "
+            "expected one of them (merge them into attn_mask)"
+        )
     if attn_mask.dtype not in (torch.bool, query.dtype, torch.float32):
         raise RuntimeError(f"attn_mask has dtype {attn_mask.dtype}; expected bool or the query's, {query.dtype}")
 
