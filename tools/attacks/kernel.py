@@ -86,12 +86,11 @@ def answer(seed: int, number: int) -> Answer:
     # torch.manual_seed asks every kind of device, which takes longer than a call.
     torch.default_generator.manual_seed(number)
     try:
-        result = call.run()
+        tensors = [part for part in _parts(call.run()) if part is not None]
+        facts = tuple(_facts(tensor, call) for tensor in tensors)
+        gradients = _gradients(tensors[0], call, number)
     except Exception as error:
         return Answer(call.text, call.tolerance, type(error).__name__, message=str(error))
-    tensors = [part for part in _parts(result) if part is not None]
-    facts = tuple(_facts(tensor, call) for tensor in tensors)
-    gradients = _gradients(tensors[0], call, number)
     state = torch.get_rng_state()
     # A call in place changes its input, and another call must not.
     values = [tensor.detach() for tensor in (*tensors, *gradients, *call.inputs)]
