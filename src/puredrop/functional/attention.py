@@ -43,8 +43,8 @@ def scaled_dot_product_attention(
         query: float tensor (..., H, L, E).
         key: float tensor (..., H, S, E), the attention keys; the mask's key is `dropout_key`.
         value: float tensor (..., H, S, Ev).
-        attn_mask: bool (True takes part) or float (added), of a shape that broadcasts to (..., L, S); or a causal bias of
-            `torch.nn.attention.bias`.
+        attn_mask: bool (True takes part) or float (added), of a shape that broadcasts to (..., L, S); or a causal
+            bias of `torch.nn.attention.bias`.
         dropout_p: drop probability of a weight. As in torch it acts in every mode, so pass 0 in eval mode.
         is_causal: mask the weights above the diagonal; excludes attn_mask.
         scale: factor of the products; None is 1/sqrt(E).
