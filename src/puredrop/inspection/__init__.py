@@ -7,7 +7,7 @@ from typing import Any
 from torch.nn import Module
 
 from puredrop.inspection.inputs import call_arguments
-from puredrop.inspection.listing import Calls, is_idle, outermost, ran
+from puredrop.inspection.listing import Calls, innermost, is_idle, outermost, with_holders
 from puredrop.inspection.load import load
 from puredrop.inspection.observation import Observed, observe
 from puredrop.inspection.outside import outside_positions
@@ -21,13 +21,14 @@ __all__ = [
     "Site",
     "Sites",
     "call_arguments",
+    "innermost",
     "is_idle",
     "load",
     "observe",
     "outermost",
     "outside_positions",
-    "ran",
     "sites",
+    "with_holders",
 ]
 
 MORE = 5

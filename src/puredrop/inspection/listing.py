@@ -15,7 +15,7 @@ from puredrop.inspection.scripted import random_operators
 from puredrop.inspection.site import Site
 from puredrop.inspection.watch import Event, Visit, holds_dropout, kind_of, rate_of
 
-__all__ = ["Calls", "all_reached", "is_idle", "listed_sites", "outermost", "ran"]
+__all__ = ["Calls", "all_reached", "innermost", "is_idle", "listed_sites", "outermost", "with_holders"]
 
 Calls = dict[Hashable, Visit | Event]
 
@@ -84,7 +84,7 @@ def _never(model: Module, training: Calls, evaluated: Calls, entered: Set[str], 
     """Return the modules that hold a dropout and were not called; a function may use their rate instead."""
     sites = []
     modules = dict(model.named_modules())
-    users = _rate_users(training)
+    users, used = _rate_users(training), with_holders(entered)
     for path, module in modules.items():
         if not holds_dropout(module) or path in training:
             continue
@@ -93,7 +93,7 @@ def _never(model: Module, training: Calls, evaluated: Calls, entered: Set[str], 
             note = f"never called, but {user} has its rate"
         elif path in evaluated:
             note = "reached in eval mode only"
-        elif _may_be_called(path, modules, entered):
+        elif _may_be_called(path, modules, entered, used):
             note = f"not reached in {forwards} forwards"
         else:
             note = "never called"
@@ -122,12 +122,17 @@ def _rate_of_call(path: str, module: Module) -> tuple[str, float | None]:
     return path.rpartition(".")[0], rate_of(module)
 
 
-def ran(path: str, entered: Iterable[str]) -> bool:
-    """Return whether a module ran, or one within it, as where a method other than forward is called."""
-    return any(one == path or not path or one.startswith(f"{path}.") for one in entered)
+def with_holders(paths: Iterable[str]) -> frozenset[str]:
+    """Return paths of modules with those of the modules around them."""
+    return frozenset(around for path in paths for around in (path, *_around(path)))
 
 
-def _may_be_called(path: str, modules: dict[str, Module], entered: Set[str]) -> bool:
+def innermost(path: str, chosen: Set[str]) -> str | None:
+    """Return the innermost of the chosen modules that a module lies within or is; None if there is none."""
+    return next((around for around in (path, *reversed(list(_around(path)))) if around in chosen), None)
+
+
+def _may_be_called(path: str, modules: dict[str, Module], entered: Set[str], used: Set[str]) -> bool:
     """Return whether a module that was not called may be called in another forward.
 
     So it is if it is nothing to call, if the forward of the module that holds it did not run, or if that one's code
@@ -144,7 +149,7 @@ def _may_be_called(path: str, modules: dict[str, Module], entered: Set[str]) -> 
     name, _, inner = within.partition(".")
     if inner:
         siblings = path.rpartition(".")[0]
-        if any(one.startswith(f"{siblings}.") for one in entered):
+        if siblings in used:
             return isinstance(modules[siblings], nn.ModuleDict)
     return name in names_in_methods(type(modules[holder]))
 

@@ -63,7 +63,8 @@ class Generators:
         found: dict[int, Any] = {}
         for holder in _holders(model):
             for value in list(holder.values()):
-                if isinstance(value, kinds) and not isinstance(value, random.SystemRandom):
+                # By type alone: `isinstance` asks an object for its class, for which a lazy one would be loaded.
+                if issubclass(type(value), kinds) and not isinstance(value, random.SystemRandom):
                     found.setdefault(id(value), value)
         self._states = [(generator, _state(generator)) for generator in found.values()]
         self._outside = [random, np.random, *(one for one in found.values() if not isinstance(one, torch.Generator))]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch.nn import Module
 
-from puredrop.inspection import Observed, is_idle, outermost, ran
+from puredrop.inspection import Observed, innermost, is_idle, outermost, with_holders
 from puredrop.inspection.methods import names_in_methods, used_in_construction
 from puredrop.inspection.reads import unread
 from puredrop.inspection.watch import Event, Visit, holds_dropout, rate_of
@@ -24,11 +24,11 @@ def training_findings(observed: Observed[Trace], modules: dict[str, Module]) -> 
 
     A part that training keeps in eval mode and whose parameters are frozen is meant so.
     """
-    resting = outermost(observed.resting)
+    resting = frozenset(outermost(observed.resting))
     off: dict[str, list[str]] = {}
     findings = []
     for call in observed.reached.values():
-        around = next((path for path in resting if ran(path, [_owner(call)])), None)
+        around = innermost(_owner(call), resting)
         if around is not None and call.p:
             off.setdefault(around, []).append(call.path)
         elif is_idle(call):
@@ -42,8 +42,8 @@ def training_findings(observed: Observed[Trace], modules: dict[str, Module]) -> 
 
 def lost_findings(observed: Observed[Trace]) -> list[Finding]:
     """Return the dropout that an evaluation has switched off for the training after it."""
-    resting = outermost(observed.resting)
-    calls = [call for call in observed.lost if not any(ran(path, [_owner(call)]) for path in resting)]
+    resting = frozenset(observed.resting)
+    calls = [call for call in observed.lost if innermost(_owner(call), resting) is None]
     return [Finding("PD204", call.path, _where(call)) for call in calls]
 
 
@@ -78,16 +78,16 @@ def _unused_rates(observed: Observed[Trace], modules: dict[str, Module]) -> Iter
     """Yield path, name and value of each rate that a module holds, and that neither code nor a part of it shows."""
     rates = [(site.path.rpartition(":")[0] if ":" in site.path else site.path, site.p) for site in observed.sites]
     rates += [(path, rate_of(module)) for path, module in modules.items() if holds_dropout(module)]
+    known = {(around, p) for owner, p in rates for around in with_holders([owner])}
+    used = with_holders(observed.entered)
     for path, module in reversed(modules.items()):  # parts before what holds them
         kind = type(module)
-        if kind.__module__.startswith(("torch.", "puredrop.")) or not ran(path, observed.entered):
-            continue
-        if holds_dropout(module):
+        if kind.__module__.startswith(("torch.", "puredrop.")) or path not in used or holds_dropout(module):
             continue
         for name, value in vars(module).items():
             if not isinstance(value, float) or not 0 < value < 1 or not _RATE.search(name):
                 continue
-            is_elsewhere = any(p == value and ran(path, [owner]) for owner, p in rates)
-            rates.append((path, value))
+            is_elsewhere = (path, value) in known
+            known.update((around, value) for around in with_holders([path]))
             if not (is_elsewhere or name in names_in_methods(kind) or used_in_construction(kind, name)):
                 yield path, name, value
