@@ -91,6 +91,32 @@ def test_a_layer_that_this_forward_skipped_is_reached_under_other_draws(draw):
     assert all(found[f"layers.{i}.drop"].is_reached for i in range(6))
 
 
+class LayerDropList(nn.ModuleList):
+    def __init__(self, p):
+        super().__init__(Block() for _ in range(3))
+        self.p = p
+
+    def __iter__(self):
+        for layer in super().__iter__():
+            if not self.dropping or float(torch.rand([])) > self.p:
+                yield layer
+
+
+def chained(m, h):
+    m.layers.dropping = m.training
+    for layer in m.layers:
+        h = layer(h)
+    return h
+
+
+def test_a_list_that_drops_as_it_is_iterated_is_no_module_to_call():
+    model = Net(chained, layers=LayerDropList(0.5))
+    assert puredrop.check(model, ROWS).ok
+    notes = {site.path: site.note for site in sites(model, ROWS)}
+    assert notes["layers"] == "has no forward to call"
+    assert notes["layers.0.drop"] == notes["layers.2.drop"] == ""
+
+
 def test_modules_whose_holder_did_not_run_are_no_mistakes():
     for model in (Heads(nn.ModuleDict), Routed()):
         assert puredrop.check(model, ROWS[:4]).ok, str(puredrop.check(model, ROWS[:4]))

@@ -93,6 +93,8 @@ def _never(model: Module, training: Calls, evaluated: Calls, entered: Set[str], 
             note = f"never called, but {user} has its rate"
         elif path in evaluated:
             note = "reached in eval mode only"
+        elif _is_container(module):
+            note = "has no forward to call"
         elif _may_be_called(path, modules, entered, used):
             note = f"not reached in {forwards} forwards"
         else:
@@ -104,7 +106,7 @@ def _never(model: Module, training: Calls, evaluated: Calls, entered: Set[str], 
 def all_reached(model: Module, training: Calls) -> bool:
     """Return whether each dropout module of a model was called, or a function used its rate."""
     users = _rate_users(training)
-    holders = ((path, module) for path, module in model.named_modules() if holds_dropout(module))
+    holders = ((path, one) for path, one in model.named_modules() if holds_dropout(one) and not _is_container(one))
     return all(path in training or _rate_of_call(path, module) in users for path, module in holders)
 
 
@@ -135,14 +137,12 @@ def innermost(path: str, chosen: Set[str]) -> str | None:
 def _may_be_called(path: str, modules: dict[str, Module], entered: Set[str], used: Set[str]) -> bool:
     """Return whether a module that was not called may be called in another forward.
 
-    So it is if it is nothing to call, if the forward of the module that holds it did not run, or if that one's code
-    names it: other inputs or other draws may lead there.
+    So it is if the forward of the module that holds it did not run, or if that one's code names it: other inputs or
+    other draws may lead there.
     """
-    if _is_container(modules[path]):
-        return True
     if not path:
         return False
-    holder = next(around for around in reversed(list(_around(path))) if not _is_container(modules[around]))
+    holder = next((around for around in reversed(list(_around(path))) if not _is_container(modules[around])), "")
     if holder not in entered:
         return True
     within = path.removeprefix(f"{holder}.") if holder else path
