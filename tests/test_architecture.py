@@ -15,6 +15,7 @@ TEXTS = {name: path.read_text() for name, path in FILES.items()}
 LAW = [
     "_torch",
     "_torch_transforms",
+    "_torch_modes",
     "_text",
     "_files",
     "_folders",

@@ -1,4 +1,4 @@
-"""Private names of torch: two files have them all, and puredrop works, or fails by name, where this torch lacks one."""
+"""Private names of torch: three files have them all, and puredrop works, or fails by name, where this torch lacks one."""
 
 import ast
 import functools
@@ -12,7 +12,7 @@ import torch.distributed.fsdp  # so that the names in it can be found
 import torch.distributed.tensor
 
 SOURCES = Path(__file__).parents[1] / "src" / "puredrop"
-PRIVATE = ("_torch.py", "_torch_transforms.py")
+PRIVATE = ("_torch.py", "_torch_transforms.py", "_torch_modes.py")
 KNOWN = {"_getframe", "_exit", "_ActionsContainer", "_exchanged_for"}  # of Python, and in dictionaries of ours
 MODULES = {name for name in vars(torch.nn.Module()) if name.startswith("_")}
 

@@ -67,6 +67,8 @@ class Masks:
         def recorded(input, key, p, place, inplace=False):
             # What is kept of ones is the mask, whatever the input holds.
             key, place = puredrop.ops.resolve_key("dropout", input, key, place)
+            if isinstance(key, puredrop.ops.DropoutOverride):
+                return original(input, key, p, place, inplace)  # of a trial, which drops nothing
             self.kept.append(original(torch.ones_like(input), key, p, place).ne(0))
             return original(input, key, p, place, inplace)
 

@@ -8,20 +8,25 @@ from typing import Any, Literal
 from torch.nn import Module
 
 from puredrop._hints import hints
-from puredrop._torch import forward_pre_hooks
-from puredrop.inspection.frames import Hooks, may_call
-from puredrop.inspection.watch import holds_dropout
-from puredrop.nn.keyed import HasKey
-from puredrop.pinning._batches import Batches
-from puredrop.pinning._compilers import tell_compilers
-from puredrop.pinning._forward import Forward
-from puredrop.pinning._names import named, unwrapped
+from puredrop.pinning._draws import Unpinned, UnpinnedWarning
+from puredrop.pinning._names import unwrapped
+from puredrop.pinning._pin import Settings, pin, pinned
+from puredrop.pinning._report import PinReport, SiteRecord
 from puredrop.pinning._run import Run, unpin
 from puredrop.pinning._samples import Samples, Windows
-from puredrop.pinning._sites import Keys, PinnedSite, SharedSite
 from puredrop.rng import Key
 
-__all__ = ["Run", "Samples", "pinned", "reproducible", "unwrapped"]
+__all__ = [
+    "PinReport",
+    "Run",
+    "Samples",
+    "SiteRecord",
+    "Unpinned",
+    "UnpinnedWarning",
+    "pinned",
+    "reproducible",
+    "unwrapped",
+]
 
 
 @hints(key="the seed of all masks is given as seed=", p="rates belong to the layers")
@@ -37,13 +42,16 @@ def reproducible(
     dp_group: Any = None,
     sharding: Literal["batches", "rows"] = "batches",
     functional: bool | None = None,
+    strict: bool = False,
 ) -> Run:
     """Pin a model: make its masks functions of seed, name, site, step, call and sample alone.
 
     Use it to get the same masks however the batch is split, on however many processes, compiled or not, with or without
     activation checkpointing, after a restart, and whatever else draws random numbers. Pinned are our layers, torch's
-    layers and functional dropout. Modules that draw random numbers of their own are not (`puredrop.sites` lists them),
-    and a layer with a key of its own keeps it. A site's key is
+    layers and functional dropout; a layer with a key of its own keeps it. Code that draws random numbers of its own is
+    not pinned: the first forward in training mode names it in an `UnpinnedWarning`, and `run.report` lists it. That
+    forward also shows where samples lie, on a copy of the model with other numbers of samples, mostly without data: a
+    site whose samples lie elsewhere is an error as soon as a step has several forwards or processes. A site's key is
     `Key(seed).fold_in(name).fold_in(path).fold_in(step).fold_in(call)`.
 
     Args:
@@ -61,6 +69,7 @@ def reproducible(
         sharding: "batches" if the processes' batches follow one after the other in the step, "rows" if the processes
             take rows in turn, as torch's DistributedSampler does.
         functional: whether the forward calls functional dropout of torch's; if not given, the first forward shows.
+        strict: refuse in the first forward what is not pinned, and sites whose samples' dimension is only assumed.
 
     Returns:
         The run, a handle to keep while the model trains: `run.attach(optimizer)` or `run.advance()` advances the step,
@@ -90,33 +99,7 @@ def reproducible(
         if not other.is_copy:
             raise ValueError("model is pinned already; release it first: run.release()")
         unpin(other)  # the model it was copied from stays pinned
-    modules = list(named(root))
-    droppers = [module for _, module in modules if holds_dropout(module)]
-    foreign = {module for module in droppers if not isinstance(module, HasKey)}
-    is_guessed = sample_dim is None and any(getattr(module, "batch_first", True) is False for _, module in modules)
-    keys = Keys(base, sample_dims or {}, windows or {})
-    batches = Batches(is_guessed, mesh, dp_group, sharding)
-    hooks = Hooks([(m, p, m in foreign) for p, m in modules if m is not root and (m in foreign or may_call(m))])
-    forward = Forward(root, keys, batches, hooks, droppers, sample_dim or 0, True if foreign else functional)
-    keys.forward = forward
-    for path, module in modules:
-        if isinstance(module, HasKey):
-            _pin(module, keys.site(path, (), module.samples_in(sample_dim or 0)))
-    root.register_forward_pre_hook(forward.before, prepend=True, with_kwargs=True)
-    root.register_forward_hook(forward.after, always_call=True)
-    tell_compilers()
-    return Run(seed, name, forward)
-
-
-def pinned(root: Module) -> Forward | None:
-    """Return the forward that pins a model, None if it is not pinned."""
-    hooks = (getattr(hook, "__self__", None) for hook in forward_pre_hooks(root))
-    return next((hook for hook in hooks if isinstance(hook, Forward)), None)
-
-
-def _pin(layer: HasKey, site: PinnedSite) -> None:
-    """Give a layer its site, next to those of other pinned models it belongs to; a key of its own is kept."""
-    key: Any = layer.key
-    others = key.sites if isinstance(key, SharedSite) else (key,) if isinstance(key, PinnedSite) else ()
-    if key is None or others:
-        vars(layer)["key"] = SharedSite.of([*others, site])
+    settings = Settings(
+        base, sample_dim, sample_dims or {}, windows or {}, mesh, dp_group, sharding, functional, strict
+    )
+    return Run(seed, name, pin(root, settings))

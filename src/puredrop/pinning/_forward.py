@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,34 +22,18 @@ from puredrop.inspection.frames import Frame, Hooks
 from puredrop.inspection.state import logical_thread, opening
 from puredrop.inspection.watch import positions
 from puredrop.ops import Place, active
-from puredrop.pinning._batches import Batches, Tally
-from puredrop.pinning._forward_state import ForwardState, raise_now
+from puredrop.pinning._batches import Batches
+from puredrop.pinning._forward_state import ForwardState, State, raise_now
 from puredrop.pinning._mapping import check_opened, slices_of
 from puredrop.pinning._ranks import holds_parts
 from puredrop.pinning._recompute import watch_checkpoints
-from puredrop.pinning._samples import Samples, count_of
+from puredrop.pinning._samples import count_of
 from puredrop.pinning._sites import Keys, PinnedSite
 from puredrop.rng import Key
 
 __all__ = ["Forward"]
 
-
-_CALL = Module.__call__.__code__
-"""The code of a module's call, which shows on the stack what runs."""
-
-
-class State(NamedTuple):
-    """State from which a recomputation starts."""
-
-    step: int
-    tally: Tally
-    ids: tuple[Tensor | None, bool]
-    samples: Samples
-    depth: int
-    uses: dict[PinnedSite, int]
-    frames: list[Frame]
-    outer: Any
-    number: int
+_CALL = Module.__call__.__code__  # shows on the stack what runs
 
 
 class Forward(ForwardState):
@@ -149,11 +133,13 @@ class Forward(ForwardState):
         self.end_interrupted(1)
         if self.depth == 0:
             if self._drops():
-                self.open(*count_of(self.sample_dim, args, kwargs), args, kwargs)
+                self.open(*count_of(self.sample_dim, args, kwargs), args, kwargs, is_call=True)
             else:
                 self.hooks.take_off(self)
             return
         self.check_thread()
+        if self.observer is not None:
+            self.observer.begin(self, args, kwargs)
         self.depth += 1
         self._frames.append(Frame("", self._root_site))
         slices = slices_of(self.root, args, kwargs, self.batches.ids)
@@ -167,6 +153,8 @@ class Forward(ForwardState):
         if not self.is_here:
             return
         if self.depth > 1:
+            if self.observer is not None:
+                self.observer.leave(self.depth)
             self.depth -= 1
             self._frames.pop()
         else:
@@ -182,6 +170,8 @@ class Forward(ForwardState):
         is_spread: bool = False,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        is_call: bool = False,
     ) -> None:
         """Begin a forward, with the uses of all sites at 0.
 
@@ -189,6 +179,7 @@ class Forward(ForwardState):
             count: number of its samples on this process, None if unknown.
             is_spread: whether the inputs hold the samples of all processes.
             args, kwargs: its inputs.
+            is_call: whether a call of the model opens it, and not code by hand.
 
         Raises:
             RuntimeError: if a forward is open, also in another thread, or if this is a recomputation of an unknown
@@ -201,9 +192,13 @@ class Forward(ForwardState):
                 "a forward of the pinned model is opened by hand while another is open; close that first"
             )
         try:
+            if self.observer is not None and is_call:
+                self.observer.begin(self, args, kwargs)
             self._begin(count, is_spread, args, kwargs)
             self._start()
         except BaseException:
+            if self.observer is not None:
+                self.observer.abandon()
             self.give_up()
             raise
 
@@ -223,6 +218,8 @@ class Forward(ForwardState):
             if self._watches is not True:
                 self._position = positions()
         self.thread, self.number = logical_thread.number, self.number + 1
+        if self.refuses_all:
+            self.check_placements()
         for site in self.keys:
             site.uses = 0
         if self._needs_hooks and not self.hooks.are_on:
@@ -242,6 +239,8 @@ class Forward(ForwardState):
 
     def close(self, failed: bool = False) -> None:
         """End the forward; one that failed is not counted."""
+        if self.observer is not None:
+            self.observer.leave(0)
         mode = self._modes.pop()
         if mode is not None:
             mode.__exit__(None, None, None)
@@ -251,7 +250,11 @@ class Forward(ForwardState):
         failed = failed or sys.exc_info()[1] is not self._error
         self._error = None
         if failed:
+            if self.observer is not None:
+                self.observer.abandon()
             return
+        if self.observer is not None and not self.is_replayed:
+            self.observer.conclude(self)
         if self.has_dropped:
             self.batches.end(self.samples)
         if not self.is_replayed:

@@ -3,18 +3,58 @@
 from __future__ import annotations
 
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
 
+from torch import Tensor
 from torch.nn import Module
 
+from puredrop.inspection.frames import Frame
 from puredrop.inspection.state import logical_thread
-from puredrop.ops import KeySource
+from puredrop.ops import PACKED, KeySource, Place
+from puredrop.pinning._batches import Tally
 from puredrop.pinning._mapping import Slices
-from puredrop.pinning._samples import FIRST, Samples
+from puredrop.pinning._placement import refusal
+from puredrop.pinning._samples import FIRST, Layout, Samples
 
-__all__ = ["ForwardState", "raise_now"]
+__all__ = ["ForwardState", "Observer", "State", "raise_now"]
+
+
+class State(NamedTuple):
+    """State from which a recomputation starts."""
+
+    step: int
+    tally: Tally
+    ids: tuple[Tensor | None, bool]
+    samples: Samples
+    depth: int
+    uses: dict[Any, int]
+    frames: list[Frame]
+    outer: Any
+    number: int
+
+
+class Observer(ABC):
+    """Abstract: an observer of a pinned model's forwards, which sees each use of a site until it has seen enough."""
+
+    def begin(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: B027
+        """Begin to watch a call of the model."""
+
+    def leave(self, depth: int) -> None:  # noqa: B027
+        """Stop watching at the end of the call that began at this depth; 0 ends the forward."""
+
+    def abandon(self) -> None:  # noqa: B027
+        """Forget a forward that failed."""
+
+    def conclude(self, forward: Any) -> None:  # noqa: B027
+        """Judge a forward that succeeded."""
+
+    @abstractmethod
+    def note(self, forward: Any, kind: str, input: Tensor, place: Place, layout: Layout, call: int) -> Any:
+        """Record a use of a site; return what answers in place of its key, or None."""
 
 
 class ForwardState(KeySource):
@@ -34,6 +74,10 @@ class ForwardState(KeySource):
         thread: the logical thread that opened the last forward; None before the first.
         number: how many forwards have been opened.
         is_by_hand: whether the open forward was not opened by a call of the model.
+        examination: the examination of the first training forward, and what it found; None for a copy under trial.
+        observer: who watches the first training forward; None once it has been judged.
+        refused: error by (path, sample dimension) of the sites whose samples lie elsewhere.
+        refuses_all: whether compiled code hides the use of a refused site, so that the whole forward is refused.
     """
 
     root: Module
@@ -49,6 +93,16 @@ class ForwardState(KeySource):
     thread: int | None = None
     number: int = 0
     is_by_hand: bool = False
+    examination: Any = None
+    observer: Observer | None = None
+    refused: Mapping[tuple[str, int | None], str] = MappingProxyType({})
+    refuses_all: bool = False
+    _frames: list[Frame]
+
+    @property
+    def path(self) -> str:
+        """Path of the module that runs."""
+        return self._frames[-1].path if self._frames else ""
 
     @property
     def is_here(self) -> bool:
@@ -85,6 +139,22 @@ class ForwardState(KeySource):
         """
         if self.depth and not self.is_here:
             _refuse_thread()
+
+    def check_placement(self, layout: Layout, shape: Any) -> None:
+        """Refuse a site whose samples lie elsewhere in a forward that is a part of its step.
+
+        Raises:
+            ValueError: if a trial has shown that they do.
+        """
+        reason = self.refused.get((layout.path, layout.sample_dim))
+        if reason is not None and layout.sample_dim != PACKED:
+            raise ValueError(refusal(layout.path, shape, self.samples.count, layout.sample_dim, reason))
+
+    def check_placements(self) -> None:
+        """Refuse all such sites where compiled code hides their use."""
+        if not self.samples.are_whole:
+            for path, dim in self.refused:
+                self.check_placement(Layout(path, dim), ())
 
     @abstractmethod
     def snapshot(self) -> Any:

@@ -16,6 +16,7 @@ from puredrop.nn.keyed import HasKey
 from puredrop.pinning._batches import Tally
 from puredrop.pinning._forward import Forward
 from puredrop.pinning._recompute import unwatch_checkpoints
+from puredrop.pinning._report import PinReport
 from puredrop.pinning._samples import count_of
 from puredrop.pinning._sites import PinnedSite, SharedSite
 
@@ -105,6 +106,12 @@ class Run:
     @batch_size.setter
     def batch_size(self, size: int | None) -> None:
         self._forward.batches.batch_size = size
+
+    @property
+    def report(self) -> PinReport:
+        """Report of the pinned sites, where their samples lie, and what is not pinned, after the first forward."""
+        report: PinReport = self._forward.examination.report(self._forward)
+        return report
 
     def advance(self) -> None:
         """Advance to the next step.

@@ -100,7 +100,13 @@ class PinnedSite(SiteKeySource):
         call = self._use(forward)
         if forward.is_parallel:
             self._check_whole(input, call, is_traced)
+        if not is_traced and forward.observer is not None:
+            answer = forward.observer.note(forward, kind, input, place, layout, call)
+            if answer is not None:
+                return answer, place
         if layout.window is not None or not forward.samples.are_whole:
+            if not is_traced and forward.refused:
+                forward.check_placement(layout, input.shape)
             place = placed(input, place, forward.samples, layout)
         if is_traced:
             forward.is_compiled = True

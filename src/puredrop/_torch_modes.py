@@ -1,0 +1,49 @@
+"""Private names of torch that show what runs a forward, and that run one without data.
+
+A newer or older torch may lack one: its first use then raises an error that names what is missing, or sees less.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from puredrop._torch import COMPILED, children, missing
+
+__all__ = ["any_mode", "fake_tensors", "is_compiled"]
+
+
+def any_mode() -> bool:
+    """Return whether a mode of operators is open, such as one that counts them; False where this torch cannot tell."""
+    count = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    return count is not None and bool(count())
+
+
+def fake_tensors() -> AbstractContextManager[Any]:
+    """Return a context in which tensors have sizes and no data, so that a forward computes nothing."""
+    try:
+        mode: Any = importlib.import_module("torch._subclasses.fake_tensor").FakeTensorMode
+    except (ImportError, AttributeError):
+        raise missing("_subclasses.fake_tensor.FakeTensorMode", "running a forward without data") from None
+    context: AbstractContextManager[Any] = mode(allow_non_fake_inputs=True)
+    return context
+
+
+def is_compiled(module: Module) -> bool:
+    """Return whether torch.compile runs this code, or a part of the module."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        # The wrapper of what is compiled holds a callback, that of what is kept from compilation does not.
+        if "callback" in code.co_freevars and code.co_filename.endswith("eval_frame.py"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return any(
+        getattr(part, "_compiled_call_impl", None) is not None or COMPILED in children(part)
+        for part in module.modules()
+    )

@@ -1,0 +1,248 @@
+"""Trial of a model on other numbers of samples, on a copy and without side effects."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import random
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from puredrop._text import first_line
+from puredrop._torch import remove_hooks, watch_operators
+from puredrop._torch_modes import fake_tensors
+from puredrop.inspection import outside_positions
+from puredrop.inspection.duplicate import duplicate, strays_refused
+from puredrop.inspection.state import generators_restored, uncompiled
+from puredrop.nn import LayerDrop
+from puredrop.ops import DropoutOverride, Place
+from puredrop.pinning._axes import Axis, AxisTrace
+from puredrop.pinning._draws import caller, unwatched
+from puredrop.pinning._forward_state import Observer
+from puredrop.pinning._placement import SiteUse
+from puredrop.pinning._recompute import unwatch_checkpoints
+from puredrop.pinning._samples import Layout
+from puredrop.rng import Key
+
+__all__ = ["Attempt", "Pin", "Trial", "Uses", "try_model"]
+
+Uses = dict[tuple[str, int | None], list[SiteUse]]
+Draw = tuple[str, str, str, str]
+Pin = Callable[[Module], Any]
+
+
+class _Identity(DropoutOverride):
+    """Dropout that keeps everything, so that a trial draws nothing and needs no masks."""
+
+    def drop(self, input: Tensor, p: float | Tensor, place: Place, inplace: bool) -> Tensor:
+        """Return the input, or a copy."""
+        return input if inplace else input.clone()
+
+
+class Trial(Observer):
+    """Record of a trial.
+
+    Args:
+        trace: trace of the samples through the operators.
+        draws: receives path, kind, place and function of each draw outside of dropout.
+
+    Attributes:
+        uses: uses of sites by path and sample dimension.
+    """
+
+    def __init__(self, trace: AxisTrace, draws: dict[Draw, None]) -> None:
+        self.trace = trace
+        self.uses: Uses = {}
+        self.draws = draws
+        self.forward: Any = None
+
+    def note(self, forward: Any, kind: str, input: Tensor, place: Place, layout: Layout, call: int) -> Any:
+        """Record a use, and let it drop nothing."""
+        is_placed = place.window_shape is not None or place.sample_ids is not None
+        use = SiteUse(tuple(input.shape), self.trace.count, place.shared_dims, is_placed, self.trace.axis(input))
+        self.uses.setdefault((layout.path, layout.sample_dim), []).append(use)
+        return _Identity() if kind == "dropout" else Key(0)
+
+    def see(self, operator: Any, values: tuple[Any, ...]) -> None:
+        """Follow an operator, and record it if it draws."""
+        self.trace.see(operator, values)
+        # Attention of torch's has the tag also where it drops nothing.
+        if torch.Tag.nondeterministic_seeded in operator.tags and "attention" not in operator.__name__:
+            name = operator.__name__.partition(".")[0].rstrip("_")
+            self.draws.setdefault((self.forward.path, "draw", caller(), name))
+
+
+@dataclass
+class Attempt:
+    """Record of the trials of a model.
+
+    Args:
+        trials: record of each forward that succeeded.
+        draws: draws of all forwards, also of one that failed.
+        reason: why no forward succeeded, or "".
+    """
+
+    trials: list[Trial] = field(default_factory=list)
+    draws: dict[Draw, None] = field(default_factory=dict)
+    reason: str = ""
+
+
+def try_model(
+    root: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int, dim: int, pin: Pin, *, is_fake: bool
+) -> Attempt:
+    """Run a copy of a model on other numbers of samples.
+
+    Args:
+        root: the model.
+        args, kwargs: arguments of its call.
+        count: number of samples in them.
+        dim: dimension of the samples.
+        pin: function that pins the copy with the model's settings, and returns its forward.
+        is_fake: whether two forwards run on tensors without data; otherwise one runs on the rows and some rows again.
+    """
+    attempt = Attempt()
+    try:
+        with _undisturbed(is_fake), strays_refused(root):
+            forward = pin(_copied(root))
+            try:
+                counts = _counts(root, args, kwargs, count, dim, 6 if is_fake else max(4, count))
+                for new in itertools.islice(counts, 2 if is_fake else 1):
+                    attempt.trials.append(_tried(forward, args, kwargs, count, new, dim, is_fake, attempt.draws))
+            finally:
+                forward.is_released = True
+                unwatch_checkpoints(forward)
+    except Exception as error:  # any error of a model's forward on other inputs than the user's
+        attempt.trials, attempt.reason = [], first_line(error, 100)
+    return attempt
+
+
+def _tried(
+    forward: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    count: int,
+    new: int,
+    dim: int,
+    is_fake: bool,
+    draws: dict[Draw, None],
+) -> Trial:
+    """Run a pinned copy once, on `new` samples in place of `count`."""
+    trace = AxisTrace(new)
+    trial = Trial(trace, draws)
+
+    def resized(tensor: Tensor) -> Tensor:
+        if tensor.dim() <= dim or tensor.shape[dim] != count:
+            return tensor
+        if is_fake:
+            sizes = [new if d == dim else size for d, size in enumerate(tensor.shape)]
+            result = torch.empty(sizes, dtype=tensor.dtype, device=tensor.device)
+        else:
+            result = tensor.index_select(dim, (torch.arange(new) % count).to(tensor.device))
+        trace.mark(result, Axis(dim, 1, 1))
+        return result
+
+    trial.forward, forward.observer = forward, trial
+    before = outside_positions()
+    with ExitStack() as stack:
+        if is_fake:
+            stack.enter_context(fake_tensors())
+        arguments, named = mapped(args, resized), mapped(dict(kwargs), resized)
+        stack.enter_context(watch_operators(trial.see))
+        try:
+            forward.root(*arguments, **named)
+        finally:
+            after = outside_positions()
+            for kind, is_other in (("python", after[0] != before[0]), ("numpy", after[1:] != before[1:])):
+                if is_other:
+                    draws.setdefault(("", kind, "?", kind))
+    return trial
+
+
+def _counts(
+    root: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int, dim: int, least: int
+) -> Iterator[int]:
+    """Yield numbers of samples that divide no size of the model or its inputs, so that shapes show the samples."""
+    sizes = {size for tensor in (*root.parameters(), *root.buffers()) for size in tensor.shape if size}
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.update(size for d, size in enumerate(tensor.shape) if size and (d != dim or size != count))
+        return tensor
+
+    mapped((args, dict(kwargs)), note)
+    for number in itertools.count(least + 1):
+        is_prime = all(number % factor for factor in range(2, math.isqrt(number) + 1))
+        if is_prime and number != count and all(size % number for size in sizes):
+            yield number
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a value with each tensor in it, and in containers in it, changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        items = [mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Mapping):
+        new: Any = copy.copy(value)
+        for name, item in value.items():
+            new[name] = mapped(item, change)
+        return new
+    return value
+
+
+@contextmanager
+def _undisturbed(is_fake: bool) -> Iterator[None]:
+    """Let a forward change neither generators nor modes, and warn of nothing."""
+    with ExitStack() as stack:
+        if is_fake:  # fake tensors draw nothing
+            stack.callback(random.setstate, random.getstate())
+            stack.callback(np.random.set_state, np.random.get_state())
+            stack.callback(torch.set_rng_state, torch.get_rng_state())
+        else:
+            stack.enter_context(generators_restored())
+        stack.enter_context(unwatched)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(uncompiled)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _copied(root: Module) -> Module:
+    """Return a copy of a model whose forward writes into no container of the user's, without the user's hooks."""
+    new = duplicate(root)
+    copies: dict[int, Any] = {}
+    for module in new.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        remove_hooks(module, lambda hook: not _module_of(hook).startswith("torch."))
+        for name, value in vars(module).items():
+            if type(value) in (list, dict, set, deque) and not _is_table(name):
+                vars(module)[name] = copies.setdefault(id(value), copy.copy(value))
+        if isinstance(module, LayerDrop):
+            module.training = False  # it then runs its layer always
+    return new
+
+
+_TABLES = frozenset(vars(Module()))
+
+
+def _is_table(name: str) -> bool:
+    return name in _TABLES
+
+
+def _module_of(hook: Any) -> str:
+    """Return the name of the module that defines a hook."""
+    function = getattr(hook, "__func__", hook)
+    return str(getattr(function, "__module__", None) or type(hook).__module__)
