@@ -44,6 +44,9 @@ REFUSED |= {
     ("fx._symbolic_trace._is_fx_tracing_flag", use): "cannot be followed" for use in ("batchwise", "feed_forward")
 }
 
+# Torch's own operators are not registered without this class.
+REFUSED |= {("_subclasses.fake_tensor.FakeTensorMode", "import"): "cannot import name 'FakeTensorMode'"}
+
 SCRIPT = """
 import contextlib, os, sys, tempfile, torch
 import torch._C._dynamo.eval_frame, torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor

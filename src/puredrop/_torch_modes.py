@@ -6,7 +6,7 @@ A newer or older torch may lack one: its first use then raises an error that nam
 from __future__ import annotations
 
 import importlib
-import sys
+import inspect
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -36,13 +36,13 @@ def fake_tensors() -> AbstractContextManager[Any]:
 
 def is_compiled(module: Module) -> bool:
     """Return whether torch.compile runs this code, or a part of the module."""
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None:
         code = frame.f_code
         # The wrapper of what is compiled holds a callback, that of what is kept from compilation does not.
         if "callback" in code.co_freevars and code.co_filename.endswith("eval_frame.py"):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return any(
         getattr(part, "_compiled_call_impl", None) is not None or COMPILED in children(part)
         for part in module.modules()

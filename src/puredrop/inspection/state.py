@@ -21,6 +21,7 @@ __all__ = [
     "opening",
     "opens_watched",
     "register",
+    "restorations",
     "registry_lock",
     "uncompiled",
     "unregister",
@@ -105,6 +106,29 @@ def opens_watched(watcher: Callable[[Any], None]) -> Iterator[None]:
 _generators_lock = threading.RLock()
 
 
+class Restorations:
+    """Count of the times that a thread of this package began or ended to restore the generators.
+
+    Who watches the generators for draws compares it, since a restoration looks like a draw.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0
+        self._changes = 0
+
+    def moved(self, by: int) -> None:
+        """Count a restoration that begins (1) or ends (-1), by the thread that holds the lock."""
+        self.open += by
+        self._changes += 1
+
+    def mark(self) -> tuple[int, int]:
+        """Return the number of beginnings and ends so far, and of restorations that are open."""
+        return self._changes, self.open
+
+
+restorations = Restorations()
+
+
 @contextmanager
 def generators_restored() -> Iterator[None]:
     """Restore the generators of torch, Python and NumPy at the end, whatever happens.
@@ -113,13 +137,15 @@ def generators_restored() -> Iterator[None]:
     again.
     """
     with _generators_lock:
+        restorations.moved(1)
         python, numpy = random.getstate(), np.random.get_state()
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(range(torch.cuda.device_count())):  # all, said so that torch does not warn
                 yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            restorations.moved(-1)
 
 
 class SharedContext:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from puredrop.functional.interception import recognise
 from puredrop.inspection import outside_positions
+from puredrop.inspection.state import restorations
 from puredrop.inspection.watch import positions
 from puredrop.ops import transparent
 
@@ -82,6 +83,7 @@ class DrawWatch(TorchFunctionMode):
         self._add = add
         self._torch = positions()
         self._outside = outside_positions()
+        self._mark = restorations.mark()
 
     def __enter__(self) -> Self:
         # Our operators keep their short way, whose saved tensors a checkpoint counts again in backward.
@@ -106,23 +108,29 @@ class DrawWatch(TorchFunctionMode):
             output = func(*args, **kwargs)
         finally:
             transparent.modes += 1
-        now = positions()
-        if now != self._torch or kwargs.get("generator") is not None:
-            self._torch = now
+        now, is_alone = positions(), self._is_alone()
+        if (now != self._torch and is_alone) or kwargs.get("generator") is not None:
             call = recognise(func, args, kwargs)
             name = getattr(func, "__name__", str(func)) if call is None else call.kind
             self._add(self._path(), "draw", caller(), name.rstrip("_"))
+        self._torch = now
         return output
+
+    def _is_alone(self) -> bool:
+        """Return whether no other thread's survey of a model has moved the generators since the last call."""
+        mark, self._mark = self._mark, restorations.mark()
+        return mark == self._mark and not restorations.open
 
     def check(self) -> None:
         """Record draws since the last call: by Python's and NumPy's generators, or out of sight."""
         outside, now = outside_positions(), positions()
-        if outside[0] != self._outside[0]:
-            self._add(self._path(), "python", caller(), "random")
-        if outside[1:] != self._outside[1:]:
-            self._add(self._path(), "numpy", caller(), "numpy.random")
-        if now != self._torch:
-            self._add(self._path(), "draw", caller(), "something out of sight")
+        if self._is_alone():
+            if outside[0] != self._outside[0]:
+                self._add(self._path(), "python", caller(), "random")
+            if outside[1:] != self._outside[1:]:
+                self._add(self._path(), "numpy", caller(), "numpy.random")
+            if now != self._torch:
+                self._add(self._path(), "draw", caller(), "something out of sight")
         self._torch, self._outside = now, outside
 
 
@@ -151,7 +159,8 @@ def caller() -> str:
 def forgets_generators() -> bool:
     """Return whether torch.utils.checkpoint surrounds the running code without preserving the generators."""
     return any(
-        frame.f_code.co_filename == _CHECKPOINT and frame.f_locals.get("preserve_rng_state") is False
+        frame.f_code.co_filename == _CHECKPOINT
+        and False in (frame.f_locals.get("preserve"), frame.f_locals.get("preserve_rng_state"))
         for frame in _stack()
     )
 

@@ -20,7 +20,7 @@ from puredrop.ops import Place, is_spread
 from puredrop.pinning._draws import DrawWatch, Unpinned, UnpinnedWarning, forgets_generators, own_recomputation
 from puredrop.pinning._forward_state import Observer
 from puredrop.pinning._names import named
-from puredrop.pinning._placement import Placement, SiteUse, judge
+from puredrop.pinning._placement import ObservedUse, Placement, judge
 from puredrop.pinning._ranks import holds_parts
 from puredrop.pinning._report import PinReport, SiteRecord
 from puredrop.pinning._samples import Layout, count_of
@@ -145,7 +145,7 @@ class FirstForward(Observer):
         is_placed = place.window_shape is not None or place.sample_ids is not None
         if key not in self.records or key not in self.placements:
             count = forward.samples.count or 0
-            use = SiteUse(tuple(input.shape), count, place.shared_dims, is_placed)
+            use = ObservedUse(tuple(input.shape), count, place.shared_dims, is_placed)
             self.records.setdefault(key, (kind, use.shape))
             self._judge(forward, layout, use)
         if self._has_gradient and not torch.is_grad_enabled():
@@ -154,7 +154,7 @@ class FirstForward(Observer):
             if function is not None and not isinstance(dict(named(forward.root)).get(layout.path), HasKey):
                 self._add(layout.path, "recomputation", function[1], function[0])
 
-    def _judge(self, forward: Any, layout: Layout, use: SiteUse | None) -> None:
+    def _judge(self, forward: Any, layout: Layout, use: ObservedUse | None) -> None:
         """Judge where a site's samples lie, from two trials, or from one and the forward itself."""
         key = layout.path, layout.sample_dim
         if key in self.placements:

@@ -8,12 +8,12 @@ from puredrop.ops import PACKED
 from puredrop.pinning._axes import Axis
 from puredrop.pinning._samples import Layout
 
-__all__ = ["Placement", "SiteUse", "judge", "refusal"]
+__all__ = ["Placement", "ObservedUse", "judge", "refusal"]
 
 Status = Literal["shown", "given", "assumed", "refused", "not reached"]
 
 
-class SiteUse(NamedTuple):
+class ObservedUse(NamedTuple):
     """A use of a site in a forward.
 
     Args:
@@ -43,7 +43,7 @@ class Placement(NamedTuple):
     reason: str = ""
 
 
-def judge(layout: Layout, is_given: bool, first: SiteUse, second: SiteUse) -> Placement:
+def judge(layout: Layout, is_given: bool, first: ObservedUse, second: ObservedUse) -> Placement:
     """Judge a site's sample dimension.
 
     Args:
@@ -68,26 +68,27 @@ def judge(layout: Layout, is_given: bool, first: SiteUse, second: SiteUse) -> Pl
         return Placement(
             "refused", f"the sizes do not follow the number of samples ({sizes}); {_fix(path, None)} drops by position"
         )
-    return _located(layout, first, free[0])
+    axes = {use.axis for use in (first, second) if use.axis is not None and use.axis.dim == free[0]}
+    return _located(layout, free[0], axes.pop() if len(axes) == 1 else None)
 
 
-def _located(layout: Layout, use: SiteUse, dim: int) -> Placement:
-    """Judge a site whose samples lie in a known dimension."""
+def _located(layout: Layout, dim: int, axis: Axis | None) -> Placement:
+    """Judge a site whose samples lie in a known dimension, in a known or unknown order."""
     if dim != layout.sample_dim:
         size = "" if dim == 0 else ", and run.batch_size"
         return Placement("refused", f"dimension {dim} holds the samples: {_fix(layout.path, dim)}{size}")
-    if use.axis is None:
+    if axis is None:
         return Placement("assumed", f"the order of the samples in dimension {dim} is unknown")
-    if use.axis.outer > 1:
+    if axis.outer > 1:
         return Placement(
             "refused",
-            f"dimension {dim} holds samples within {use.axis.outer} groups, such as heads that come first, which "
+            f"dimension {dim} holds samples within {axis.outer} groups, such as heads that come first, which "
             "sample_dims= cannot say; put the samples first: x.transpose(0, 1).flatten(0, 1)",
         )
-    return Placement("shown", f"dimension {dim}" + (f", {use.axis.inner} indices each" if use.axis.inner > 1 else ""))
+    return Placement("shown", f"dimension {dim}" + (f", {axis.inner} indices each" if axis.inner > 1 else ""))
 
 
-def _growing(first: SiteUse, second: SiteUse) -> list[int] | None:
+def _growing(first: ObservedUse, second: ObservedUse) -> list[int] | None:
     """Return the dimensions with decisions of their own that the number of samples changes; None for other ranks."""
     if len(first.shape) != len(second.shape):
         return None
@@ -95,7 +96,7 @@ def _growing(first: SiteUse, second: SiteUse) -> list[int] | None:
     return [dim for dim, (a, b) in pairs if a != b and dim not in first.shared_dims]
 
 
-def _follows(first: SiteUse, second: SiteUse, dim: int) -> bool:
+def _follows(first: ObservedUse, second: ObservedUse, dim: int) -> bool:
     """Return whether a dimension holds equally many indices for each sample."""
     each, remainder = divmod(first.shape[dim], first.samples)
     return not remainder and each > 0 and second.shape[dim] == each * second.samples

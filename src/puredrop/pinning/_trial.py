@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -29,14 +27,15 @@ from puredrop.ops import DropoutOverride, Place
 from puredrop.pinning._axes import Axis, AxisTrace
 from puredrop.pinning._draws import caller, unwatched
 from puredrop.pinning._forward_state import Observer
-from puredrop.pinning._placement import SiteUse
+from puredrop.pinning._placement import ObservedUse
 from puredrop.pinning._recompute import unwatch_checkpoints
+from puredrop.pinning._restored import variables_restored
 from puredrop.pinning._samples import Layout
 from puredrop.rng import Key
 
 __all__ = ["Attempt", "Pin", "Trial", "Uses", "try_model"]
 
-Uses = dict[tuple[str, int | None], list[SiteUse]]
+Uses = dict[tuple[str, int | None], list[ObservedUse]]
 Draw = tuple[str, str, str, str]
 Pin = Callable[[Module], Any]
 
@@ -69,7 +68,7 @@ class Trial(Observer):
     def note(self, forward: Any, kind: str, input: Tensor, place: Place, layout: Layout, call: int) -> Any:
         """Record a use, and let it drop nothing."""
         is_placed = place.window_shape is not None or place.sample_ids is not None
-        use = SiteUse(tuple(input.shape), self.trace.count, place.shared_dims, is_placed, self.trace.axis(input))
+        use = ObservedUse(tuple(input.shape), self.trace.count, place.shared_dims, is_placed, self.trace.axis(input))
         self.uses.setdefault((layout.path, layout.sample_dim), []).append(use)
         return _Identity() if kind == "dropout" else Key(0)
 
@@ -112,10 +111,10 @@ def try_model(
     """
     attempt = Attempt()
     try:
-        with _undisturbed(is_fake), strays_refused(root):
+        with _undisturbed(), variables_restored(root), strays_refused(root):
             forward = pin(_copied(root))
             try:
-                counts = _counts(root, args, kwargs, count, dim, 6 if is_fake else max(4, count))
+                counts = _counts(root, args, kwargs, count, dim, 10 if is_fake else max(4, count))
                 for new in itertools.islice(counts, 2 if is_fake else 1):
                     attempt.trials.append(_tried(forward, args, kwargs, count, new, dim, is_fake, attempt.draws))
             finally:
@@ -201,15 +200,10 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 @contextmanager
-def _undisturbed(is_fake: bool) -> Iterator[None]:
+def _undisturbed() -> Iterator[None]:
     """Let a forward change neither generators nor modes, and warn of nothing."""
     with ExitStack() as stack:
-        if is_fake:  # fake tensors draw nothing
-            stack.callback(random.setstate, random.getstate())
-            stack.callback(np.random.set_state, np.random.get_state())
-            stack.callback(torch.set_rng_state, torch.get_rng_state())
-        else:
-            stack.enter_context(generators_restored())
+        stack.enter_context(generators_restored())
         stack.enter_context(unwatched)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
