@@ -89,11 +89,23 @@ def test_the_module_around_a_draw_is_named():
     assert [(place.path, place.kind) for place in run.report.unpinned] == [("1", "draw")]
 
 
+class DropPath(nn.Module):
+    """A layer as libraries have it, which `convert` knows by its name."""
+
+    __module__ = "timm.layers.drop"
+
+    def __init__(self, rate):
+        super().__init__()
+        self.drop_prob = rate
+
+    def forward(self, x):
+        return x * x.new_empty(len(x), 1).bernoulli_(1 - self.drop_prob) if self.training and self.drop_prob else x
+
+
 def test_layers_of_libraries_are_named_with_the_way_to_pin_them():
-    timm = pytest.importorskip("timm")
-    model = nn.Sequential(nn.Linear(8, 8), timm.layers.DropPath(0.5), timm.layers.DropPath(0.0))
+    model = nn.Sequential(nn.Linear(8, 8), DropPath(0.5), DropPath(0.0))
     run = puredrop.reproducible(model)
-    with pytest.warns(UnpinnedWarning, match=r"- 1 .*drop_path of timm.*convert\(model\) first"):
+    with pytest.warns(UnpinnedWarning, match=r"- 1 .*drop_path of timm.layers.drop .*convert\(model\) first"):
         model(torch.randn(4, 8))
     (place,) = run.report.unpinned
     assert (place.path, place.kind) == ("1", "layer")
@@ -104,20 +116,29 @@ def test_layers_of_libraries_are_named_with_the_way_to_pin_them():
 
 
 def test_a_library_layer_that_a_forward_missed():
-    torchvision = pytest.importorskip("torchvision")
-
     class Sometimes(nn.Module):
         def __init__(self):
             super().__init__()
-            self.path, self.drop = torchvision.ops.StochasticDepth(0.5, "row"), nn.Dropout(0.5)
+            self.path, self.drop = DropPath(0.5), nn.Dropout(0.5)
 
         def forward(self, x, deep=False):
             return self.drop(self.path(x) if deep else x)
 
     model = Sometimes()
     puredrop.reproducible(model)
-    with pytest.warns(UnpinnedWarning, match=r"- path: stochastic_depth of torchvision.*convert"):
+    with pytest.warns(UnpinnedWarning, match=r"- path: drop_path of timm.*convert"):
         model(torch.randn(4, 8))
+
+
+def test_nested_models_name_what_is_theirs():
+    inner, x = Layers(lambda: 1 + random.random()), torch.randn(4, 8)
+    outer = nn.Sequential(inner, puredrop.nn.Dropout(0.5))
+    runs = [puredrop.reproducible(inner), puredrop.reproducible(outer)]
+    with pytest.warns(UnpinnedWarning) as caught:
+        outer(x)
+    assert len(caught) == 2
+    assert [run.report.unpinned[0].kind for run in runs] == ["python", "python"]
+    assert {site.samples for run in runs for site in run.report.sites} == {"shown"}
 
 
 def test_nothing_is_named_where_all_is_pinned():
@@ -165,7 +186,7 @@ def test_masks_are_those_of_a_model_that_is_not_watched():
 
 
 def test_a_forward_that_fails_is_examined_again():
-    model, x = Layers(random.random), torch.randn(4, 8)
+    model, x = Layers(lambda: 1 + random.random()), torch.randn(4, 8)
     puredrop.reproducible(model)
     with pytest.raises(RuntimeError, match="shapes"):
         model(torch.randn(4, 7))

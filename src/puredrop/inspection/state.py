@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -107,23 +108,36 @@ _generators_lock = threading.RLock()
 
 
 class Restorations:
-    """Count of the times that a thread of this package began or ended to restore the generators.
+    """Count of the times that threads of this package began or ended to restore the generators.
 
-    Who watches the generators for draws compares it, since a restoration looks like a draw.
+    Who watches the generators for draws compares it, since another thread's restoration looks like a draw.
     """
 
     def __init__(self) -> None:
-        self.open = 0
-        self._changes = 0
+        self._moves: Counter[int] = Counter()
+        self._owner: int | None = None
 
-    def moved(self, by: int) -> None:
-        """Count a restoration that begins (1) or ends (-1), by the thread that holds the lock."""
-        self.open += by
-        self._changes += 1
+    def begin(self) -> None:
+        """Count a restoration that begins; the caller holds the lock of the generators."""
+        self._owner = threading.get_ident()
+        self._moves[self._owner] += 1
 
-    def mark(self) -> tuple[int, int]:
-        """Return the number of beginnings and ends so far, and of restorations that are open."""
-        return self._changes, self.open
+    def end(self, owner: int | None) -> None:
+        """Count a restoration that ends, within another one of the thread `owner` or within none."""
+        self._moves[threading.get_ident()] += 1
+        self._owner = owner
+
+    @property
+    def owner(self) -> int | None:
+        """Thread that restores the generators at its end, None if none does."""
+        return self._owner
+
+    def elsewhere(self) -> int | None:
+        """Return the number of beginnings and ends in other threads; None while another thread's is open."""
+        here = threading.get_ident()
+        if self._owner not in (None, here):
+            return None
+        return sum(number for thread, number in list(self._moves.items()) if thread != here)
 
 
 restorations = Restorations()
@@ -137,7 +151,8 @@ def generators_restored() -> Iterator[None]:
     again.
     """
     with _generators_lock:
-        restorations.moved(1)
+        owner = restorations.owner
+        restorations.begin()
         python, numpy = random.getstate(), np.random.get_state()
         try:
             with torch.random.fork_rng(range(torch.cuda.device_count())):  # all, said so that torch does not warn
@@ -145,7 +160,7 @@ def generators_restored() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-            restorations.moved(-1)
+            restorations.end(owner)
 
 
 class SharedContext:

@@ -11,10 +11,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
 from puredrop.functional.interception import recognise
-from puredrop.inspection import outside_positions
+from puredrop.inspection.callers import calling_line, is_users, place
+from puredrop.inspection.outside import DrawTracer, Generators
 from puredrop.inspection.state import restorations
 from puredrop.inspection.watch import positions
 from puredrop.ops import transparent
@@ -22,10 +24,9 @@ from puredrop.ops import transparent
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DrawWatch", "Unpinned", "UnpinnedWarning", "caller", "forgets_generators", "own_recomputation", "unwatched"]
+__all__ = ["DrawWatch", "Unpinned", "UnpinnedWarning", "forgets_generators", "own_recomputation", "unwatched"]
 
-_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
-_CHECKPOINT = str(Path(_TORCH) / "utils" / "checkpoint.py")
+_CHECKPOINT = str(Path(torch.__file__).parent / "utils" / "checkpoint.py")
 
 
 class UnpinnedWarning(UserWarning):
@@ -70,30 +71,51 @@ unwatched = _Unwatched()
 
 
 class DrawWatch(TorchFunctionMode):
-    """Watch of torch's functions for draws outside of pinned dropout. It changes no result.
+    """Watch of a forward for draws outside of pinned dropout. It changes no result.
+
+    Draws of torch's generators show at its functions, those of Python's and NumPy's at the lines of the user's code.
 
     Args:
+        root: the model.
         path: function that returns the path of the module that runs.
         add: called with path, kind, place in the user's code, and the name of the function that draws.
     """
 
-    def __init__(self, path: Callable[[], str], add: Callable[[str, str, str, str], None]) -> None:
+    def __init__(self, root: Module, path: Callable[[], str], add: Callable[[str, str, str, str], None]) -> None:
         super().__init__()
         self._path = path
         self._add = add
-        self._torch = positions()
-        self._outside = outside_positions()
-        self._mark = restorations.mark()
+        self._outside = Generators(root)
+        self._before = self._outside.positions()
+        everyone = self._outside.advanced([None] * len(self._before))
+        # A debugger or a measurement of coverage traces already; the draws are then found without their lines.
+        self._tracer = DrawTracer(everyone, path) if sys.gettrace() is None else None
+        self._position = positions()
+        self._mark = self._first = restorations.elsewhere()
 
     def __enter__(self) -> Self:
         # Our operators keep their short way, whose saved tensors a checkpoint counts again in backward.
         transparent.modes += 1
         super().__enter__()
+        if self._tracer is not None:
+            self._tracer.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._note_unseen()
+        if self._tracer is not None:
+            self._tracer.__exit__(*error)
         super().__exit__(*error)
         transparent.modes -= 1
+        if self._first is None or restorations.elsewhere() != self._first:
+            return
+        draws = () if self._tracer is None else self._tracer.draws
+        for draw in draws:
+            self._add(draw.path, draw.library, draw.where, draw.library)
+        if not draws:
+            for generator in self._outside.advanced(self._before):
+                library = "python" if hasattr(generator, "getstate") else "numpy"
+                self._add("", library, "?", library)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -102,36 +124,31 @@ class DrawWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling() or unwatched.depth:
             return func(*args, **kwargs)
-        self.check()
+        self._note_unseen()
         transparent.modes -= 1  # torch closes the mode while this method runs
         try:
             output = func(*args, **kwargs)
         finally:
             transparent.modes += 1
         now, is_alone = positions(), self._is_alone()
-        if (now != self._torch and is_alone) or kwargs.get("generator") is not None:
+        if (now != self._position and is_alone) or kwargs.get("generator") is not None:
             call = recognise(func, args, kwargs)
             name = getattr(func, "__name__", str(func)) if call is None else call.kind
-            self._add(self._path(), "draw", caller(), name.rstrip("_"))
-        self._torch = now
+            self._add(self._path(), "draw", calling_line() or "?", name.rstrip("_"))
+        self._position = now
         return output
 
     def _is_alone(self) -> bool:
         """Return whether no other thread's survey of a model has moved the generators since the last call."""
-        mark, self._mark = self._mark, restorations.mark()
-        return mark == self._mark and not restorations.open
+        mark, self._mark = self._mark, restorations.elsewhere()
+        return mark is not None and mark == self._mark
 
-    def check(self) -> None:
-        """Record draws since the last call: by Python's and NumPy's generators, or out of sight."""
-        outside, now = outside_positions(), positions()
-        if self._is_alone():
-            if outside[0] != self._outside[0]:
-                self._add(self._path(), "python", caller(), "random")
-            if outside[1:] != self._outside[1:]:
-                self._add(self._path(), "numpy", caller(), "numpy.random")
-            if now != self._torch:
-                self._add(self._path(), "draw", caller(), "something out of sight")
-        self._torch, self._outside = now, outside
+    def _note_unseen(self) -> None:
+        """Record a draw of torch's generators since the last call, out of sight."""
+        now = positions()
+        if now != self._position and self._is_alone():
+            self._add(self._path(), "draw", calling_line() or "?", "something out of sight")
+        self._position = now
 
 
 def _stack() -> Iterator[FrameType]:
@@ -139,21 +156,6 @@ def _stack() -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
-
-
-def caller() -> str:
-    """Return file and line of the user's code that runs."""
-    for frame in _stack():
-        name = frame.f_code.co_filename
-        if name.startswith((_TORCH, _HERE, "<frozen")):
-            continue
-        path = Path(name)
-        if "site-packages" in path.parts:
-            name = str(Path(*path.parts[path.parts.index("site-packages") + 1 :]))
-        else:
-            name = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
-        return f"{name}:{frame.f_lineno}"
-    return "?"
 
 
 def forgets_generators() -> bool:
@@ -172,8 +174,8 @@ def own_recomputation() -> tuple[str, str] | None:
             continue
         first = frame.f_locals.get(frame.f_code.co_varnames[0])
         if isinstance(first, torch.autograd.function.FunctionCtx):
-            if frame.f_code.co_filename.startswith((_TORCH, _HERE)):
+            if not is_users(frame.f_code.co_filename):
                 return None
             name = type(first).__name__.removesuffix("Backward")
-            return name, f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_firstlineno}"
+            return name, place(frame.f_code.co_filename, frame.f_code.co_firstlineno)
     return None

@@ -95,7 +95,7 @@ class FirstForward(Observer):
                     "torch.compile"
                 )
         else:
-            self._watch = DrawWatch(lambda: forward.path, self._add)
+            self._watch = DrawWatch(forward.root, lambda: forward.path, self._add)
             self._watch.__enter__()
 
     def _try(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -181,9 +181,9 @@ class FirstForward(Observer):
     def _add(self, path: str, kind: str, where: str, name: str) -> None:
         """Record a place that is not pinned."""
         reasons = {
-            "draw": f"{name} draws random numbers of torch's generator",
-            "python": "random numbers of Python's generator are drawn before this line",
-            "numpy": "random numbers of NumPy's generator are drawn before this line",
+            "draw": f"{name} draws random numbers of torch's generators",
+            "python": "random numbers of Python's generators are drawn",
+            "numpy": "random numbers of NumPy's generators are drawn",
             "recomputation": f"dropout runs in {name}, an autograd Function; if its backward runs the layer again, use "
             "torch.utils.checkpoint",
         }
@@ -196,7 +196,6 @@ class FirstForward(Observer):
         """Stop watching."""
         if self._watch is not None and depth <= (self._depth or 0):
             watch, self._watch = self._watch, None
-            watch.check()
             watch.__exit__(None, None, None)
 
     def abandon(self) -> None:

@@ -19,13 +19,14 @@ from torch.nn import Module
 from puredrop._text import first_line
 from puredrop._torch import remove_hooks, watch_operators
 from puredrop._torch_modes import fake_tensors
-from puredrop.inspection import outside_positions
+from puredrop.inspection.callers import calling_line
 from puredrop.inspection.duplicate import duplicate, strays_refused
+from puredrop.inspection.outside import outside_positions
 from puredrop.inspection.state import generators_restored, uncompiled
 from puredrop.nn import LayerDrop
 from puredrop.ops import DropoutOverride, Place
 from puredrop.pinning._axes import Axis, AxisTrace
-from puredrop.pinning._draws import caller, unwatched
+from puredrop.pinning._draws import unwatched
 from puredrop.pinning._forward_state import Observer
 from puredrop.pinning._placement import ObservedUse
 from puredrop.pinning._recompute import unwatch_checkpoints
@@ -78,7 +79,7 @@ class Trial(Observer):
         # Attention of torch's has the tag also where it drops nothing.
         if torch.Tag.nondeterministic_seeded in operator.tags and "attention" not in operator.__name__:
             name = operator.__name__.partition(".")[0].rstrip("_")
-            self.draws.setdefault((self.forward.path, "draw", caller(), name))
+            self.draws.setdefault((self.forward.path, "draw", calling_line() or "?", name))
 
 
 @dataclass
