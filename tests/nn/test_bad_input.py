@@ -41,6 +41,11 @@ from puredrop.nn import (
         (lambda: GaussianDropout(1.0), ValueError, r"p is 1\.0; GaussianDropout expects p below 1"),
         (lambda: functional.gaussian_dropout(torch.ones(2), 1.0), ValueError, "gaussian_dropout expects p below 1"),
         (lambda: DropBlock2d(0.1, 0), ValueError, "block_size is 0; expected a side of 1 or more"),
+        (
+            lambda: functional.drop_block2d(torch.ones(2, 3, 9, 9), window=(2, 3, 9, 9)),
+            TypeError,
+            r"window is \(2, 3, 9, 9\); expected puredrop.Window",
+        ),
         (lambda: DropBlock2d()(torch.ones(3, 9, 9)), RuntimeError, r"drop_block2d: input has shape \(3, 9, 9\)"),
         (lambda: PatchDropout(num_prefix_tokens=-1), ValueError, "num_prefix_tokens is -1; expected 0 or more"),
         (lambda: WordDropout(0)(torch.ones(3)), TypeError, r"ids has dtype torch\.float32; expected integers"),

@@ -28,6 +28,7 @@ class Call:
         inputs: tensors that get a gradient where they can have one.
         tolerance: 0 where two backends must agree bit for bit; else how many times the dtype's precision, relative
             to the largest value, since sums are taken in another order.
+        scale: of gradients that may cancel: what their error is relative to where they are smaller.
         parameters: of the layer, which the call makes; they get a gradient, too.
     """
 
@@ -35,6 +36,7 @@ class Call:
     run: Callable[[], Any]
     inputs: tuple[Tensor, ...]
     tolerance: float = 0.0
+    scale: float = 0.0
     parameters: list[Tensor] = field(default_factory=list)
 
 
@@ -90,11 +92,13 @@ def _elements(choices: Choices) -> Call:
 
 def _gelu(choices: Choices) -> Call:
     x = _input(choices)
-    return _call(
+    call = _call(
         choices, F.gelu_dropout, x, p=any_rate(choices), training=choices.chance(0.95),
         approximate=choices.choice(("none", "none", "tanh")), key=any_key(choices), tolerance=8.0,
         **any_place(choices, x.shape),
     )  # fmt: skip
+    call.scale = 0.25  # two terms of gelu's derivative cancel near -0.75
+    return call
 
 
 def _channels(choices: Choices) -> Call:
@@ -175,7 +179,7 @@ def _layer(choices: Choices, make: Callable[[], nn.Module], *inputs: Tensor, tol
         parameters[:] = module.parameters()
         return module(*inputs)
 
-    return Call(f"{make.__doc__} training={training}", run, inputs, tolerance, parameters)
+    return Call(f"{make.__doc__} training={training}", run, inputs, tolerance, parameters=parameters)
 
 
 def _named(name: str, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

@@ -39,6 +39,7 @@ class Answer:
         facts: what must be equal: shapes, dtypes, strides, aliases, the state of torch's generator.
         tensors: results and gradients.
         message: the error's text.
+        scale: as that of the call.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Answer:
     facts: tuple[Any, ...] = ()
     tensors: tuple[Tensor, ...] = ()
     message: str = ""
+    scale: float = 0.0
 
 
 class _Dispatched(TorchFunctionMode):
@@ -94,7 +96,7 @@ def answer(seed: int, number: int) -> Answer:
     state = torch.get_rng_state()
     # A call in place changes its input, and another call must not.
     values = [tensor.detach() for tensor in (*tensors, *gradients, *call.inputs)]
-    return Answer(call.text, call.tolerance, "", (*facts, len(gradients)), (*values, state))
+    return Answer(call.text, call.tolerance, "", (*facts, len(gradients)), (*values, state), scale=call.scale)
 
 
 def _parts(result: Any) -> list[Any]:
@@ -129,7 +131,7 @@ def compare(found: Answer, expected: Answer) -> str:
     if found.facts != expected.facts:
         return f"kernel {found.facts}, reference {expected.facts}"
     for position, (a, b) in enumerate(zip(found.tensors, expected.tensors, strict=True)):
-        if not _same(a, b, expected.tolerance):
+        if not _same(a, b, expected.tolerance, expected.scale if position else 0.0):
             return f"tensor {position} of {len(found.tensors)} differs: {_first_difference(a, b)}"
     return ""
 
@@ -138,7 +140,7 @@ def _said(one: Answer) -> str:
     return f"raises {one.error}: {one.message[:200]}" if one.error else "answers"
 
 
-def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def _same(a: Tensor, b: Tensor, tolerance: float, least: float) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
     if a.is_meta or a.layout != torch.strided:
@@ -155,7 +157,7 @@ def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
     x, y = a[finite].double(), b[finite].double()
     if not len(x):
         return True
-    scale = max(float(y.abs().max()), torch.finfo(a.dtype).tiny)
+    scale = max(float(y.abs().max()), least, torch.finfo(a.dtype).tiny)
     return float((x - y).abs().max()) <= tolerance * torch.finfo(a.dtype).eps * scale
 
 

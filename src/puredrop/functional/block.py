@@ -77,6 +77,7 @@ def drop_block2d(
         )
     places = (height - block[0] + 1, width - block[1] + 1)
     if window is not None:
+        ops.check_window(window)
         if window.shape[2:] != (height, width) or any(window.offset[2:]):
             raise ValueError(
                 f"window is {window}; expected the whole map, {height}x{width} from (0, 0): blocks need it"

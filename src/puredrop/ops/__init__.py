@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puredrop.ops import _eager, _fused, _operator
-from puredrop.ops._arguments import Place, Window, as_sizes, check_dtype, check_switch, check_tensor, place_of
+from puredrop.ops._arguments import (
+    Place,
+    Window,
+    as_sizes,
+    check_dtype,
+    check_switch,
+    check_tensor,
+    check_window,
+    place_of,
+)
 from puredrop.ops._eager import transparent
 from puredrop.ops._kernel import check_overlap
 from puredrop.ops._shards import is_spread, over_shards
@@ -41,6 +50,7 @@ __all__ = [
     "check_overlap",
     "check_switch",
     "check_tensor",
+    "check_window",
     "dropout",
     "gaussian_dropout",
     "gelu_dropout",

@@ -21,6 +21,7 @@ __all__ = [
     "check_dtype",
     "check_switch",
     "check_tensor",
+    "check_window",
     "place_of",
 ]
 
@@ -159,8 +160,7 @@ def place_of(
     offset: tuple[int, ...] | None = None
     logical = tuple(shape)
     if window is not None:
-        if not isinstance(window, Window):
-            raise TypeError(f"window is {window!r}; expected puredrop.Window(shape, offset)")
+        check_window(window)
         logical, offset = window.shape, window.offset
         _check_window(shape, window, shared_dims, sample_dim=None if sample_ids is None else sample_dim)
     if sample_ids is not None:
@@ -250,6 +250,16 @@ def _check_size(logical: Sequence[int], shared_dims: tuple[int, ...]) -> None:
     if torch.compiler.is_compiling():
         return  # sizes may be symbols; the operator checks them when it runs
     check_size(logical, shared_dims)
+
+
+def check_window(window: Window) -> None:
+    """Check that a value is a window.
+
+    Raises:
+        TypeError: if the value is anything else.
+    """
+    if not isinstance(window, Window):
+        raise TypeError(f"window is {window!r}; expected puredrop.Window(shape, offset)")
 
 
 def check_tensor(name: str, value: Tensor) -> int:
