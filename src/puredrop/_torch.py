@@ -46,6 +46,7 @@ __all__ = [
     "is_sole_reference",
     "is_view",
     "local_part",
+    "operator_tracers",
     "missing",
     "plain_checks",
     "recurrent_weights",
@@ -158,6 +159,12 @@ def is_recorded() -> bool:
         return True
     tracer = getattr(sys.modules.get("torch.fx.experimental.proxy_tensor"), "get_proxy_mode", None)
     return tracer is not None and tracer() is not None
+
+
+def operator_tracers() -> tuple[type[Any], ...]:
+    """Return the class of torch.fx's tracers that run a model and record operators, if it has been imported."""
+    tracer = getattr(sys.modules.get("torch.fx.experimental.proxy_tensor"), "PythonKeyTracer", None)
+    return () if tracer is None else (tracer,)
 
 
 def assert_on_device(condition: Tensor, message: str) -> None:

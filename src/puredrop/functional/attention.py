@@ -65,6 +65,8 @@ def scaled_dot_product_attention(
     >>> scaled_dot_product_attention(query, query, query, dropout_p=0.5, dropout_key=Key(0)).shape
     torch.Size([1, 2, 4, 8])
     """
+    if not isinstance(query, Tensor):
+        return ops.recorded_call(scaled_dot_product_attention, locals())
     rate = ops.as_rate(dropout_p)
     if not isinstance(rate, Tensor) and rate == 0:
         return F.scaled_dot_product_attention(

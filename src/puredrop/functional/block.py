@@ -57,6 +57,8 @@ def drop_block2d(
     >>> drop_block2d(torch.ones(1, 1, 4, 4), 0.3, 2, key=Key(1))[0, 0].count_nonzero()
     tensor(5)
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(drop_block2d, locals())
     rate = ops.as_rate(p)
     if ops.check_tensor("input", input) != 4:
         raise RuntimeError(

@@ -47,6 +47,8 @@ def dropout1d(
              [2., 2., 2., 2.],
              [0., 0., 0., 0.]]])
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(dropout1d, locals())
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (2, 3):
@@ -90,6 +92,8 @@ def dropout2d(
     >>> dropout2d(torch.ones(1, 3, 2, 2), p=0.5, key=Key(0)).mean(dim=(2, 3))
     tensor([[2., 2., 0.]])
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(dropout2d, locals())
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (3, 4):
@@ -137,6 +141,8 @@ def dropout3d(
     >>> dropout3d(torch.ones(1, 3, 2, 2, 2), p=0.5, key=Key(0)).mean(dim=(2, 3, 4))
     tensor([[2., 2., 0.]])
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(dropout3d, locals())
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (4, 5):

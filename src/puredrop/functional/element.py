@@ -60,6 +60,8 @@ def dropout(
     >>> dropout(x[4:], p=0.5, key=Key(3), window=Window((8,), (4,)))  # the same mask, seen through a window
     tensor([2., 0., 2., 0.])
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(dropout, locals())
     rate = ops.as_rate(p)
     ops.check_tensor("input", input)
     place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)
@@ -150,6 +152,8 @@ def keep_mask(
     tensor([[False, False, False,  True],
             [ True, False,  True, False]])
     """
+    if ops.has_symbol(shape, key):
+        return ops.recorded_call(keep_mask, locals())
     if key is None:
         raise TypeError("key is None; expected puredrop.Key or a 0-d int64 tensor: a mask is a function of its key")
     ones = torch.ones((), device=device).expand(ops.as_sizes("shape", shape))

@@ -56,6 +56,8 @@ def relu_dropout(
     >>> relu_dropout(torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0]), p=0.5, key=Key(3))
     tensor([0., 0., 0., 2., 2.])
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(relu_dropout, locals())
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
     if inplace:
         ops.check_overlap(input)
@@ -100,6 +102,8 @@ def gelu_dropout(
     >>> gelu_dropout(torch.ones(5), p=0.5, key=Key(3)).round(decimals=2)
     tensor([0.0000, 0.0000, 0.0000, 1.6800, 1.6800])
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(gelu_dropout, locals())
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is {approximate!r}; expected 'none' or 'tanh'")
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
@@ -142,6 +146,8 @@ def dropout_add(
     >>> dropout_add(torch.ones(5), torch.full((5,), 10.0), p=0.5, key=Key(3))
     tensor([10., 10., 10., 12., 12.])
     """
+    if not (isinstance(input, Tensor) and isinstance(residual, Tensor)):
+        return ops.recorded_call(dropout_add, locals())
     ops.check_tensor("residual", residual)
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
     if passes(input, rate, training):
@@ -186,6 +192,8 @@ def bias_dropout_add(
     >>> bias_dropout_add(torch.zeros(5), torch.ones(5), torch.full((5,), 10.0), p=0.5, key=Key(3))
     tensor([10., 10., 10., 12., 12.])
     """
+    if not (isinstance(input, Tensor) and isinstance(bias, Tensor) and isinstance(residual, Tensor)):
+        return ops.recorded_call(bias_dropout_add, locals())
     ops.check_tensor("bias", bias)
     ops.check_tensor("residual", residual)
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)

@@ -15,9 +15,13 @@ from torch.overrides import TorchFunctionMode
 from puredrop import ops
 from puredrop.functional.alpha import alpha_dropout, feature_alpha_dropout
 from puredrop.functional.attention import scaled_dot_product_attention
+from puredrop.functional.block import drop_block2d
 from puredrop.functional.channel import drop_channels, dropout1d, dropout2d, dropout3d
 from puredrop.functional.element import dropout
+from puredrop.functional.fused import bias_dropout_add, dropout_add, gelu_dropout, relu_dropout
+from puredrop.functional.gaussian import gaussian_dropout
 from puredrop.functional.multi_head import multi_head_attention_forward
+from puredrop.functional.path import drop_path
 from puredrop.functional.recurrent import packs, recurrent
 from puredrop.rng import Key, check_key
 
@@ -144,9 +148,15 @@ for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
     _READERS[getattr(torch, _name)] = _recurrent(getattr(torch, _name))
 
 
+_OURS = {
+    *(dropout, dropout1d, dropout2d, dropout3d, alpha_dropout, feature_alpha_dropout, scaled_dot_product_attention),
+    *(gaussian_dropout, drop_path, drop_block2d, relu_dropout, gelu_dropout, dropout_add, bias_dropout_add),
+}
+
+
 def drops(function: Any) -> bool:
-    """Return whether a hashable function is one of torch's that drop."""
-    return function in _READERS
+    """Return whether a hashable function is one of torch's or ours that drop."""
+    return function in _READERS or function in _OURS
 
 
 def recognise(

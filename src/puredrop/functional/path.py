@@ -51,6 +51,8 @@ def drop_path(
     >>> drop_path(torch.ones(4, 2), 0.5, key=Key(3)).tolist()
     [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
     """
+    if not isinstance(input, Tensor):
+        return ops.recorded_call(drop_path, locals())
     if mode not in ("row", "batch"):
         raise ValueError(f"mode is {mode!r}; expected 'row' (each sample for itself) or 'batch' (all together)")
     rate = ops.as_rate(p)

@@ -34,6 +34,8 @@ class AlphaDropout(Keyed, torch.nn.AlphaDropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.alpha_dropout(input, self.p, self.training, self.inplace, key=self.key)
 
 
@@ -60,4 +62,6 @@ class FeatureAlphaDropout(Keyed, torch.nn.FeatureAlphaDropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop channels of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.feature_alpha_dropout(input, self.p, self.training, self.inplace, key=self.key)

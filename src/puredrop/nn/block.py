@@ -53,6 +53,8 @@ class DropBlock2d(Keyed):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop squares of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.drop_block2d(
             input,
             self.p,

@@ -35,6 +35,8 @@ class Dropout1d(Keyed, torch.nn.Dropout1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop channels of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.dropout1d(input, self.p, self.training, self.inplace, key=self.key)
 
 
@@ -62,6 +64,8 @@ class Dropout2d(Keyed, torch.nn.Dropout2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop channels of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.dropout2d(input, self.p, self.training, self.inplace, key=self.key)
 
 
@@ -89,4 +93,6 @@ class Dropout3d(Keyed, torch.nn.Dropout3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop channels of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.dropout3d(input, self.p, self.training, self.inplace, key=self.key)

@@ -59,6 +59,8 @@ class Dropout(Keyed, torch.nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.dropout(
             input, self.p, self.training, self.inplace, key=self.key, shared_dims=self.shared_dims
         )

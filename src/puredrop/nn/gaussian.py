@@ -41,4 +41,6 @@ class GaussianDropout(Keyed):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply the input by noise in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.gaussian_dropout(input, self.p, self.training, self.inplace, key=self.key)

@@ -52,6 +52,20 @@ class HasKey(nn.Module):
         """
         return dim
 
+    def recorded(self, *arguments: Any, **named: Any) -> Any:
+        """Record a call with symbols of torch.fx as one node, which follows `train()` and `eval()` as torch's do.
+
+        Args:
+            arguments, named: the arguments of the forward.
+
+        Returns:
+            The symbol of the result; None where there is nothing to record, so that the forward goes on.
+
+        Raises:
+            RuntimeError: if the layer belongs to a pinned model.
+        """
+        return ops.recorded_module(self, self.key, arguments, named)
+
     shown: tuple[str, ...] = ()
     """Attributes that the representation shows; empty where torch's own text serves."""
 

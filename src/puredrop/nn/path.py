@@ -54,6 +54,8 @@ class DropPath(Keyed):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop samples of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         return functional.drop_path(
             input,
             self.p,
@@ -109,6 +111,8 @@ class LayerDrop(Keyed):
 
     def forward(self, input: Any, *arguments: Any, **named: Any) -> Any:
         """Return the layer's output, or in training mode with probability p the input."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input, *arguments, **named)) is not None:
+            return node
         if self.training:
             key = draw_key(torch.device("cpu")) if self.key is None else self.key
             if not functional.keep_mask((1,), self.p, key, device="cpu").item():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.interception import Interception
@@ -25,6 +26,10 @@ class _Recurrent(HasKey, torch.nn.RNNBase):
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Run torch's network; in training mode drop between its layers."""
+        if not (arguments and isinstance(arguments[0], Tensor)) and (
+            (node := self.recorded(*arguments, **named)) is not None
+        ):
+            return node
         if not self.training or self.dropout == 0 or self.num_layers == 1:
             return super().forward(*arguments, **named)
         with Interception(lambda call: call.with_key(self.key)):

@@ -54,6 +54,8 @@ class LockedDropout(Keyed):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop units of the input in training mode; in eval mode return it untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         time = (1,) if self.batch_first else (0,)
         return functional.dropout(input, self.p, self.training, self.inplace, key=self.key, shared_dims=time)
 
@@ -100,6 +102,8 @@ class WordDropout(Keyed):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Replace words in training mode; in eval mode return them untouched."""
+        if not isinstance(ids, Tensor) and (node := self.recorded(ids)) is not None:
+            return node
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"ids has dtype {ids.dtype}; expected integers: words are dropped before their embedding")
         if not self.training or ids.numel() == 0:
@@ -162,6 +166,8 @@ class PatchDropout(Keyed):
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """Remove tokens in training mode; in eval mode return the input untouched."""
+        if not isinstance(input, Tensor) and (node := self.recorded(input)) is not None:
+            return node
         rate = float(ops.as_rate(self.p))
         if not self.training or rate == 0:
             return (input, None) if self.return_indices else input

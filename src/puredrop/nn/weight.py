@@ -47,6 +47,8 @@ class DropConnect(Keyed):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Drop weights in training mode; in eval mode return them untouched."""
+        if not isinstance(weight, Tensor) and (node := self.recorded(weight)) is not None:
+            return node
         return functional.dropout(weight, self.p, self.training, key=self.key, shared_dims=self.shared_dims)
 
 
@@ -147,6 +149,10 @@ class WeightDrop(Keyed):
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Run the module, in training mode with dropped weights."""
+        if not (arguments and isinstance(arguments[0], Tensor)) and (
+            (node := self.recorded(*arguments, **named)) is not None
+        ):
+            return node
         if not self.training:
             return self.module(*arguments, **named)
         dropped = {
@@ -204,6 +210,8 @@ class EmbeddingDropout(Keyed):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the words' vectors, in training mode with zeros for dropped words."""
+        if not isinstance(ids, Tensor) and (node := self.recorded(ids)) is not None:
+            return node
         vectors: Tensor = self.embedding(ids)
         if not self.training:
             return vectors

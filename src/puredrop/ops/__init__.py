@@ -30,6 +30,7 @@ from puredrop.ops._source import (
     resolve_key,
     with_sample_dim,
 )
+from puredrop.ops._symbols import has_symbol, recorded_call, recorded_module
 from puredrop.ops._values import as_rate, check_finite_noise, readable_from
 from puredrop.rng import Key, as_key_number, as_key_tensor
 
@@ -54,10 +55,13 @@ __all__ = [
     "dropout",
     "gaussian_dropout",
     "gelu_dropout",
+    "has_symbol",
     "is_spread",
     "active",
     "place_of",
     "readable_from",
+    "recorded_call",
+    "recorded_module",
     "relu_dropout",
     "resolve_key",
     "transparent",

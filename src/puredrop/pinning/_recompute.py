@@ -7,9 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from torch import fx
+from torch.nn import Module
 from torch.utils import checkpoint
 
-from puredrop._torch import checkpoint_frame
+from puredrop._torch import checkpoint_frame, operator_tracers
 from puredrop.inspection.state import (
     live_forwards,
     logical_thread,
@@ -18,6 +20,7 @@ from puredrop.inspection.state import (
     registry_lock,
     unregister,
 )
+from puredrop.inspection.tracing import Tracer
 from puredrop.ops import active
 from puredrop.pinning._forward_state import ForwardState
 
@@ -108,6 +111,15 @@ def _wrap_function(original: _Function, patch: _Patch) -> Any:
     return staticmethod(forward)
 
 
+def _wrap_trace(original: _Function, patch: _Patch) -> _Function:
+    def trace(self: Any, root: Any, *arguments: Any, **named: Any) -> Any:
+        if patch.is_on and isinstance(root, Module):
+            refuse_symbols(self, root)
+        return original(self, root, *arguments, **named)
+
+    return trace
+
+
 _patches: list[_Patch] = []
 
 
@@ -117,7 +129,7 @@ def watch_checkpoints(forward: ForwardState) -> None:
     Torch does not announce that a region begins or is run again: its `context_fn` belongs to the user. A recomputation
     that took itself for another use of a site would give a wrong gradient silently. So the two entries of
     torch.utils.checkpoint are patched with the first pinned model, on top of any other patch, and restored with the
-    last.
+    last. So is the entry of torch.fx, which makes of a pinned model one that is not pinned, without a call of it.
     """
     with registry_lock:
         register(forward)
@@ -127,6 +139,27 @@ def watch_checkpoints(forward: ForwardState) -> None:
             if frame is not None:
                 _patches.append(_Patch(frame, "__init__", _wrap_frame))
             _patches.append(_Patch(checkpoint.CheckpointFunction, "forward", _wrap_function))
+            _patches.append(_Patch(fx.Tracer, "trace", _wrap_trace))
+
+
+def refuse_symbols(tracer: Any, root: Module) -> None:
+    """Refuse to trace a module in which a pinned model is.
+
+    Tracers of ours read the layers alone; those of operators run the model, whose hooks refuse them in training mode.
+
+    Raises:
+        RuntimeError: if the module is a pinned model or holds one.
+    """
+    if isinstance(tracer, (Tracer, *operator_tracers())):
+        return
+    pinned = {id(forward.root) for forward in live_forwards() if not forward.is_released}
+    for path, module in root.named_modules():
+        if id(module) in pinned:
+            raise RuntimeError(
+                f"torch.fx traces {type(module).__name__}{f' at {path!r}' if path else ''}, a pinned model, but the "
+                "graph module that it makes would not be pinned; trace the model before puredrop.reproducible and pin "
+                "the graph module, or call run.release() first"
+            )
 
 
 def unwatch_checkpoints(forward: ForwardState) -> None:
