@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,14 +26,21 @@ def any_mode() -> bool:
     return count is not None and bool(count())
 
 
-def fake_tensors() -> AbstractContextManager[Any]:
-    """Return a context in which tensors have sizes and no data, so that a forward computes nothing."""
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Give tensors sizes and no data, so that a forward computes nothing; torch logs no operator that fails so."""
     try:
-        mode: Any = importlib.import_module("torch._subclasses.fake_tensor").FakeTensorMode
+        module: Any = importlib.import_module("torch._subclasses.fake_tensor")
+        mode = module.FakeTensorMode(allow_non_fake_inputs=True)
     except (ImportError, AttributeError):
         raise missing("_subclasses.fake_tensor.FakeTensorMode", "running a forward without data") from None
-    context: AbstractContextManager[Any] = mode(allow_non_fake_inputs=True)
-    return context
+    logger = logging.getLogger(module.__name__)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with mode:
+            yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def is_compiled(module: Module) -> bool:

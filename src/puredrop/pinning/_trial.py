@@ -181,7 +181,9 @@ def _counts(
     mapped((args, dict(kwargs)), note)
     for number in itertools.count(least + 1):
         is_prime = all(number % factor for factor in range(2, math.isqrt(number) + 1))
-        if is_prime and number != count and all(size % number for size in sizes):
+        # Sizes within a model differ from these by 1 or 2, such as by a class token or the edge of a kernel.
+        collides = any((size + d) % number == 0 for size in sizes for d in range(-2, 3) if size + d > 0)
+        if is_prime and number != count and not collides:
             yield number
 
 
