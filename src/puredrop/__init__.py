@@ -16,7 +16,7 @@ from puredrop.functional import keep_mask
 from puredrop.inspection import Site, sites
 from puredrop.linting import check
 from puredrop.ops import Window
-from puredrop.pinning import reproducible
+from puredrop.pinning import UnpinnedWarning, reproducible
 from puredrop.rng import Key
 from puredrop.thinning import batchwise
 
@@ -32,6 +32,7 @@ __all__ = [
     "Key",
     "Prediction",
     "Site",
+    "UnpinnedWarning",
     "WatchWarning",
     "Window",
     "__version__",

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import puredrop
-from puredrop.pinning import UnpinnedWarning
+from puredrop import UnpinnedWarning
 
 
 class Layers(nn.Module):
