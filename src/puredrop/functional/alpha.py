@@ -9,6 +9,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import passes
+from puredrop.functional.nested import special_call
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -52,8 +53,8 @@ def alpha_dropout(
     >>> alpha_dropout(torch.tensor([1.0, -1.0, 0.5, 2.0]), 0.5, True, key=Key(3)).round(decimals=3)
     tensor([-0.7790, -0.7790, -0.7790,  2.5520])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(alpha_dropout, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(alpha_dropout, locals())
     return _alpha(input, p, training, inplace, (), key, window, sample_ids, sample_dim)
 
 
@@ -90,8 +91,8 @@ def feature_alpha_dropout(
     >>> feature_alpha_dropout(torch.zeros(1, 4, 2), 0.5, True, key=Key(3)).round(decimals=3)[0, :, 0]
     tensor([-0.7790, -0.7790, -0.7790,  0.7790])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(feature_alpha_dropout, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(feature_alpha_dropout, locals())
     if ops.check_tensor("input", input) < 2 and training and input.numel():
         raise RuntimeError(
             f"feature_alpha_dropout: input has shape {tuple(input.shape)}; Feature dropout requires at least 2 "

@@ -12,6 +12,7 @@ from torch.nn import attention
 from puredrop import ops
 from puredrop._torch import safe_softmax
 from puredrop.functional.element import dropout
+from puredrop.functional.nested import refuse_nested
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -110,6 +111,7 @@ def _without_causal_bias(mask: Tensor | None, is_causal: bool, query: Tensor) ->
 
 def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
     """Check what torch's function checks, with its classes of errors; its products check the sizes."""
+    refuse_nested("scaled_dot_product_attention", query)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if ops.check_tensor(name, tensor) < 2:
             raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}; expected two or more dimensions, (..., L, E)")

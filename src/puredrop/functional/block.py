@@ -11,6 +11,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import kept, passes, warn
+from puredrop.functional.nested import special_call
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -57,8 +58,8 @@ def drop_block2d(
     >>> drop_block2d(torch.ones(1, 1, 4, 4), 0.3, 2, key=Key(1))[0, 0].count_nonzero()
     tensor(5)
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(drop_block2d, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(drop_block2d, locals())
     rate = ops.as_rate(p)
     if ops.check_tensor("input", input) != 4:
         raise RuntimeError(

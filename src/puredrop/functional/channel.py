@@ -6,6 +6,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import drop, warn
+from puredrop.functional.nested import special_call
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -47,8 +48,8 @@ def dropout1d(
              [2., 2., 2., 2.],
              [0., 0., 0., 0.]]])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(dropout1d, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(dropout1d, locals())
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (2, 3):
@@ -92,8 +93,8 @@ def dropout2d(
     >>> dropout2d(torch.ones(1, 3, 2, 2), p=0.5, key=Key(0)).mean(dim=(2, 3))
     tensor([[2., 2., 0.]])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(dropout2d, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(dropout2d, locals())
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (3, 4):
@@ -141,8 +142,8 @@ def dropout3d(
     >>> dropout3d(torch.ones(1, 3, 2, 2, 2), p=0.5, key=Key(0)).mean(dim=(2, 3, 4))
     tensor([[2., 2., 0.]])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(dropout3d, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(dropout3d, locals())
     rate = ops.as_rate(p)
     rank = ops.check_tensor("input", input)
     if rank not in (4, 5):

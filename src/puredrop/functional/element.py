@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from puredrop import ops
+from puredrop.functional.nested import special_call
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -60,8 +61,8 @@ def dropout(
     >>> dropout(x[4:], p=0.5, key=Key(3), window=Window((8,), (4,)))  # the same mask, seen through a window
     tensor([2., 0., 2., 0.])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(dropout, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(dropout, locals())
     rate = ops.as_rate(p)
     ops.check_tensor("input", input)
     place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)

@@ -6,6 +6,7 @@ step. Plain eager code on the CPU takes one pass forward and one backward; elsew
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import passes
+from puredrop.functional.nested import special_call
 from puredrop.ops import KeySource, Place, Window
 from puredrop.rng import Key
 
@@ -56,8 +58,8 @@ def relu_dropout(
     >>> relu_dropout(torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0]), p=0.5, key=Key(3))
     tensor([0., 0., 0., 2., 2.])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(relu_dropout, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(relu_dropout, locals(), functools.partial(torch.relu_ if inplace else torch.relu, input))
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
     if inplace:
         ops.check_overlap(input)
@@ -102,8 +104,8 @@ def gelu_dropout(
     >>> gelu_dropout(torch.ones(5), p=0.5, key=Key(3)).round(decimals=2)
     tensor([0.0000, 0.0000, 0.0000, 1.6800, 1.6800])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(gelu_dropout, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(gelu_dropout, locals(), functools.partial(F.gelu, input, approximate=approximate))
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is {approximate!r}; expected 'none' or 'tanh'")
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
@@ -146,8 +148,8 @@ def dropout_add(
     >>> dropout_add(torch.ones(5), torch.full((5,), 10.0), p=0.5, key=Key(3))
     tensor([10., 10., 10., 12., 12.])
     """
-    if not (isinstance(input, Tensor) and isinstance(residual, Tensor)):
-        return ops.recorded_call(dropout_add, locals())
+    if not (isinstance(input, Tensor) and isinstance(residual, Tensor)) or input.is_nested:
+        return special_call(dropout_add, locals(), functools.partial(torch.add, input, residual))
     ops.check_tensor("residual", residual)
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
     if passes(input, rate, training):
@@ -192,8 +194,8 @@ def bias_dropout_add(
     >>> bias_dropout_add(torch.zeros(5), torch.ones(5), torch.full((5,), 10.0), p=0.5, key=Key(3))
     tensor([10., 10., 10., 12., 12.])
     """
-    if not (isinstance(input, Tensor) and isinstance(bias, Tensor) and isinstance(residual, Tensor)):
-        return ops.recorded_call(bias_dropout_add, locals())
+    if not (isinstance(input, Tensor) and isinstance(bias, Tensor) and isinstance(residual, Tensor)) or input.is_nested:
+        return special_call(bias_dropout_add, locals(), functools.partial(_sum, input, bias, residual))
     ops.check_tensor("bias", bias)
     ops.check_tensor("residual", residual)
     rate, place = _rate_and_place(input, p, shared_dims, window, sample_ids, sample_dim)
@@ -214,3 +216,7 @@ def _rate_and_place(
     ops.check_tensor("input", input)
     ops.check_dtype(input)
     return rate, ops.place_of(input.shape, shared_dims, *where)
+
+
+def _sum(input: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    return input + bias + residual

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import passes
+from puredrop.functional.nested import special_call
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -51,8 +52,8 @@ def gaussian_dropout(
     >>> gaussian_dropout(torch.ones(4), 0.5, key=Key(3)).round(decimals=2)
     tensor([ 0.0900,  1.7600, -0.1900,  1.8100])
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(gaussian_dropout, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(gaussian_dropout, locals())
     rate = ops.as_rate(p)
     ops.check_tensor("input", input)
     place = ops.place_of(input.shape, shared_dims, window, sample_ids, sample_dim)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from puredrop import ops
 from puredrop.functional.element import drop, kept, passes
+from puredrop.functional.nested import special_call
 from puredrop.ops import KeySource, Window
 from puredrop.rng import Key
 
@@ -51,8 +52,8 @@ def drop_path(
     >>> drop_path(torch.ones(4, 2), 0.5, key=Key(3)).tolist()
     [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
     """
-    if not isinstance(input, Tensor):
-        return ops.recorded_call(drop_path, locals())
+    if not isinstance(input, Tensor) or input.is_nested:
+        return special_call(drop_path, locals())
     if mode not in ("row", "batch"):
         raise ValueError(f"mode is {mode!r}; expected 'row' (each sample for itself) or 'batch' (all together)")
     rate = ops.as_rate(p)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from puredrop import functional, ops
 from puredrop.functional.element import kept
+from puredrop.functional.nested import refuse_nested
 from puredrop.nn.keyed import Keyed
 from puredrop.rng import Key
 
@@ -108,6 +109,7 @@ class WordDropout(Keyed):
             raise TypeError(f"ids has dtype {ids.dtype}; expected integers: words are dropped before their embedding")
         if not self.training or ids.numel() == 0:
             return ids
+        refuse_nested("WordDropout", ids)
         stays = kept(ids, ops.as_rate(self.p), self.key, ops.place_of(ids.shape))
         for word in self.protected:
             stays = stays | (ids == word)
@@ -171,6 +173,7 @@ class PatchDropout(Keyed):
         rate = float(ops.as_rate(self.p))
         if not self.training or rate == 0:
             return (input, None) if self.return_indices else input
+        refuse_nested("PatchDropout", input)
         prefix, tokens = input[:, : self.num_prefix_tokens], input[:, self.num_prefix_tokens :]
         batch, length = tokens.shape[:2]
         # Any continuous noise ranks the tokens; float64, so that two of them are hardly ever equal.

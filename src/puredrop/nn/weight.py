@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from puredrop import functional
 from puredrop._torch import recurrent_weights, set_recurrent_weights
+from puredrop.functional.nested import refuse_nested
 from puredrop.nn.keyed import Keyed
 from puredrop.rng import Key
 
@@ -215,6 +216,7 @@ class EmbeddingDropout(Keyed):
         vectors: Tensor = self.embedding(ids)
         if not self.training:
             return vectors
+        refuse_nested("EmbeddingDropout", vectors)
         rows = vectors.flatten(0, -2) if vectors.dim() > 1 else vectors.unsqueeze(0)
         dropped = functional.dropout(rows, self.p, key=self.key, shared_dims=(1,), sample_ids=ids.long().flatten())
         return dropped.view(vectors.shape)

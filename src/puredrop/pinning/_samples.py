@@ -81,7 +81,8 @@ def count_of(dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             if value.dim() > dim:
-                return value.shape[dim], is_spread(value)
+                # A nested tensor has no shape, but its samples lie first.
+                return value.size(0) if value.is_nested else value.shape[dim], is_spread(value)
         elif isinstance(value, (tuple, list)):
             result = count_of(dim, value, {})
             if result[0] is not None:
