@@ -110,6 +110,36 @@ def _(lib):
     return str(any("dropout" in str(node.target) for node in graph.nodes))
 
 
+@behaviour("torch.fx.symbolic_trace: nodes of a layer / of the function")
+def _(lib):
+    class Call(torch.nn.Module):
+        def forward(self, x):
+            return lib.F.dropout(x, 0.5, self.training)
+
+    models = (torch.nn.Sequential(lib.nn.Dropout(0.5)), Call())
+    return " / ".join(str([n.op for n in torch.fx.symbolic_trace(m).graph.nodes][1:-1]) for m in models)
+
+
+def of_nested(lib, layout, training):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=layout)
+    return raised(lambda: lib.F.dropout(x, 0.5, training))
+
+
+@behaviour("dropout of a jagged tensor: training / eval")
+def _(lib):
+    return f"{of_nested(lib, torch.jagged, True)} / {of_nested(lib, torch.jagged, False)}"
+
+
+@behaviour(
+    "dropout of a nested tensor that is not jagged: training / eval",
+    deliberate="an element has no index that a mask could follow; the message says how to pad",
+)
+def _(lib):
+    return f"{of_nested(lib, torch.strided, True)} / {of_nested(lib, torch.strided, False)}"
+
+
 @behaviour(
     "torch.jit.script", deliberate="TorchScript knows no keys; the message names revert, which puts torch's layer back"
 )
