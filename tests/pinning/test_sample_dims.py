@@ -1,5 +1,7 @@
 """Where samples lie is shown on other numbers of samples, and what lies elsewhere is refused."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,7 @@ WRONG = {  # sample dimension that is right, None for no sample; "-" where none 
     "repeated as a whole": (lambda s, x: x.repeat(3, 1, 1), "-"),
     "a row more": (lambda s, x: torch.cat([s.weight[None], x]), "-"),
     "among samples": (lambda s, x: x.flatten(1) @ x.flatten(1).T, "-"),
+    "sample by sample": (lambda s, x: torch.stack([s.drop(row * 1) for row in x]), "loop"),
     "channels first": (lambda s, x: x.permute(2, 0, 1), 1),
 }
 INPUTS = torch.randn(SAMPLES, TIME, WIDTH, generator=torch.Generator().manual_seed(5))
@@ -112,7 +115,7 @@ def test_strict_refuses_samples_elsewhere_at_once(name):
             model(INPUTS)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, dim) in WRONG.items() if dim != "-"])
+@pytest.mark.parametrize("name", [name for name, (_, dim) in WRONG.items() if dim not in ("-", "loop")])
 def test_with_sample_dims_masks_are_those_of_the_whole_batch(name):
     change, dim = WRONG[name]
     model, run = pinned(change, sample_dims={"drop": dim}, strict=True)
@@ -242,6 +245,41 @@ def test_transformers_and_recurrent_networks(convert):
         run = puredrop.reproducible(model, sample_dim=dim)
         model(INPUTS)
         assert {site.samples for site in run.report.sites} == {status}, type(model)
+
+
+def test_a_mask_over_time_may_have_as_many_indices_as_there_are_samples():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(WIDTH, 2, dropout=0.1, batch_first=True)
+
+        def forward(self, x, mask):
+            return self.attention(x, x, x, attn_mask=mask)[0]
+
+    for samples in (1, SAMPLES, TIME):
+        model, mask = Masked(), torch.zeros(TIME, TIME)
+        puredrop.reproducible(model, strict=True)
+        model(torch.randn(samples, TIME, WIDTH), mask)
+
+
+def test_uses_that_chance_decides_are_no_uses_of_samples():
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = puredrop.nn.Dropout(0.5)
+
+        def forward(self, x):
+            for _ in range(20):
+                x = x if random.random() < 0.5 else self.drop(x)
+                x = x if random.random() < 0.5 else self.drop(x.flatten(1)).view_as(x)
+            return x
+
+    for _ in range(5):
+        model = Skips()
+        run = puredrop.reproducible(model)
+        with pytest.warns(puredrop.UnpinnedWarning):
+            model(INPUTS)
+        assert {site.samples for site in run.report.sites} == {"shown"}
 
 
 def test_packed_sequences_are_refused_by_name_when_split():

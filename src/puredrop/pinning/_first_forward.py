@@ -62,6 +62,7 @@ class FirstForward(Observer):
         self._depth: int | None = None
         self._watch: DrawWatch | None = None
         self._trials: list[Uses] = []
+        self._draws = False  # whether a trial drew, so that another may take other ways
         self._why = ""
         self.unpinned: dict[tuple[str, str, str], Unpinned] = {}
         self.placements: dict[tuple[str, int | None], Placement] = {}
@@ -108,6 +109,9 @@ class FirstForward(Observer):
         assert count is not None
         run = partial(try_model, forward.root, args, kwargs, count, dim, self._pin)
         attempt = run(is_fake=True)
+        if not attempt.trials:  # a mask over time has as many indices as there are samples, by chance
+            first = run(is_fake=True, only_first=True)
+            attempt = first if first.trials else attempt
         if self._is_compiled:
             for draw in attempt.draws:
                 self._add(*draw)
@@ -116,6 +120,7 @@ class FirstForward(Observer):
         if not attempt.trials:
             self._why = f"the model runs on no other number of samples: {attempt.reason}"
         self._trials = [trial.uses for trial in attempt.trials]
+        self._draws = bool(attempt.draws)
         if len(self._trials) > 1:
             for path, sample_dim in self._trials[0]:
                 self._judge(forward, Layout(path, sample_dim), None)
@@ -160,7 +165,8 @@ class FirstForward(Observer):
         if key in self.placements:
             return
         is_given = layout.path in self._sample_dims
-        pairs = list(zip(*(trial.get(key, []) for trial in self._trials), strict=False))
+        trials = [trial.get(key, []) for trial in self._trials]
+        pairs = list(zip(*trials, strict=False))
         if use is not None and (use.is_placed or layout.window is not None):
             found = Placement("given", "window")
         elif use is not None and layout.sample_dim is None and set(use.shape) <= {1}:
@@ -169,6 +175,8 @@ class FirstForward(Observer):
             found = judge(layout, is_given, pairs[0][0], use)
         elif len(self._trials) == 2 and pairs:
             judged = [judge(layout, is_given, *pair) for pair in pairs]
+            if not self._draws and _follows_samples(*trials):
+                judged.append(Placement("refused", _uses_vary(trials[0], trials[1])))
             found = min(judged, key=lambda placement: ("refused", "assumed", "given", "shown").index(placement.status))
         elif not self._why and not self._trials:
             found = Placement("shown", f"dimension {layout.sample_dim}, through rowwise layers alone")
@@ -278,6 +286,21 @@ class FirstForward(Observer):
             rows.append(SiteRecord(layout.path, kind, shape, layout.sample_dim, placement.status, placement.reason))
         note = self.unsearched if self.is_done else "no forward in training mode has been examined yet"
         return PinReport(rows, list(self.unpinned.values()), note)
+
+
+def _follows_samples(first: list[ObservedUse], second: list[ObservedUse]) -> bool:
+    """Return whether a site is used once more, or equally many times more, for each further sample."""
+    more, samples = len(second) - len(first), second[0].samples - first[0].samples
+    return len(first) >= first[0].samples and more > 0 and more % samples == 0
+
+
+def _uses_vary(first: list[ObservedUse], second: list[ObservedUse]) -> str:
+    """Return why masks cannot follow samples at a site that is used more often for more samples."""
+    return (
+        f"the site is used {len(first)} times for {first[0].samples} samples and {len(second)} times for "
+        f"{second[0].samples}, so that a use belongs to no sample for good, which sample_dims= cannot say; drop from "
+        "all samples in one call"
+    )
 
 
 def _is_torchs(module: Module) -> bool:

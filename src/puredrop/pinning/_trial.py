@@ -98,7 +98,15 @@ class Attempt:
 
 
 def try_model(
-    root: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int, dim: int, pin: Pin, *, is_fake: bool
+    root: Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    count: int,
+    dim: int,
+    pin: Pin,
+    *,
+    is_fake: bool,
+    only_first: bool = False,
 ) -> Attempt:
     """Run a copy of a model on other numbers of samples.
 
@@ -109,6 +117,7 @@ def try_model(
         dim: dimension of the samples.
         pin: function that pins the copy with the model's settings, and returns its forward.
         is_fake: whether two forwards run on tensors without data; otherwise one runs on the rows and some rows again.
+        only_first: whether the first tensor alone holds samples, of those that have as many indices there.
     """
     attempt = Attempt()
     try:
@@ -117,7 +126,8 @@ def try_model(
             try:
                 counts = _counts(root, args, kwargs, count, dim, 10 if is_fake else max(4, count))
                 for new in itertools.islice(counts, 2 if is_fake else 1):
-                    attempt.trials.append(_tried(forward, args, kwargs, count, new, dim, is_fake, attempt.draws))
+                    resize = _Resize(count, new, dim, is_fake, only_first)
+                    attempt.trials.append(_tried(forward, args, kwargs, resize, attempt.draws))
             finally:
                 forward.is_released = True
                 unwatch_checkpoints(forward)
@@ -126,37 +136,49 @@ def try_model(
     return attempt
 
 
-def _tried(
-    forward: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    count: int,
-    new: int,
-    dim: int,
-    is_fake: bool,
-    draws: dict[Draw, None],
-) -> Trial:
-    """Run a pinned copy once, on `new` samples in place of `count`."""
-    trace = AxisTrace(new)
-    trial = Trial(trace, draws)
+class _Resize:
+    """Change of an argument to another number of samples.
 
-    def resized(tensor: Tensor) -> Tensor:
-        if tensor.dim() <= dim or tensor.shape[dim] != count:
+    Args:
+        count, new: number of samples before and after.
+        dim: dimension of the samples.
+        is_fake: whether the result has no data; otherwise rows are taken again.
+        only_first: whether the first tensor with so many indices alone is changed.
+    """
+
+    def __init__(self, count: int, new: int, dim: int, is_fake: bool, only_first: bool) -> None:
+        self.count, self.new, self.dim = count, new, dim
+        self.is_fake, self.only_first = is_fake, only_first
+        self.trace = AxisTrace(new)
+        self._changes = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Return the tensor with the new number of samples, or as it is where it holds none."""
+        dim, new = self.dim, self.new
+        if tensor.dim() <= dim or tensor.shape[dim] != self.count or (self.only_first and self._changes):
             return tensor
-        if is_fake:
+        self._changes += 1
+        if self.is_fake:
             sizes = [new if d == dim else size for d, size in enumerate(tensor.shape)]
             result = torch.empty(sizes, dtype=tensor.dtype, device=tensor.device)
         else:
-            result = tensor.index_select(dim, (torch.arange(new) % count).to(tensor.device))
-        trace.mark(result, Axis(dim, 1, 1))
+            result = tensor.index_select(dim, (torch.arange(new) % self.count).to(tensor.device))
+        self.trace.mark(result, Axis(dim, 1, 1))
         return result
 
+
+def _tried(
+    forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], resize: _Resize, draws: dict[Draw, None]
+) -> Trial:
+    """Run a pinned copy once, on another number of samples."""
+    trial = Trial(resize.trace, draws)
     trial.forward, forward.observer = forward, trial
     before = outside_positions()
     with ExitStack() as stack:
-        if is_fake:
+        stack.enter_context(generators_restored())  # each trial, and the forward itself, takes the same branches
+        if resize.is_fake:
             stack.enter_context(fake_tensors())
-        arguments, named = mapped(args, resized), mapped(dict(kwargs), resized)
+        arguments, named = mapped(args, resize), mapped(dict(kwargs), resize)
         stack.enter_context(watch_operators(trial.see))
         try:
             forward.root(*arguments, **named)
