@@ -30,11 +30,11 @@ def any_mode() -> bool:
 def fake_tensors() -> Iterator[None]:
     """Give tensors sizes and no data, so that a forward computes nothing; torch logs no operator that fails so."""
     try:
-        module: Any = importlib.import_module("torch._subclasses.fake_tensor")
-        mode = module.FakeTensorMode(allow_non_fake_inputs=True)
+        fakes: Any = importlib.import_module("torch._subclasses.fake_tensor")
+        mode = fakes.FakeTensorMode(allow_non_fake_inputs=True)
     except (ImportError, AttributeError):
         raise missing("_subclasses.fake_tensor.FakeTensorMode", "running a forward without data") from None
-    logger = logging.getLogger(module.__name__)
+    logger = logging.getLogger(fakes.__name__)
     was_disabled, logger.disabled = logger.disabled, True
     try:
         with mode:
