@@ -52,10 +52,10 @@ class WatchedSites:
 
     def __init__(self, root: Module, allow: Names, exclude: Names) -> None:
         self.root = root
-        self._modules = dict(root.named_modules())
+        self._by_path = dict(root.named_modules())
         self.paths: list[str] = []
         self.pairs: list[tuple[Module, str]] = []
-        for path, module in self._modules.items():
+        for path, module in self._by_path.items():
             rate = _rate_name(module)
             if rate is not None and not self._matches(path, exclude):
                 self.paths.append(path)
@@ -67,7 +67,7 @@ class WatchedSites:
 
     def check_names(self, argument: str, names: Names) -> None:
         """Raise ValueError if a path names no module of the model."""
-        shown = {_shown(path) for path in self._modules}
+        shown = {_shown(path) for path in self._by_path}
         for name in names:
             if isinstance(name, str) and name not in shown:
                 close = get_close_matches(name, shown, 1)
@@ -91,7 +91,7 @@ class WatchedSites:
     def is_frozen(self, index: int) -> bool:
         """Return whether a site is off with a part of the model whose weights are not trained."""
         path = self._outermost(index, False)
-        weights = [weight.requires_grad for weight in self._modules[path].parameters()]
+        weights = [weight.requires_grad for weight in self._by_path[path].parameters()]
         return bool(path) and bool(weights) and not any(weights)
 
     def place(self, indexes: Sequence[int], training: bool) -> tuple[str, str]:
@@ -129,7 +129,7 @@ class WatchedSites:
             prefix = f"{around}." if around else ""
             held = (i for i, path in enumerate(self.paths) if path == around or path.startswith(prefix))
             has_others = within is not None and any(i not in within and self._rate(i) != 0 for i in held)
-            if self._modules[around].training != training or has_others:
+            if self._by_path[around].training != training or has_others:
                 break
             path = around
         return path
@@ -138,7 +138,7 @@ class WatchedSites:
         """Return whether a module, or one around it, is named by its path or its class."""
         kinds = tuple(name for name in names if not isinstance(name, str))
         while True:
-            if _shown(path) in names or isinstance(self._modules[path], kinds):
+            if _shown(path) in names or isinstance(self._by_path[path], kinds):
                 return True
             if not path:
                 return False
