@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     models = [target for target in arguments.targets if ":" in target and not Path(target).exists()]
     if models and len(arguments.targets) > 1:
         return fail("check", f"{models[0]} is a model; expected it alone, or files and folders only")
-    if not models and importlib.util.find_spec("libcst") is None:
-        return fail("check", "files need libcst; install it with: pip install 'puredrop[check]'")
     try:
         report = _check_model(models[0], arguments) if models else _check_files(arguments)
     except Exception as error:  # whatever the user's code raises is the answer
         return fail("check", one_line(error))
     print(FORMATS[arguments.format](report))
+    if any(finding.code == "PD001" for finding in report):
+        return 2
     return 0 if report.ok else 1
 
 
@@ -62,8 +62,11 @@ def _check_model(spec: str, arguments: argparse.Namespace) -> Report:
 
 
 def _check_files(arguments: argparse.Namespace) -> Report:
-    from puredrop.linting.source import check_paths
+    from puredrop.linting.source import check_files, find_files, fix_files
 
     if arguments.input:
         raise ValueError("--input is for a model; files are not run")
-    return check_paths([Path(target) for target in arguments.targets], arguments.fix)
+    files = find_files([Path(target) for target in arguments.targets])
+    if arguments.fix:
+        fix_files(files)
+    return check_files(files, processes=os.cpu_count() or 1)

@@ -123,13 +123,13 @@ CODES = {
     ),
     "PD304": Code(
         "error",
-        "the training flag is given as the rate",
+        "the rate is the training flag",
         "p is then 1 in training mode, where everything is dropped, and 0 in eval mode",
         "pass both: F.dropout(x, p, training=self.training)",
     ),
     "PD305": Code(
         "warning",
-        "a keep-probability is given as the rate",
+        "the rate is a keep-probability",
         "p is the share that is dropped: with 0.9 a tenth is kept",
         "pass p=1 - keep_prob",
     ),

@@ -22,6 +22,8 @@ class Finding:
         detail: facts about this place, such as the rate; "" where there are none.
         line, column: position in the file, counted from 1; 0 for a finding in a model.
         file: name of the file, "" for a finding in a model.
+        cell: cell of a notebook, counted from 1 with those of text; the line is then one of the cell's. 0 elsewhere.
+        text: the source line.
 
     >>> Finding("PD302", "encoder.drop").severity
     'error'
@@ -33,6 +35,8 @@ class Finding:
     line: int = 0
     column: int = 0
     file: str = ""
+    cell: int = 0
+    text: str = ""
 
     @property
     def severity(self) -> str:
@@ -51,8 +55,10 @@ class Finding:
 
     def __str__(self) -> str:
         code = CODES[self.code]
-        at = f"{self.file}:{self.line}:{self.column}" if self.file else self.place or "(model)"
-        return f"{at}: {self.severity} {self.code}: {self.message}\n    why: {code.why}\n    fix: {code.fix}"
+        cell = f"cell {self.cell}:" if self.cell else ""
+        at = f"{self.file}:{cell}{self.line}:{self.column}" if self.file else self.place or "(model)"
+        text = f"\n    {self.text}" if self.text else ""
+        return f"{at}: {self.severity} {self.code}: {self.message}{text}\n    why: {code.why}\n    fix: {code.fix}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +67,8 @@ class Report(Records):
 
     Args:
         findings: in the order of their places.
-        checked: number of sites, or files, that were checked.
+        checked: number of sites of a model, or of calls in source that drop.
+        files: number of files that were read; None for a model.
 
     >>> report = Report((Finding("PD302", "drop"),), checked=3)
     >>> report.ok, len(report), [finding.code for finding in report]
@@ -70,6 +77,7 @@ class Report(Records):
 
     findings: tuple[Finding, ...]
     checked: int = 0
+    files: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,7 +86,7 @@ class Report(Records):
 
     def to_dict(self) -> dict[str, Any]:
         """Return whether the check passed, how much was checked, and the findings."""
-        return {"ok": self.ok, "checked": self.checked, "findings": self.records()}
+        return {"ok": self.ok, "checked": self.checked, "files": self.files, "findings": self.records()}
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of `frame`: the fields of each finding, with severity, message, reason and fix."""
@@ -94,6 +102,16 @@ class Report(Records):
 
     def __str__(self) -> str:
         if self.ok:
-            return f"no findings ({self.checked} checked)"
-        count = len(self.findings)
-        return "\n".join([*map(str, self.findings), f"{count} finding{'s' * (count > 1)}"])
+            return f"no findings ({self._extent()})"
+        unknown = sum(finding.severity == "unknown" for finding in self.findings)
+        known = len(self.findings) - unknown
+        counts = [f"{known} finding{'s' * (known != 1)}"] if known else ["no mistake found"]
+        counts += [f"{unknown} not decided"] if unknown else []
+        return "\n".join([*map(str, self.findings), f"{', '.join(counts)} ({self._extent()})"])
+
+    def _extent(self) -> str:
+        """Return how much was checked, in words."""
+        if self.files is None:
+            return f"{self.checked} site{'s' * (self.checked != 1)} checked"
+        calls = f"{self.checked} call{'s' * (self.checked != 1)} that drop{'s' * (self.checked == 1)}"
+        return f"{calls}, in {self.files} file{'s' * (self.files != 1)}"

@@ -1,0 +1,188 @@
+"""The check of a source tree, on several processes where there are many files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from puredrop.linting._findings import Finding, Report
+from puredrop.linting.source.file import Checked, check_file
+from puredrop.linting.source.joining import findings, places
+from puredrop.linting.source.modules import Project, Source
+from puredrop.linting.source.reading import Text, Unreadable, could_drop, find_files, read_text
+from puredrop.linting.source.syntax import OLD_NAMES
+
+__all__ = ["Progress", "check_files", "check_paths", "check_text"]
+
+Progress = Callable[[int, int], None]
+"""Function of the number of files that were checked so far, and of all."""
+
+_ENOUGH = 40
+"""Files from which on other processes are worth their start, about two seconds."""
+_COMMON = frozenset(("forward", "__init__", "__call__", "main", "train", "test", "evaluate", "build", "create", "run"))
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Result of one file."""
+
+    file: str
+    checked: Checked = Checked()
+    unread: tuple[Finding, ...] = ()
+    cells: tuple[tuple[int, int], ...] | None = None
+
+
+def check_paths(paths: Iterable[Path], progress: Progress | None = None, processes: int = 1) -> Report:
+    """Find the mistakes in source files and notebooks, and in folders of them.
+
+    Args:
+        paths: files, or folders that are searched for *.py and *.ipynb.
+        progress: called from time to time.
+        processes: number of processes, where there are many files.
+
+    Returns:
+        The report, with the number of calls that drop, and of files.
+
+    Raises:
+        ValueError: if a path does not exist, or a folder holds nothing to check.
+    """
+    return check_files(find_files(paths), progress, processes)
+
+
+def check_text(text: str, file: str = "<text>") -> tuple[Finding, ...]:
+    """Find the mistakes in a source text.
+
+    Raises:
+        SyntaxError: if the text is not Python.
+    """
+    project = Project([file])
+    source = Source(file, text, project)
+    project.add(source)
+    return tuple(_with_text(one, source.lines) for one in findings([check_file(source)]))
+
+
+def check_files(files: Sequence[str], progress: Progress | None = None, processes: int = 1) -> Report:
+    """Find the mistakes in files that belong together; see `check_paths`."""
+    candidates = [file for file in files if could_drop(file)]
+    with _workers(files, processes if len(candidates) >= _ENOUGH else 1) as run:
+        results = {one.file: one for one in _counted(run(candidates, ()), len(candidates), progress)}
+        names = frozenset().union(*(one.checked.open_names for one in results.values())) - _COMMON
+        callers = _callers(files, names)
+        results |= {one.file: one for one in run(callers, tuple(sorted(names)))}
+    checked = [one.checked for one in results.values()]
+    found = [_placed(one, results) for one in findings(checked)]
+    unread = [finding for one in results.values() for finding in one.unread]
+    ordered = sorted([*unread, *found], key=lambda one: (one.file, one.cell, one.line, one.column, one.code))
+    return Report(tuple(ordered), places(checked), len(files))
+
+
+def _callers(files: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the files that import functions whose callers decide whether they drop."""
+    every = [name for name in names if len(name) > 3]
+    if not every:
+        return []
+    listed = "|".join(map(re.escape, sorted(every)))
+    imported = re.compile(rf"\bimport\b[^#]*?\b(?:{listed})\b|\.(?:{listed})\(".encode())
+    return [file for file in files if imported.search(_bytes(file))]
+
+
+def _bytes(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError:
+        return b""
+
+
+_Run = Callable[[Sequence[str], tuple[str, ...]], Iterator[_Result]]
+
+
+class _workers:  # noqa: N801, used like a function
+    """Context that gives a function which checks files, on this process or on several."""
+
+    def __init__(self, files: Sequence[str], processes: int) -> None:
+        self.files, self.processes = files, min(processes, os.cpu_count() or 1)
+        self.pool: multiprocessing.pool.Pool | None = None
+
+    def __enter__(self) -> _Run:
+        if self.processes < 2:
+            project = Project(list(self.files))
+            return lambda files, names: (_checked(project, file, names) for file in files)
+        context = multiprocessing.get_context("spawn")
+        self.pool = context.Pool(self.processes, _prepare, (list(self.files),))
+        pool = self.pool
+        return lambda files, names: pool.imap_unordered(partial(_in_worker, names=names), files, chunksize=4)
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.terminate()
+
+
+_project = Project([])
+
+
+def _prepare(files: list[str]) -> None:
+    global _project
+    _project = Project(files)
+
+
+def _in_worker(file: str, names: tuple[str, ...]) -> _Result:
+    return _checked(_project, file, names)
+
+
+def _counted(results: Iterator[_Result], count: int, progress: Progress | None) -> Iterator[_Result]:
+    for i, one in enumerate(results, 1):
+        if progress is not None:
+            progress(i, count)
+        yield one
+
+
+def _checked(project: Project, file: str, names: tuple[str, ...]) -> _Result:
+    """Check one file; what cannot be read is a finding."""
+    try:
+        text = read_text(file)
+    except Unreadable as error:
+        return _Result(file, unread=(Finding("PD001", file, error.reason, error.line, 1, file),))
+    unread = [Finding("PD001", file, f"cell {cell}: {reason}", 1, 1, file, cell) for cell, reason in text.broken]
+    try:
+        source = Source(file, text.code, project)
+    except SyntaxError as error:
+        unread.append(Finding("PD001", file, error.msg, error.lineno or 1, error.offset or 1, file))
+        return _Result(file, unread=tuple(unread))
+    project.add(source)
+    unread += _old_names(source, text)
+    return _Result(file, check_file(source, names), tuple(unread), text.cells)
+
+
+def _old_names(source: Source, text: Text) -> list[Finding]:
+    """Return a finding if the file was only read by giving `async` or `await` another name."""
+    if not any(word in text.code for word in ("async", "await")):
+        return []
+    for number, line in enumerate(source.lines, 1):
+        code = line.partition("#")[0]
+        match = OLD_NAMES.search(code)
+        if match and not code[: match.start()].count('"') % 2 and not code[: match.start()].count("'") % 2:
+            detail = f"`{match[0]}` is a keyword since Python 3.7; the file was checked with another name for it"
+            return [Finding("PD001", source.file, detail, number, match.start() + 1, source.file)]
+    return []
+
+
+def _placed(finding: Finding, results: dict[str, _Result]) -> Finding:
+    """Return a finding with its source line; in a notebook, with cell and line."""
+    try:
+        text = read_text(finding.file)
+    except Unreadable:
+        return finding
+    finding = _with_text(finding, text.code.split("\n"))
+    if text.cells is None:
+        return finding
+    cell, line = text.cells[finding.line - 1]
+    return replace(finding, line=line, cell=cell)
+
+
+def _with_text(finding: Finding, lines: Sequence[str]) -> Finding:
+    return replace(finding, text=lines[finding.line - 1].strip())

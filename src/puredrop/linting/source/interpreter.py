@@ -1,0 +1,202 @@
+"""Interpretation of a file's functions on abstract values, in one mode at a time.
+
+Each function is run as if an unknown caller had called it, and once more for each call of it that is seen. Loops run
+twice, both branches of an undecided condition run, and recursion stops at a depth.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+from puredrop.linting.source.calling import apply
+from puredrop.linting.source.expressions import called, evaluate
+from puredrop.linting.source.flow import execute
+from puredrop.linting.source.frames import Arguments, Closure, Container, Frame, Instance, State
+from puredrop.linting.source.modules import Class, Function, Source
+from puredrop.linting.source.observing import Observer
+from puredrop.linting.source.values import MISSING, Kind, Value, as_switch, join, opaque, switch, unknown
+
+__all__ = ["Interpreter"]
+
+_DEPTH = 5
+_STEPS = 30_000
+"""Calls that one entry may evaluate; the results of others are unknown."""
+
+
+class Interpreter:
+    """Interpretation in one mode.
+
+    Args:
+        is_training: the mode.
+        observer: what records the calls that drop; None to record nothing.
+    """
+
+    def __init__(self, is_training: bool, observer: Observer | None = None) -> None:
+        self.is_training = is_training
+        self.observer = observer
+        self.writes: dict[str, list[Value]] = {}
+        self.steps = 0
+        self._attributes: dict[tuple[int, str], Value] = {}
+        self._globals: dict[tuple[str, str], Value] = {}
+
+    # Entries
+
+    def run_open(self, function: Function, closure: Closure | None = None) -> None:
+        """Run a function as if an unknown caller had called it."""
+        self.steps = 0
+        frame = Frame(function.source, function, function.owner, closure=closure)
+        state = State({name: self._free(name, default, frame) for name, default in function.every_parameter.items()})
+        self._set_self(function, state)
+        self._body(function, state, frame)
+
+    def run_file(self, source: Source) -> None:
+        """Run the code of a file itself."""
+        self.steps = 0
+        execute(self, source.tree.body, State(), Frame(source))
+
+    def _free(self, name: str, default: ast.expr | None, frame: Frame) -> Value:
+        """Return what a parameter is where nothing is known of the caller."""
+        reads = as_switch(name)
+        if frame.owner is not None and frame.function is not None and frame.function.name in ("train", "set_mode"):
+            reads = True if name == "mode" else reads
+        if reads is not None:
+            return replace(switch(self.is_training is reads, [name]), names=frozenset({name}))
+        return Value(Kind.OPAQUE, frozenset({name}), frozenset({name}))
+
+    def _set_self(self, function: Function, state: State) -> None:
+        if function.owner is not None and not function.is_static:
+            first = next(iter(function.parameters), None)
+            if first is not None:
+                state.variables[first] = Value(Kind.ON, target=Instance(function.owner))
+
+    def _body(self, function: Function, state: State, frame: Frame) -> Value:
+        if isinstance(function.node, ast.Lambda):
+            return evaluate(self, function.node.body, state, frame)
+        execute(self, function.node.body, state, frame)
+        return join(frame.returned) if frame.returned else Value(Kind.OFF, const=None)
+
+    # Names and attributes
+
+    def global_value(self, source: Source, name: str) -> Value:
+        """Return what a variable of a file is."""
+        key = source.file, name
+        if key not in self._globals:
+            self._globals[key] = opaque(names=[name])
+            silent = Interpreter(True)
+            values = [evaluate(silent, node, State(), Frame(source)) for node in source.globals[name]]
+            value = join(values)
+            if as_switch(name) is not None and value.const is MISSING:
+                value = unknown(names=[name])
+            self._globals[key] = replace(value, params=frozenset())
+        return self._globals[key]
+
+    def attribute(self, owner: Class, name: str) -> Value:
+        """Return what an attribute of an instance is, after the methods that assign it."""
+        key = id(owner), name
+        if key not in self._attributes:
+            self._attributes[key] = opaque(names=[name])
+            values = []
+            if name in owner.constants:
+                values.append(evaluate(Interpreter(True), owner.constants[name], State(), Frame(owner.source)))
+            writers = owner.writers.get(name, [])
+            setters = [one for one in writers if one.name in ("train", "eval")]
+            for method in setters or writers:
+                values += self._written(method, owner, name)
+            self._attributes[key] = replace(join(values), params=frozenset()) if values else opaque(names=[name])
+        return self._attributes[key]
+
+    def _written(self, method: Function, owner: Class, name: str) -> list[Value]:
+        """Return what a method assigns to an attribute; a module is born in training mode."""
+        silent = Interpreter(self.is_training or method.name == "__init__")
+        silent._attributes = dict(self._attributes)
+        frame = Frame(method.source, method, owner)
+        state = State({one: silent._free(one, default, frame) for one, default in method.every_parameter.items()})
+        if method.name not in ("train", "eval"):
+            for one, value in state.variables.items():
+                if value.is_flag:
+                    state.variables[one] = unknown(names=[one])
+        first = next(iter(method.parameters), None)
+        if first is not None:
+            state.variables[first] = Value(Kind.ON, target=Instance(owner))
+        silent._body(method, state, frame)
+        return silent.writes.get(name, [])
+
+    def assign(self, target: ast.expr, value: Value, state: State, frame: Frame) -> None:
+        """Assign a value to a variable, an attribute, or the parts of a tuple."""
+        if isinstance(target, ast.Name):
+            state.variables[target.id] = value
+        elif isinstance(target, ast.Attribute):
+            if isinstance(target.value, ast.Name) and target.value.id == "self":
+                state.variables[f"self.{target.attr}"] = value
+                self.writes.setdefault(target.attr, []).append(value)
+                if self.observer is not None and not state.is_dead:
+                    self.observer.wrote(target, value, frame, self.is_training)
+            else:
+                evaluate(self, target.value, state, frame)
+        elif isinstance(target, (ast.Tuple, ast.List)):
+            elements = value.target.elements if isinstance(value.target, Container) else ()
+            for i, part in enumerate(target.elts):
+                fits = len(elements) == len(target.elts)
+                self.assign(part, elements[i] if fits else replace(opaque(value), names=frozenset()), state, frame)
+        elif isinstance(target, ast.Starred):
+            self.assign(target.value, value, state, frame)
+        elif isinstance(target, ast.Subscript):
+            evaluate(self, target.value, state, frame)
+
+    def define(self, closure: Closure) -> None:
+        """Run a function that was defined within another, as if an unknown caller had called it."""
+        if self.observer is not None and self.observer.is_interesting(closure.function):
+            steps = self.steps
+            self.run_open(closure.function, closure)
+            self.steps = steps
+
+    # Calls
+
+    def call(self, node: ast.Call, state: State, frame: Frame) -> Value:
+        """Return the result of a call, and record it if it drops."""
+        base, function = called(self, node.func, state, frame)
+        arguments = Arguments(node, {})
+        for one in (*node.args, *node.keywords):
+            part = one.value if isinstance(one, (ast.keyword, ast.Starred)) else one
+            arguments.values[id(part)] = evaluate(self, part, state, frame)
+        self.steps += 1
+        if self.steps > _STEPS:
+            return unknown(*arguments.values.values())
+        return apply(self, function, base, arguments, state, frame)
+
+    def inline(
+        self,
+        function: Function,
+        arguments: Arguments | None,
+        instance: Value | None,
+        state: State,
+        frame: Frame,
+        closure: Closure | None = None,
+    ) -> Value:
+        """Run a function of the tree for one call of it, and return its result."""
+        if self.observer is not None:
+            self.observer.called(function)
+        running = [one.function for one in frame.chain]
+        if len(running) > _DEPTH or function in running or not self._is_worth_it(function):
+            return Value(Kind.OPAQUE, frozenset({f"{function.name}()"}))
+        given = {} if arguments is None else arguments.by_parameter(function, instance is not None)
+        call = None if arguments is None else arguments.node
+        inner = Frame(function.source, function, function.owner, frame, call, given, closure)
+        variables = {}
+        for name, default in function.every_parameter.items():
+            value = given.get(name)
+            if value is None:
+                value = opaque(names=[name])
+                if default is not None:
+                    value = evaluate(self, default, State(), Frame(function.source))
+            variables[name] = replace(value, params=frozenset({name}))
+        first = next(iter(function.parameters), None)
+        if instance is not None and not function.is_static and first is not None:
+            variables[first] = instance
+        result = self._body(function, State(variables, is_doubtful=state.is_doubtful), inner)
+        return inner.in_terms_of_caller(result)
+
+    def _is_worth_it(self, function: Function) -> bool:
+        """Return whether to follow a call: the function can drop, or is short."""
+        return function.is_short or (self.observer is not None and self.observer.is_interesting(function))

@@ -1,0 +1,357 @@
+"""Modules of a source tree: their imports, functions and classes, and what a name in them refers to."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from puredrop.linting.source.calls import CALLS, WORDS, is_layer
+from puredrop.linting.source.syntax import parse
+
+__all__ = ["Class", "Function", "Project", "Source"]
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_USUAL = {
+    "F": "torch.nn.functional",
+    "nn": "torch.nn",
+    "torch": "torch",
+    "functional": "torch.nn.functional",
+}
+"""What these names mean where nothing in the file binds them."""
+_MODULES = ("Module", "Model", "Layer", "Mixin", "Net", "Block", "Base")
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function or method of a source.
+
+    Args:
+        node: its syntax tree.
+        source: the source that it stands in.
+        owner: the class that it is a method of.
+    """
+
+    node: FunctionNode
+    source: Source
+    owner: Class | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the function; "lambda" for one without."""
+        return getattr(self.node, "name", "lambda")
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """File and line, which tell functions apart across processes."""
+        return self.source.file, self.node.lineno
+
+    @cached_property
+    def is_static(self) -> bool:
+        """Return whether the function takes no instance."""
+        names = {getattr(one, "id", "") for one in getattr(self.node, "decorator_list", [])}
+        return "staticmethod" in names
+
+    @cached_property
+    def parameters(self) -> dict[str, ast.expr | None]:
+        """Names of the parameters that can be given by position or keyword, with their defaults."""
+        arguments = self.node.args
+        positional = [*arguments.posonlyargs, *arguments.args]
+        padding: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+        named = dict(zip((one.arg for one in positional), [*padding, *arguments.defaults], strict=True))
+        keywords = zip((one.arg for one in arguments.kwonlyargs), arguments.kw_defaults, strict=True)
+        return {**named, **dict(keywords)}
+
+    @cached_property
+    def every_parameter(self) -> dict[str, ast.expr | None]:
+        """Names of all parameters with their defaults, also of those that collect others."""
+        arguments = self.node.args
+        collecting = [one.arg for one in (arguments.vararg, arguments.kwarg) if one is not None]
+        return {**self.parameters, **dict.fromkeys(collecting)}
+
+    @cached_property
+    def is_short(self) -> bool:
+        """Return whether the function has few expressions."""
+        return sum(1 for _ in ast.walk(self.node)) < 150
+
+
+@dataclass(eq=False)
+class Class:
+    """A class of a source.
+
+    Args:
+        node: its syntax tree.
+        source: the source that it stands in.
+    """
+
+    node: ast.ClassDef
+    source: Source
+    methods: dict[str, Function] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.node.body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                self.methods[node.name] = self.source.function(node, self)
+
+    @cached_property
+    def bases(self) -> list[Class | str]:
+        """The classes that it is derived from: those of the tree, and dotted names of others."""
+        found = []
+        for base in self.node.bases:
+            target = self.source.refers_to(base)
+            found.append(target if isinstance(target, Class) else target if isinstance(target, str) else ast.unparse(base))
+        return found
+
+    @cached_property
+    def lineage(self) -> list[Class]:
+        """The class and its ancestors within the tree, nearest first."""
+        every: list[Class] = [self]
+        for one in every:
+            every += [base for base in one.bases if isinstance(base, Class) and base not in every]
+        return every
+
+    @cached_property
+    def is_module(self) -> bool:
+        """Return whether the class is a torch module, as far as its bases tell."""
+        names = [base for one in self.lineage for base in one.bases if isinstance(base, str)]
+        return any(name.rpartition(".")[2].endswith(_MODULES) or name.startswith("torch.nn") for name in names)
+
+    @cached_property
+    def writers(self) -> dict[str, list[Function]]:
+        """Attributes of instances, with the methods of the class and its ancestors that assign them."""
+        found: dict[str, list[Function]] = {}
+        for one in self.lineage:
+            for method in one.methods.values():
+                for name in _assigned(method.node):
+                    found.setdefault(name, []).append(method)
+        return found
+
+    @cached_property
+    def constants(self) -> dict[str, ast.expr]:
+        """Attributes that the class body assigns."""
+        found: dict[str, ast.expr] = {}
+        for one in reversed(self.lineage):
+            for node in one.node.body:
+                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+                value = getattr(node, "value", None)
+                found.update({t.id: value for t in targets if isinstance(t, ast.Name) and isinstance(value, ast.expr)})
+        return found
+
+    def method(self, name: str) -> Function | None:
+        """Return a method of the class or of its nearest ancestor."""
+        return next((one.methods[name] for one in self.lineage if name in one.methods), None)
+
+
+def _assigned(function: ast.AST) -> Iterator[str]:
+    """Yield the attributes of the first parameter that a method assigns."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                yield node.attr
+
+
+class Source:
+    """One file: its tree and what its names refer to.
+
+    Args:
+        file: name of the file.
+        text: Python source.
+        project: the tree that the file belongs to.
+
+    Raises:
+        SyntaxError: if the text is not Python.
+    """
+
+    def __init__(self, file: str, text: str, project: Project) -> None:
+        self.file, self.text, self.project = file, text, project
+        self.tree = parse(text)
+        self.lines = text.split("\n")
+        self.imports: dict[str, str] = {}
+        self.stars: list[str] = []
+        self.functions: dict[str, Function] = {}
+        self.classes: dict[str, Class] = {}
+        self.globals: dict[str, list[ast.expr]] = {}
+        self._functions: dict[ast.AST, Function] = {}
+        self._classes: dict[ast.AST, Class] = {}
+        self._collect(self.tree.body)
+
+    def _collect(self, body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                self.functions[node.name] = self.function(node)
+            elif isinstance(node, ast.ClassDef):
+                self.classes[node.name] = self.class_(node)
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Name):
+                        self.globals.setdefault(target.id, []).append(node.value)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+                self.globals.setdefault(node.target.id, []).append(node.value)
+            for block in ("body", "orelse", "finalbody"):
+                if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                    self._collect(getattr(node, block, []))
+            for handler in getattr(node, "handlers", []):
+                self._collect(handler.body)
+        if body is self.tree.body:
+            for node in ast.walk(self.tree):
+                self._import(node)
+
+    def _import(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                self.imports[name] = alias.name if alias.asname else name
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for alias in node.names:
+                if alias.name == "*":
+                    self.stars.append(module)
+                else:
+                    between = "" if module.endswith(".") else "."
+                    self.imports[alias.asname or alias.name] = module + between + alias.name
+
+    def function(self, node: FunctionNode, owner: Class | None = None) -> Function:
+        """Return the function of a node, the same one each time."""
+        return self._functions.setdefault(node, Function(node, self, owner))
+
+    def class_(self, node: ast.ClassDef) -> Class:
+        """Return the class of a node, the same one each time."""
+        if node not in self._classes:
+            self._classes[node] = Class(node, self)
+        return self._classes[node]
+
+    @property
+    def every_class(self) -> list[Class]:
+        """All classes of the file, also those within functions and classes."""
+        return [self.class_(node) for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef)]
+
+    def segment(self, node: ast.AST) -> str:
+        """Return the lines that a node stands on."""
+        first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", None) or 1
+        return "\n".join(self.lines[first - 1 : last])
+
+    def dotted(self, node: ast.expr) -> str | None:
+        """Return the dotted name that an expression means after imports, such as "torch.nn.functional.dropout"."""
+        if isinstance(node, ast.Attribute):
+            base = self.dotted(node.value)
+            return None if base is None else f"{base}.{node.attr}"
+        return self._name(node.id) if isinstance(node, ast.Name) else None
+
+    def _name(self, name: str) -> str | None:
+        if name in self.imports:
+            return self.imports[name]
+        if name in self.functions or name in self.classes or name in self.globals:
+            return None
+        for module in self.stars:
+            if module in ("torch.nn", "torch.nn.functional", "torch") and (
+                f"{module}.{name}" in CALLS or is_layer(f"{module}.{name}")
+            ):
+                return f"{module}.{name}"
+        return _USUAL.get(name)
+
+    def refers_to(self, node: ast.expr) -> Function | Class | str | None:
+        """Return the function or class that an expression names, in this tree; else a dotted name; else None."""
+        if isinstance(node, ast.Name):
+            own = self.functions.get(node.id) or self.classes.get(node.id)
+            if own is not None:
+                return own
+            for module in self.stars:
+                found = self.project.find(self, f"{module}.{node.id}" if not module.endswith(".") else module + node.id)
+                if found is not None:
+                    return found
+        name = self.dotted(node)
+        if name is None:
+            return None
+        return self.project.find(self, name) or canonical(name)
+
+    def could_drop(self) -> bool:
+        """Return whether the text has any of the words of calls that drop."""
+        return any(word in self.text for word in WORDS)
+
+
+def canonical(name: str) -> str:
+    """Return a dotted name as this package's tables know it, whichever of a library's aliases was imported."""
+    head, _, last = name.rpartition(".")
+    if head.startswith("flash_attn"):
+        return f"flash_attn.{last}"
+    if head.startswith("xformers") and last == "memory_efficient_attention":
+        return f"xformers.ops.{last}"
+    if head.startswith("torch_geometric.utils"):
+        return f"torch_geometric.utils.{last}"
+    if head.startswith("torchvision.ops"):
+        return f"torchvision.ops.{last}"
+    if head in ("torch.functional", "torch._C._nn", "torch.nn.functional.F") or name.startswith("torch.nn.functional"):
+        return f"torch.nn.functional.{last}"
+    return name
+
+
+class Project:
+    """The files that are checked together, each parsed when a name first leads to it.
+
+    Args:
+        files: names of all files of the tree.
+    """
+
+    def __init__(self, files: list[str]) -> None:
+        self.files = frozenset(files)
+        self.roots = {str(parent) for file in files for parent in Path(file).parents}
+        self._sources: dict[str, Source | None] = {}
+        self._found: dict[tuple[str, str], Function | Class | None] = {}
+
+    def add(self, source: Source) -> None:
+        """Keep a source that was read already."""
+        self._sources[source.file] = source
+
+    def find(self, source: Source, name: str) -> Function | Class | None:
+        """Return the function or class that an imported dotted name means, if it is in this tree."""
+        key = source.file, name
+        if key not in self._found:
+            self._found[key] = None  # an import in a circle finds nothing
+            self._found[key] = self._find(source, name)
+        return self._found[key]
+
+    def _find(self, source: Source, name: str) -> Function | Class | None:
+        level = len(name) - len(name.lstrip("."))
+        parts = name.lstrip(".").split(".")
+        folder = Path(source.file).parent
+        if level:
+            for _ in range(level - 1):
+                folder = folder.parent
+            return self._below(folder, parts)
+        while str(folder) in self.roots:
+            found = self._below(folder, parts)
+            if found is not None or folder == folder.parent:
+                return found
+            folder = folder.parent
+        return None
+
+    def _below(self, folder: Path, parts: list[str]) -> Function | Class | None:
+        """Return what dotted parts mean, with modules below a folder."""
+        for count in range(len(parts) - 1, -1, -1):
+            stem = folder.joinpath(*parts[:count])
+            for file in (f"{stem}.py", str(stem / "__init__.py")):
+                if file in self.files:
+                    return self._in(file, parts[count:])
+        return None
+
+    def _in(self, file: str, parts: list[str]) -> Function | Class | None:
+        source = self.load(file)
+        if source is None or not parts:
+            return None
+        expression: ast.expr = ast.Name(parts[0], ast.Load())
+        target = source.refers_to(expression)
+        if isinstance(target, Class) and len(parts) == 2:
+            return target.method(parts[1])
+        return target if len(parts) == 1 and not isinstance(target, str) else None
+
+    def load(self, file: str) -> Source | None:
+        """Return a file's source; None if it cannot be read."""
+        if file not in self._sources:
+            self._sources[file] = None
+            try:
+                self._sources[file] = Source(file, Path(file).read_text(encoding="utf-8"), self)
+            except (OSError, SyntaxError, UnicodeDecodeError):
+                return None
+        return self._sources[file]

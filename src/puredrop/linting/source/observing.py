@@ -1,0 +1,86 @@
+"""What an interpretation shows: calls that drop, layers that are made, attributes that are assigned."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from puredrop.linting.source.calls import WORDS
+from puredrop.linting.source.frames import Dropped, Frame, Layer, Observation
+from puredrop.linting.source.modules import Function
+from puredrop.linting.source.values import Value
+
+__all__ = ["Observer", "Write"]
+
+
+@dataclass(frozen=True)
+class Write:
+    """An assignment to an attribute of `self`."""
+
+    node: ast.Attribute
+    value: Value
+    frame: Frame
+
+
+class Observer:
+    """Record of the interpretations of one file.
+
+    Args:
+        names: names of functions of the tree whose callers decide whether they drop.
+
+    Attributes:
+        reached: for each mode, the calls that drop, by `Observation.key`.
+        writes: for each mode, assignments to attributes, by node.
+        layers: layers that were made, by node, and the frames in which.
+        unused: calls that drop and whose results are not used, with their frames.
+        keys: calls with a key that is the same in each call, with their frames.
+        callees: file and line of the functions of the tree that were called.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.reached: dict[bool, dict[tuple[int, ...], Observation]] = {True: {}, False: {}}
+        self.writes: dict[bool, dict[ast.Attribute, Write]] = {True: {}, False: {}}
+        self.layers: dict[ast.Call, tuple[Layer, Frame]] = {}
+        self.unused: dict[ast.Call, Frame] = {}
+        self.keys: dict[ast.Call, Frame] = {}
+        self.callees: set[tuple[str, int]] = set()
+        words = [*map(re.escape, WORDS), "[dD]rop", *(rf"\b{re.escape(name)}\b" for name in names)]
+        self._words = re.compile("|".join(words))
+        self._interesting: dict[ast.AST, bool] = {}
+
+    def is_interesting(self, function: Function) -> bool:
+        """Return whether a function may drop, or call one that does."""
+        if function.node not in self._interesting:
+            text = function.source.segment(function.node)
+            self._interesting[function.node] = self._words.search(text) is not None
+        return self._interesting[function.node]
+
+    def dropped(self, observation: Observation, is_training: bool) -> None:
+        """Record a call that drops; of several in one mode, the surest."""
+        reached = self.reached[is_training]
+        earlier = reached.get(observation.key)
+        if earlier is None or observation.certainty > earlier.certainty:
+            reached[observation.key] = observation
+
+    def wrote(self, node: ast.Attribute, value: Value, frame: Frame, is_training: bool) -> None:
+        """Record an assignment to an attribute."""
+        self.writes[is_training][node] = Write(node, value, frame)
+
+    def made(self, layer: Layer, frame: Frame) -> None:
+        """Record a new layer."""
+        self.layers.setdefault(layer.node, (layer, frame))
+
+    def thrown_away(self, node: ast.Call, value: Value, frame: Frame) -> None:
+        """Record the result of a call that stands as a statement of its own."""
+        if isinstance(value.target, Dropped) and not value.target.inplace and frame.function is not None:
+            self.unused.setdefault(node, frame)
+
+    def key_fixed(self, node: ast.Call, frame: Frame) -> None:
+        """Record a call with a key that is the same in each call."""
+        self.keys.setdefault(node, frame)
+
+    def called(self, function: Function) -> None:
+        """Record the call of a function of the tree."""
+        self.callees.add(function.place)

@@ -1,0 +1,239 @@
+"""Verdicts on calls that drop: off in eval mode, on, or not decided, and whose mistake it is."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from puredrop.linting.source.frames import Frame, Observation
+from puredrop.linting.source.modules import Source
+from puredrop.linting.source.observing import Observer
+from puredrop.linting.source.values import MISSING, Kind, Value, as_switch, constant, is_keep_name, is_rate_name, text_of
+
+__all__ = ["Outcome", "Place", "is_test", "outcomes", "place_of"]
+
+_IGNORE = re.compile(r"#.*?\bpuredrop:\s*ignore(?:\[([A-Z0-9, ]+)\])?")
+_NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGNORECASE)
+_PURPOSE = re.compile(
+    r"mc_?drop|monte.?carlo|bayes|uncertain|always|on purpose|intention|deliberate|concrete|prenet|stochastic|"
+    r"(?:even|also|both)[\w ]{0,20}(?:eval|inference|test)|(?:eval|inference|test)\w*[\w ]{0,12}(?:too|as well)",
+    re.IGNORECASE,
+)
+_ASKS = re.compile(r"_?(use|apply|do|with|is|has|enable|add|no|mc|force)_.*|.*_(on|enabled|training|train|flag|mode)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a file; lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Verdict on a call in one context.
+
+    Args:
+        place: the call that drops.
+        verdict: "off", "on", "unknown"; or "open" if only callers decide.
+        code: code of the mistake.
+        blame: where the mistake is made: the call itself, or a call that leads to it.
+        detail: facts about the call.
+        function: file and line of the function whose callers decide.
+        is_soft: whether the call itself is to blame, unless some other caller switches it off.
+        is_ignored: whether a comment says to leave it.
+    """
+
+    place: Place
+    verdict: str
+    code: str = ""
+    blame: Place | None = None
+    detail: str = ""
+    function: tuple[str, int] | None = None
+    is_soft: bool = False
+    is_ignored: bool = False
+
+
+def place_of(source: Source, node: ast.AST) -> Place:
+    """Return the place of a node."""
+    line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+    return Place(source.file, line, len(source.lines[line - 1].encode()[:column].decode(errors="ignore")) + 1)
+
+
+def is_ignored(source: Source, node: ast.AST, code: str) -> bool:
+    """Return whether a comment on the lines of a node says to leave a code."""
+    text = source.segment(node)
+    for match in (*_IGNORE.finditer(text), *_NOQA.finditer(text)):
+        if match[1] is None or code in re.split(r"[, ]+", match[1].upper()):
+            return True
+    return False
+
+
+def is_test(frame: Frame) -> bool:
+    """Return whether code is no part of a model: that of a file itself, or of a test."""
+    outer = frame.outermost
+    name, file = outer.function.name if outer.function else "", outer.source.file.replace("\\", "/").rpartition("/")[2]
+    owner = outer.owner.node.name if outer.owner else ""
+    in_test = name.startswith("test") or owner.startswith("Test") or re.fullmatch(r"test_.*|.*_test\.py|conftest.py", file)
+    return outer.function is None or bool(in_test)
+
+
+def outcomes(observer: Observer) -> Iterator[Outcome]:
+    """Yield the verdict on each call in each context."""
+    training, evaluated = observer.reached[True], observer.reached[False]
+    for key in dict.fromkeys((*training, *evaluated)):
+        yield _outcome(training.get(key), evaluated.get(key))
+
+
+def _outcome(on: Observation | None, off: Observation | None) -> Outcome:
+    """Return the verdict on a call that was observed in training mode and in eval mode."""
+    seen = on or off
+    assert seen is not None
+    place = place_of(seen.frame.source, seen.node)
+    if is_test(seen.frame):
+        return Outcome(place, "off")
+    wrong = _wrong_rate(seen)
+    if wrong is not None:
+        return _found(seen, wrong, f"p={_text(seen, seen.dropper.rate, seen.dropper.rate_name)}", seen.rate)
+    if off is None or Kind.OFF in (off.rate.kind, off.flag.kind if off.flag else Kind.ON):
+        return _never(place, on) if on is not None else Outcome(place, "off")
+    return _in_eval(place, on, off)
+
+
+def _wrong_rate(seen: Observation) -> str | None:
+    """Return the code of a rate that is something else by its name."""
+    rate = seen.rate
+    if rate.is_flag and (rate.const is MISSING or rate.const is True):
+        return "PD304"
+    return "PD305" if any(is_keep_name(name) for name in rate.names) else None
+
+
+def _never(place: Place, on: Observation) -> Outcome:
+    """Return the verdict on a call that is off in eval mode; it may be off in training mode too."""
+    flag = on.flag
+    if flag is None or flag.kind is not Kind.OFF or flag.params or not on.rate.can_be_on or on.is_doubtful:
+        return Outcome(place, "off")
+    said = _text(on, on.dropper.flag, on.dropper.flag_name) if on.has_flag else "not given, and its default is False"
+    return _found(on, "PD202", f"{on.dropper.flag_name} is {said}", flag if on.has_flag else constant(False))
+
+
+def _in_eval(place: Place, on: Observation | None, off: Observation) -> Outcome:
+    """Return the verdict on a call that may drop in eval mode."""
+    flag, rate, code = off.flag, off.rate, off.dropper.code
+    if flag is not None and flag.kind in (Kind.OPAQUE, Kind.UNKNOWN):
+        if _is_rate(flag):
+            said = _text(off, off.dropper.flag, off.dropper.flag_name)
+            return _found(off, code, f"{off.dropper.flag_name} is given a rate, {said}", flag)
+        if on is not None and on.flag is not None and on.flag.kind is Kind.ON and flag.kind is Kind.OPAQUE:
+            return Outcome(place, "off")  # it follows the mode unless an option asks for more
+        return _undecided(off, flag, off.dropper.flag_name)
+    if rate.kind is Kind.UNKNOWN or (rate.kind is Kind.OPAQUE and any(name.endswith("()") for name in rate.names)):
+        return _undecided(off, rate, off.dropper.rate_name)
+    if off.is_doubtful:
+        return _undecided(off, Value(Kind.UNKNOWN), "the condition around it")
+    if _is_on_purpose(off):
+        return Outcome(place, "off")
+    return _on(place, off)
+
+
+def _is_rate(value: Value) -> bool:
+    if isinstance(value.const, float):
+        return True
+    names = value.names
+    return bool(names) and all(is_rate_name(one) and not _ASKS.fullmatch(one) and as_switch(one) is None for one in names)
+
+
+def _is_on_purpose(seen: Observation) -> bool:
+    """Return whether training=True is written out where names or comments say why."""
+    if not seen.has_flag or seen.flag is None or seen.flag.const is not True:
+        return False
+    source, owner, function = seen.frame.source, seen.frame.owner, seen.frame.function
+    line = seen.node.lineno
+    near = source.lines[max(line - 4, 0) : (seen.node.end_lineno or line)]
+    comments = [text.partition("#")[2] for text in near]
+    names = [owner.node.name if owner else "", function.name if function else "", source.lines[line - 1].partition("=")[0]]
+    return any(_PURPOSE.search(text) for text in (*comments, *names))
+
+
+def _on(place: Place, off: Observation) -> Outcome:
+    """Return the verdict on a call that drops in eval mode."""
+    rate, code = off.rate, off.dropper.code
+    given = _text(off, off.dropper.rate, off.dropper.rate_name)
+    if off.dropper.flag is None:
+        if code == "PD105":
+            return _found(off, code, f"p={given}", off.flag or rate)
+        return _found(off, code, f"{off.dropper.rate_name}={given}, whatever the mode", rate, may_be_open=True)
+    if off.has_flag and off.flag is not None:
+        said = _text(off, off.dropper.flag, off.dropper.flag_name)
+        return _found(off, code, f"{off.dropper.flag_name}={said}", off.flag)
+    found = _found(off, code, f"{off.dropper.flag_name} is not given", rate, may_be_open=True)
+    if found.blame == place or found.verdict == "open":
+        return found
+    return replace(found, is_soft=True)
+
+
+def _undecided(seen: Observation, value: Value, what: str) -> Outcome:
+    """Return that a call is not decided, or that its callers decide."""
+    node, frame, value = _origin(seen, value)
+    place = place_of(seen.frame.source, seen.node)
+    if value.params and frame.function is not None and frame.parent is None:
+        if seen.dropper.flag is not None and what == seen.dropper.flag_name:
+            return Outcome(place, "off")  # the caller hands on the flag
+        return Outcome(place, "open", "PD002", place, f"{what} comes from the caller", frame.function.place)
+    positions = {seen.dropper.rate_name: seen.dropper.rate, seen.dropper.flag_name: seen.dropper.flag}
+    detail = f"{what}={_text(seen, positions[what], what)}" if what in positions else what
+    return Outcome(
+        place, "unknown", "PD002", place_of(frame.source, node), detail, is_ignored=_says(seen, node, frame, "PD002")
+    )
+
+
+def _found(seen: Observation, code: str, detail: str, deciding: Value, may_be_open: bool = False) -> Outcome:
+    """Return that a call is a mistake, at the place where the deciding value comes from."""
+    node, frame, value = _origin(seen, deciding)
+    place = place_of(seen.frame.source, seen.node)
+    if may_be_open and value.params and frame.function is not None and frame.parent is None:
+        return _of_caller(seen, place, frame, value, code, detail)
+    blame = place_of(frame.source, node)
+    if blame != place:
+        detail += f" in {seen.frame.function.name if seen.frame.function else ''} ({place.file}:{place.line})"
+    return Outcome(place, "on", code, blame, detail, is_ignored=_says(seen, node, frame, code))
+
+
+def _of_caller(seen: Observation, place: Place, frame: Frame, value: Value, code: str, detail: str) -> Outcome:
+    """Return the verdict where the rate is a parameter of a function whose callers are not known."""
+    assert frame.function is not None
+    defaults = [frame.function.every_parameter.get(name) for name in value.params]
+    constants = [one.value for one in defaults if isinstance(one, ast.Constant)]
+    if len(constants) == len(defaults) and all(constants):
+        return Outcome(place, "on", code, place, detail, is_ignored=_says(seen, seen.node, seen.frame, code))
+    if constants and not any(constants) and seen.dropper.flag is None:
+        return Outcome(place, "off")  # off unless the caller asks
+    return Outcome(place, "open", "PD002", place, "the rate comes from the caller", frame.function.place)
+
+
+def _origin(seen: Observation, value: Value) -> tuple[ast.AST, Frame, Value]:
+    """Return the call that a value comes from, its frame, and the value in terms of that frame."""
+    node, frame = seen.node, seen.frame
+    while value.params and frame.parent is not None and frame.call is not None:
+        given = [frame.given[name] for name in value.params if name in frame.given]
+        node, frame = frame.call, frame.parent
+        value = max(given, key=lambda one: len(one.params)) if given else Value(Kind.ON)
+    return node, frame, value
+
+
+def _says(seen: Observation, node: ast.AST, frame: Frame, code: str) -> bool:
+    return is_ignored(frame.source, node, code) or is_ignored(seen.frame.source, seen.node, code)
+
+
+def _text(seen: Observation, position: int | None, name: str) -> str:
+    """Return an argument of a call as it is written; "its default" if it is not given."""
+    for one in seen.node.keywords:
+        if one.arg == name:
+            return text_of(one.value)
+    if position is not None and position < len(seen.node.args):
+        return text_of(seen.node.args[position])
+    return "its default"
