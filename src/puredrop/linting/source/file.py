@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from puredrop.linting.source.interpreter import Interpreter
+from puredrop.linting.source.interpreter import Interpreter, Known
 from puredrop.linting.source.modules import Function, Source
 from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.patterns import patterns
@@ -39,12 +39,13 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
     """
     observer = Observer([*names, *_handed_on(source)])
     entries = [one for one in _functions(source) if observer.is_interesting(one)]
+    known = Known()
     for is_training in (True, False):
-        run = Interpreter(is_training, observer)
+        run = Interpreter(is_training, observer, known)
         for function in entries:
             run.run_open(function)
         run.run_file(source)
-    found = (*outcomes(observer), *patterns(source, observer))
+    found = (*outcomes(observer), *patterns(source, observer, known))
     return Checked(found, frozenset(observer.callees), frozenset(_open_names(source, observer)))
 
 

@@ -7,7 +7,7 @@ twice, both branches of an undecided condition run, and recursion stops at a dep
 from __future__ import annotations
 
 import ast
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from puredrop.linting.source.calling import apply
 from puredrop.linting.source.expressions import called, evaluate
@@ -17,11 +17,26 @@ from puredrop.linting.source.modules import Class, Function, Source
 from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.values import MISSING, Kind, Value, as_switch, join, opaque, switch, unknown
 
-__all__ = ["Interpreter"]
+__all__ = ["Interpreter", "Known"]
 
 _DEPTH = 5
 _STEPS = 30_000
 """Calls that one entry may evaluate; the results of others are unknown."""
+
+
+@dataclass
+class Known:
+    """Values that are worked out once.
+
+    Args:
+        variables: those of files, by file and name.
+        attributes: those of instances, by mode, class and name.
+        writes: what a method assigns to attributes, by mode, method and class.
+    """
+
+    variables: dict[tuple[str, str], Value] = field(default_factory=dict)
+    attributes: dict[tuple[bool, Class, str], Value] = field(default_factory=dict)
+    writes: dict[tuple[bool, Function, Class], dict[str, list[Value]]] = field(default_factory=dict)
 
 
 class Interpreter:
@@ -30,15 +45,15 @@ class Interpreter:
     Args:
         is_training: the mode.
         observer: what records the calls that drop; None to record nothing.
+        known: what earlier interpretations found.
     """
 
-    def __init__(self, is_training: bool, observer: Observer | None = None) -> None:
+    def __init__(self, is_training: bool, observer: Observer | None = None, known: Known | None = None) -> None:
         self.is_training = is_training
         self.observer = observer
+        self.known = known or Known()
         self.writes: dict[str, list[Value]] = {}
         self.steps = 0
-        self._attributes: dict[tuple[int, str], Value] = {}
-        self._globals: dict[tuple[str, str], Value] = {}
 
     # Entries
 
@@ -81,46 +96,49 @@ class Interpreter:
     def global_value(self, source: Source, name: str) -> Value:
         """Return what a variable of a file is."""
         key = source.file, name
-        if key not in self._globals:
-            self._globals[key] = opaque(names=[name])
-            silent = Interpreter(True)
-            values = [evaluate(silent, node, State(), Frame(source)) for node in source.globals[name]]
-            value = join(values)
+        if key not in self.known.variables:
+            self.known.variables[key] = opaque(names=[name])
+            silent = Interpreter(True, known=self.known)
+            value = join(evaluate(silent, node, State(), Frame(source)) for node in source.globals[name])
             if as_switch(name) is not None and value.const is MISSING:
                 value = unknown(names=[name])
-            self._globals[key] = replace(value, params=frozenset())
-        return self._globals[key]
+            self.known.variables[key] = replace(value, params=frozenset())
+        return self.known.variables[key]
 
     def attribute(self, owner: Class, name: str) -> Value:
         """Return what an attribute of an instance is, after the methods that assign it."""
-        key = id(owner), name
-        if key not in self._attributes:
-            self._attributes[key] = opaque(names=[name])
+        key = self.is_training, owner, name
+        if key not in self.known.attributes:
+            self.known.attributes[key] = opaque(names=[name])
             values = []
             if name in owner.constants:
-                values.append(evaluate(Interpreter(True), owner.constants[name], State(), Frame(owner.source)))
+                silent = Interpreter(True, known=self.known)
+                values.append(evaluate(silent, owner.constants[name], State(), Frame(owner.source)))
             writers = owner.writers.get(name, [])
             setters = [one for one in writers if one.name in ("train", "eval")]
             for method in setters or writers:
-                values += self._written(method, owner, name)
-            self._attributes[key] = replace(join(values), params=frozenset()) if values else opaque(names=[name])
-        return self._attributes[key]
+                values += self._written(method, owner).get(name, [])
+            self.known.attributes[key] = replace(join(values), params=frozenset()) if values else opaque(names=[name])
+        return self.known.attributes[key]
 
-    def _written(self, method: Function, owner: Class, name: str) -> list[Value]:
-        """Return what a method assigns to an attribute; a module is born in training mode."""
-        silent = Interpreter(self.is_training or method.name == "__init__")
-        silent._attributes = dict(self._attributes)
-        frame = Frame(method.source, method, owner)
-        state = State({one: silent._free(one, default, frame) for one, default in method.every_parameter.items()})
-        if method.name not in ("train", "eval"):
-            for one, value in state.variables.items():
-                if value.is_flag:
-                    state.variables[one] = unknown(names=[one])
-        first = next(iter(method.parameters), None)
-        if first is not None:
-            state.variables[first] = Value(Kind.ON, target=Instance(owner))
-        silent._body(method, state, frame)
-        return silent.writes.get(name, [])
+    def _written(self, method: Function, owner: Class) -> dict[str, list[Value]]:
+        """Return what a method assigns to attributes; a module is born in training mode."""
+        is_training = self.is_training or method.name == "__init__"
+        key = is_training, method, owner
+        if key not in self.known.writes:
+            silent = Interpreter(is_training, known=self.known)
+            self.known.writes[key] = silent.writes
+            state = State()
+            frame = Frame(method.source, method, owner)
+            for one, default in method.every_parameter.items():
+                value = silent._free(one, default, frame)
+                is_setter = method.name in ("train", "eval") or not value.is_flag
+                state.variables[one] = value if is_setter else unknown(names=[one])
+            first = next(iter(method.parameters), None)
+            if first is not None:
+                state.variables[first] = Value(Kind.ON, target=Instance(owner))
+            silent._body(method, state, frame)
+        return self.known.writes[key]
 
     def assign(self, target: ast.expr, value: Value, state: State, frame: Frame) -> None:
         """Assign a value to a variable, an attribute, or the parts of a tuple."""
@@ -178,7 +196,7 @@ class Interpreter:
         if self.observer is not None:
             self.observer.called(function)
         running = [one.function for one in frame.chain]
-        if len(running) > _DEPTH or function in running or not self._is_worth_it(function):
+        if len(running) > (_DEPTH if self.observer is not None else 2) or function in running or not self._is_worth_it(function):
             return Value(Kind.OPAQUE, frozenset({f"{function.name}()"}))
         given = {} if arguments is None else arguments.by_parameter(function, instance is not None)
         call = None if arguments is None else arguments.node

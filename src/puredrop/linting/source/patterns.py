@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from puredrop.linting.source.frames import Container, Instance, Layer
-from puredrop.linting.source.interpreter import Interpreter
+from puredrop.linting.source.interpreter import Interpreter, Known
 from puredrop.linting.source.modules import Class, Source
 from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.values import MISSING, Kind, Value, is_keep_name, is_rate_name, text_of
@@ -18,7 +18,7 @@ _REGISTERS = ("ModuleList", "ModuleDict", "Sequential", "add_module", "register_
 _KEEPS_STATE = ("fork_rng", "rng_state", "preserve_rng", "get_states", "set_states", "device_states")
 
 
-def patterns(source: Source, observer: Observer) -> Iterator[Outcome]:
+def patterns(source: Source, observer: Observer, known: Known) -> Iterator[Outcome]:
     """Yield the mistakes that need no mode."""
     yield from _layers(observer)
     yield from _unused(observer)
@@ -26,7 +26,7 @@ def patterns(source: Source, observer: Observer) -> Iterator[Outcome]:
     yield from _fixed_keys(observer)
     for owner in source.every_class:
         if owner.is_module:
-            yield from _unregistered(owner)
+            yield from _unregistered(owner, known)
         yield from _recomputed(owner)
     yield from _checkpoints(source)
 
@@ -78,9 +78,9 @@ def _fixed_keys(observer: Observer) -> Iterator[Outcome]:
             yield _found(frame.source, node, "PD407", text_of(node))
 
 
-def _unregistered(owner: Class) -> Iterator[Outcome]:
+def _unregistered(owner: Class, known: Known) -> Iterator[Outcome]:
     """Yield attributes that hold dropout layers in a list or dict of Python's."""
-    run = Interpreter(True)
+    run = Interpreter(True, known=known)
     for method in owner.methods.values():
         for node in ast.walk(method.node):
             if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
