@@ -61,7 +61,7 @@ def apply(
         results = [_layer(run, one.target, state, frame) for one in target.elements if isinstance(one.target, Layer)]
         return results[-1] if results and results[-1].target else opaque(*arguments.values.values())
     if isinstance(target, Class):
-        return Value(Kind.ON, target=Instance(target))
+        return Value(Kind.ON, target=Instance(target, arguments.node))
     if isinstance(target, Instance):
         method = target.owner.method("forward") or target.owner.method("__call__")
         if method is None:
@@ -123,9 +123,7 @@ def _other(
     return replace(opaque(function, *given), names=frozenset({f"{name}()"}))
 
 
-def _method(
-    run: Interpreter, base: Value, name: str, arguments: Arguments, state: State, frame: Frame
-) -> Value | None:
+def _method(run: Interpreter, base: Value, name: str, arguments: Arguments, state: State, frame: Frame) -> Value | None:
     """Return the result of a method of a layer, a container, a key or a dict; None if it is another method."""
     given, function = list(arguments.values.values()), arguments.node.func
     if isinstance(base.target, Layer) and name in ("train", "eval"):
@@ -134,8 +132,8 @@ def _method(
     if isinstance(base.target, (Layer, Container, Instance)) and name in _CHAINED:
         return base
     if name in ("append", "extend", "insert") and isinstance(base.target, Container) and given:
-        elements = (*base.target.elements, *_elements(given[-1]))
-        new = Value(Kind.ON, target=Container(elements, base.target.is_module))
+        more = [given[-1]] if name == "append" else _elements(given[-1])
+        new = Value(Kind.ON, target=base.target.with_elements(more))
         if isinstance(function, ast.Attribute) and isinstance(function.value, (ast.Name, ast.Attribute)):
             run.assign(function.value, new, state, frame)
         return Value(Kind.OFF, const=None)
@@ -159,7 +157,9 @@ def _layer(run: Interpreter, layer: Layer, state: State, frame: Frame) -> Value:
     """Record the call of a layer, if it was created in the function that runs."""
     if layer.maker is frame.function is not None and frame.function.name not in ("__init__", "setup"):
         flag = layer.mode or ON
-        seen = Observation(layer.node, frame, _NEW_LAYER, layer.rate, flag, state.is_doubtful, layer.mode is not None)
+        seen = Observation(
+            layer.node, frame, _NEW_LAYER, layer.rate, flag, state.is_doubtful, state.is_asked, layer.mode is not None
+        )
         _record(run, seen, state)
     return Value(Kind.ON, target=Dropped(layer.inplace))
 
@@ -174,12 +174,19 @@ def _drop(run: Interpreter, name: str, arguments: Arguments, state: State, frame
         flag = spread or (ON if dropper.flag_default else OFF)
     if rate is None:
         rate = spread or Value(Kind.ON if dropper.rate_default else Kind.OFF, const=dropper.rate_default)
+    if has_flag and flag is not None and flag.const is True and rate.params:
+        dropper = replace(dropper, flag=None)  # the rate alone can switch it off, as that of attention
     key = arguments.get(99, "key") if is_own(name) else None
     if key is not None and key.target == _FIXED_KEY and run.observer is not None and not state.is_dead:
         run.observer.key_fixed(arguments.node, frame)
     in_module = frame.owner is not None and frame.owner.is_module
-    if key is None or has_flag or in_module:  # outside of a module, a key asks for this very mask
-        _record(run, Observation(arguments.node, frame, dropper, rate, flag, state.is_doubtful, has_flag), state)
+    augments = dropper.augments and not has_flag
+    if not augments and (key is None or has_flag or in_module):  # outside of a module, a key asks for this very mask
+        _record(
+            run,
+            Observation(arguments.node, frame, dropper, rate, flag, state.is_doubtful, state.is_asked, has_flag),
+            state,
+        )
     inplace = None if dropper.inplace is None else arguments.get(dropper.inplace, "inplace")
     return Value(Kind.ON, target=Dropped(inplace is not None and inplace.can_be_on))
 

@@ -12,7 +12,16 @@ _LAYERS = frozenset(
         *("GaussianDropout", "DropPath", "DropBlock2d"),
     )
 )
-WORDS = ("ropout", "dot_product_attention", "flash_attn", "memory_efficient_attention", "stochastic_depth", "drop_path")
+WORDS = (
+    "ropout",
+    "dot_product_attention",
+    "flash_attn",
+    "memory_efficient_attention",
+    "stochastic_depth",
+    "drop_path",
+    "preserve_rng_state",
+    "enable_grad",
+)
 """A file without any of these words calls nothing that drops."""
 
 
@@ -28,7 +37,7 @@ class Dropper:
         rate_default: the rate where none is given.
         flag_default: the flag where none is given.
         inplace: position of `inplace`; None if there is none.
-        augments: whether it also serves to augment data, outside of any module, where no mode is meant to stop it.
+        augments: whether it also serves to augment data, where no mode is meant to stop it; judged only with a flag.
     """
 
     code: str = "PD101"

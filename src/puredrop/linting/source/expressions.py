@@ -15,6 +15,7 @@ from puredrop.linting.source.values import (
     Kind,
     Value,
     as_switch,
+    asks_for_dropout,
     constant,
     join,
     negated,
@@ -39,7 +40,9 @@ def evaluate(run: Interpreter, node: ast.expr | None, state: State, frame: Frame
     rule = _RULES.get(type(node))
     if rule is not None:
         return rule(run, node, state, frame)
-    children = [evaluate(run, child, state, frame) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+    children = [
+        evaluate(run, child, state, frame) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)
+    ]
     return opaque(*children)
 
 
@@ -51,7 +54,11 @@ def _name(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
     name = node.id
     if name in state.variables:
         value = state.variables[name]
-        return value if value.const is not MISSING else replace(value, names=value.names | {name})
+        if value.const is not MISSING:
+            return value
+        if value.kind is Kind.OPAQUE and value.params and asks_for_dropout(name):
+            return switch(run.is_training, value.params)
+        return replace(value, names=value.names | {name})
     outer = frame.outer_variable(name)
     if outer is not None:
         return replace(outer, names=outer.names | {name})
@@ -110,7 +117,7 @@ def attribute(run: Interpreter, base: Value, name: str, path: str) -> Value:
         if name in ("train", "eval"):
             return Value(Kind.ON, frozenset({name}))  # the method, which is true
     if isinstance(base.target, Layer) and name == "p":
-        return replace(base.target.rate, kind=Kind.OPAQUE if base.target.rate.can_be_on else Kind.OFF, const=MISSING)
+        return opaque(names=["p"]) if base.target.rate.can_be_on else OFF
     if as_switch(name) is not None:
         return unknown(base, names=[name])
     return replace(opaque(base, names=[name]), params=base.params)
@@ -130,7 +137,9 @@ def _bool_op(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
         return replace(values[-1], params=_all(values))
     kind = Kind.UNKNOWN if any(value.kind is Kind.UNKNOWN for value in left) else Kind.OPAQUE
     names = frozenset().union(*(value.names for value in left))
-    return Value(kind, names, _all(values))
+    asks = isinstance(node.op, ast.Or) and any(value.is_flag and value.kind is Kind.OFF for value in values)
+    asks |= isinstance(node.op, ast.And) and any(value.asks for value in values)
+    return Value(kind, names, _all(values), asks=asks or None)
 
 
 def _all(values: list[Value]) -> frozenset[str]:
@@ -156,6 +165,8 @@ def _binary(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
         return negated(right)
     if isinstance(node.op, (ast.Div, ast.FloorDiv)) and left.kind is Kind.OFF:
         return replace(left, params=left.params | right.params)
+    if isinstance(node.op, ast.Add) and isinstance(left.target, Container) and isinstance(right.target, Container):
+        return Value(Kind.ON, target=left.target.with_elements(right.target.elements))
     if isinstance(node.op, (ast.Add, ast.BitOr)):
         if left.kind is right.kind and left.kind in (Kind.ON, Kind.OFF):
             return Value(left.kind, params=left.params | right.params)
@@ -239,7 +250,15 @@ def _compared(left: Any, op: ast.cmpop, right: Any) -> Value:
         return opaque()
 
 
-_PHASES = {"train": True, "training": True, "eval": False, "test": False, "val": False, "valid": False, "inference": False}
+_PHASES = {
+    "train": True,
+    "training": True,
+    "eval": False,
+    "test": False,
+    "val": False,
+    "valid": False,
+    "inference": False,
+}
 _PHASE_NAMES = ("mode", "phase", "stage", "split", "run_mode", "status", "state")
 
 

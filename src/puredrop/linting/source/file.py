@@ -43,7 +43,10 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
     for is_training in (True, False):
         run = Interpreter(is_training, observer, known)
         for function in entries:
-            run.run_open(function)
+            try:
+                run.run_open(function)
+            except RecursionError:
+                observer.too_deep.append(function)
         run.run_file(source)
     found = (*outcomes(observer), *patterns(source, observer, known))
     return Checked(found, frozenset(observer.callees), frozenset(_open_names(source, observer)))
@@ -60,9 +63,7 @@ def _handed_on(source: Source) -> list[str]:
     plain = Observer()
     names = [name for name, one in source.functions.items() if plain.is_interesting(one)]
     for owner in source.every_class:
-        names += [
-            name for name, one in owner.methods.items() if name not in _COMMON and plain.is_interesting(one)
-        ]
+        names += [name for name, one in owner.methods.items() if name not in _COMMON and plain.is_interesting(one)]
     return names
 
 

@@ -77,22 +77,37 @@ def _if(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
     if test.kind in (Kind.ON, Kind.OFF):
         execute(run, node.body if test.kind is Kind.ON else node.orelse, state, frame)
         return
-    branches(run, [node.body, node.orelse], state, frame, test.kind is Kind.UNKNOWN)
+    states = branches(run, [node.body, node.orelse], state, frame, test.kind is Kind.UNKNOWN, test.asks)
+    state.is_asked |= test.asks is False and states[0].is_dead
 
 
 def branches(
-    run: Interpreter, bodies: list[list[ast.stmt]], state: State, frame: Frame, is_doubtful: bool = False
-) -> None:
-    """Run several bodies, of which one is taken."""
+    run: Interpreter,
+    bodies: list[list[ast.stmt]],
+    state: State,
+    frame: Frame,
+    is_doubtful: bool = False,
+    asks: bool | None = None,
+) -> list[State]:
+    """Run several bodies, of which one is taken, and return the states behind them.
+
+    Args:
+        run, state, frame: as `execute`.
+        bodies: the bodies; if a condition chooses, first the one where it is true.
+        is_doubtful: whether the choice may depend on the mode.
+        asks: see `Value`, of the condition.
+    """
     states = []
-    for body in bodies:
+    for i, body in enumerate(bodies):
         inner = state.copy()
         inner.is_doubtful |= is_doubtful
+        inner.is_asked |= asks is not None and asks is (i == 0)
         execute(run, body, inner, frame)
         states.append(inner)
     left_early = is_doubtful and any(one.is_dead for one in states)
     state.become(states)
     state.is_doubtful |= left_early
+    return states
 
 
 def _loop(run: Interpreter, node: Any, state: State, frame: Frame) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from puredrop.linting.source.calls import Dropper
 from puredrop.linting.source.modules import Class, Function, Source
 from puredrop.linting.source.values import Kind, Value, join, unknown
+
+_ELEMENTS = 24
 
 __all__ = [
     "Arguments",
@@ -27,9 +30,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Instance:
-    """An instance of a class of the tree."""
+    """An instance of a class of the tree, and the call that makes it, where it is known."""
 
     owner: Class
+    node: ast.Call | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ class Arguments:
         names = list(function.parameters)[1 if has_instance and not function.is_static else 0 :]
         given = {name: value for i, name in enumerate(names) if (value := self.get(i, name)) is not None}
         spread = self.spread
-        return given if spread is None else {**dict.fromkeys((one for one in names if one not in given), spread), **given}
+        return (
+            given if spread is None else {**dict.fromkeys((one for one in names if one not in given), spread), **given}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +121,21 @@ class Partial:
     arguments: Arguments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Container:
     """A list, tuple or dict of values; or a module that holds them."""
 
     elements: tuple[Value, ...]
     is_module: bool = False
+
+    def joined(self, others: list[Any]) -> Container:
+        """Return a container of this one's elements and those of others that a variable may hold instead."""
+        return self.with_elements(one for other in others if isinstance(other, Container) for one in other.elements)
+
+    def with_elements(self, more: Iterable[Value]) -> Container:
+        """Return the container with further elements, some of them if there are many."""
+        known = {id(one): one for one in (*self.elements, *more) if one.target is not self}
+        return Container(tuple(known.values())[:_ELEMENTS], self.is_module)
 
 
 @dataclass(frozen=True)
@@ -209,15 +224,17 @@ class State:
         variables: values by name; attributes as "self.name".
         is_dead: whether the point is never reached in this mode.
         is_doubtful: whether it is only reached under a condition that may depend on the mode in a way not followed.
+        is_asked: whether it is only reached in this mode if an option asks for that; see `Value`.
     """
 
     variables: dict[str, Value] = field(default_factory=dict)
     is_dead: bool = False
     is_doubtful: bool = False
+    is_asked: bool = False
 
     def copy(self) -> State:
         """Return a copy that goes its own way."""
-        return State(dict(self.variables), self.is_dead, self.is_doubtful)
+        return State(dict(self.variables), self.is_dead, self.is_doubtful, self.is_asked)
 
     def become(self, states: Iterable[State]) -> None:
         """Continue where several paths meet."""
@@ -244,7 +261,7 @@ class Observation:
         dropper: what is called.
         rate: its rate, in the frame's terms.
         flag: its training flag; None if the call has none.
-        is_doubtful: see `State`.
+        is_doubtful, is_asked: see `State`.
         has_flag: whether the flag is given, and not its default.
     """
 
@@ -254,6 +271,7 @@ class Observation:
     rate: Value
     flag: Value | None
     is_doubtful: bool
+    is_asked: bool
     has_flag: bool = False
 
     @property
@@ -265,4 +283,7 @@ class Observation:
     def certainty(self) -> tuple[bool, bool]:
         """How surely it drops; of several observations the surest counts."""
         flag = self.flag.kind if self.flag is not None else Kind.ON
-        return Kind.OFF not in (flag, self.rate.kind), not self.is_doubtful and Kind.UNKNOWN not in (flag, self.rate.kind)
+        return Kind.OFF not in (flag, self.rate.kind), not self.is_doubtful and Kind.UNKNOWN not in (
+            flag,
+            self.rate.kind,
+        )

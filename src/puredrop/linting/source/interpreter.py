@@ -53,6 +53,7 @@ class Interpreter:
         self.observer = observer
         self.known = known or Known()
         self.writes: dict[str, list[Value]] = {}
+        self._defined: set[Function] = set()
         self.steps = 0
 
     # Entries
@@ -164,7 +165,9 @@ class Interpreter:
 
     def define(self, closure: Closure) -> None:
         """Run a function that was defined within another, as if an unknown caller had called it."""
-        if self.observer is not None and self.observer.is_interesting(closure.function):
+        is_first = closure.frame.parent is None and closure.function not in self._defined
+        if self.observer is not None and is_first and self.observer.is_interesting(closure.function):
+            self._defined.add(closure.function)
             steps = self.steps
             self.run_open(closure.function, closure)
             self.steps = steps
@@ -196,7 +199,11 @@ class Interpreter:
         if self.observer is not None:
             self.observer.called(function)
         running = [one.function for one in frame.chain]
-        if len(running) > (_DEPTH if self.observer is not None else 2) or function in running or not self._is_worth_it(function):
+        if (
+            len(running) > (_DEPTH if self.observer is not None else 2)
+            or function in running
+            or not self._is_worth_it(function)
+        ):
             return Value(Kind.OPAQUE, frozenset({f"{function.name}()"}))
         given = {} if arguments is None else arguments.by_parameter(function, instance is not None)
         call = None if arguments is None else arguments.node
@@ -212,7 +219,7 @@ class Interpreter:
         first = next(iter(function.parameters), None)
         if instance is not None and not function.is_static and first is not None:
             variables[first] = instance
-        result = self._body(function, State(variables, is_doubtful=state.is_doubtful), inner)
+        result = self._body(function, State(variables, is_doubtful=state.is_doubtful, is_asked=state.is_asked), inner)
         return inner.in_terms_of_caller(result)
 
     def _is_worth_it(self, function: Function) -> bool:

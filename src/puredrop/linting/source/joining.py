@@ -22,8 +22,11 @@ def findings(checked: Iterable[Checked]) -> list[Finding]:
     every = list(checked)
     callees = frozenset().union(*(one.callees for one in every))
     by_place: defaultdict[Place, list[Outcome]] = defaultdict(list)
+    drops = any(outcome.code != "PD406" for one in every for outcome in one.outcomes)
     for one in every:
         for outcome in one.outcomes:
+            if outcome.code == "PD406" and not drops:
+                continue  # nothing in this tree drops, so a recomputation repeats itself
             by_place[outcome.place].append(outcome)
     found: dict[tuple[Place, str], Finding] = {}
     for outcomes in by_place.values():
@@ -31,9 +34,7 @@ def findings(checked: Iterable[Checked]) -> list[Finding]:
             place = outcome.blame or outcome.place
             key = place, outcome.code
             if not outcome.is_ignored and key not in found:
-                found[key] = Finding(
-                    outcome.code, place.file, outcome.detail, place.line, place.column, place.file
-                )
+                found[key] = Finding(outcome.code, place.file, outcome.detail, place.line, place.column, place.file)
     certain = {place for (place, code) in found if code != "PD002"}
     rest = [one for (place, code), one in found.items() if code != "PD002" or place not in certain]
     return sorted(rest, key=lambda one: (one.file, one.line, one.column, one.code))
@@ -46,7 +47,16 @@ def _decided(outcomes: list[Outcome], callees: frozenset[tuple[str, int]]) -> li
     if soft and not any(one.verdict == "off" for one in outcomes):
         inner = soft[0]
         wrong = [one for one in wrong if not one.is_soft]
-        wrong.append(Outcome(inner.place, "on", inner.code, inner.place, inner.detail.partition(" in ")[0], is_ignored=inner.is_ignored))
+        wrong.append(
+            Outcome(
+                inner.place,
+                "on",
+                inner.code,
+                inner.place,
+                inner.detail.partition(" in ")[0],
+                is_ignored=inner.is_ignored,
+            )
+        )
     undecided = [one for one in outcomes if one.verdict == "unknown"]
     undecided += [one for one in outcomes if one.verdict == "open" and one.function not in callees]
     return [*wrong, *undecided]

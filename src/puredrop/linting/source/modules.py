@@ -21,6 +21,8 @@ _USUAL = {
     "functional": "torch.nn.functional",
 }
 """What these names mean where nothing in the file binds them."""
+_OTHERS = ("tensorflow.", "tf.", "keras.", "flax.", "paddle.", "mxnet.", "jax.", "chainer.", "mindspore.")
+"""Other frameworks, with modules of their own."""
 _MODULES = ("Module", "Model", "Layer", "Mixin", "Net", "Block", "Base")
 
 
@@ -74,7 +76,7 @@ class Function:
     @cached_property
     def is_short(self) -> bool:
         """Return whether the function has few expressions."""
-        return sum(1 for _ in ast.walk(self.node)) < 150
+        return sum(1 for _ in ast.walk(self.node)) < 300
 
 
 @dataclass(eq=False)
@@ -101,7 +103,9 @@ class Class:
         found = []
         for base in self.node.bases:
             target = self.source.refers_to(base)
-            found.append(target if isinstance(target, Class) else target if isinstance(target, str) else ast.unparse(base))
+            found.append(
+                target if isinstance(target, Class) else target if isinstance(target, str) else ast.unparse(base)
+            )
         return found
 
     @cached_property
@@ -116,6 +120,8 @@ class Class:
     def is_module(self) -> bool:
         """Return whether the class is a torch module, as far as its bases tell."""
         names = [base for one in self.lineage for base in one.bases if isinstance(base, str)]
+        if any(name.startswith(_OTHERS) for name in names):
+            return False
         return any(name.rpartition(".")[2].endswith(_MODULES) or name.startswith("torch.nn") for name in names)
 
     @cached_property
@@ -175,6 +181,9 @@ class Source:
         self.globals: dict[str, list[ast.expr]] = {}
         self._functions: dict[ast.AST, Function] = {}
         self._classes: dict[ast.AST, Class] = {}
+        self.nodes = list(ast.walk(self.tree))
+        for node in self.nodes:
+            self._import(node)
         self._collect(self.tree.body)
 
     def _collect(self, body: list[ast.stmt]) -> None:
@@ -194,9 +203,6 @@ class Source:
                     self._collect(getattr(node, block, []))
             for handler in getattr(node, "handlers", []):
                 self._collect(handler.body)
-        if body is self.tree.body:
-            for node in ast.walk(self.tree):
-                self._import(node)
 
     def _import(self, node: ast.AST) -> None:
         if isinstance(node, ast.Import):
@@ -222,10 +228,10 @@ class Source:
             self._classes[node] = Class(node, self)
         return self._classes[node]
 
-    @property
+    @cached_property
     def every_class(self) -> list[Class]:
         """All classes of the file, also those within functions and classes."""
-        return [self.class_(node) for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef)]
+        return [self.class_(node) for node in self.nodes if isinstance(node, ast.ClassDef)]
 
     def segment(self, node: ast.AST) -> str:
         """Return the lines that a node stands on."""
@@ -287,6 +293,10 @@ def canonical(name: str) -> str:
     return name
 
 
+_IMPORTS = 12
+"""Imports of imports that are followed."""
+
+
 class Project:
     """The files that are checked together, each parsed when a name first leads to it.
 
@@ -298,6 +308,7 @@ class Project:
         self.files = frozenset(files)
         self.roots = {str(parent) for file in files for parent in Path(file).parents}
         self._sources: dict[str, Source | None] = {}
+        self._imports = 0
         self._found: dict[tuple[str, str], Function | Class | None] = {}
 
     def add(self, source: Source) -> None:
@@ -307,10 +318,12 @@ class Project:
     def find(self, source: Source, name: str) -> Function | Class | None:
         """Return the function or class that an imported dotted name means, if it is in this tree."""
         key = source.file, name
-        if key not in self._found:
+        if key not in self._found and self._imports < _IMPORTS:
             self._found[key] = None  # an import in a circle finds nothing
+            self._imports += 1
             self._found[key] = self._find(source, name)
-        return self._found[key]
+            self._imports -= 1
+        return self._found.get(key)
 
     def _find(self, source: Source, name: str) -> Function | Class | None:
         level = len(name) - len(name.lstrip("."))

@@ -37,6 +37,7 @@ class Observer:
         unused: calls that drop and whose results are not used, with their frames.
         keys: calls with a key that is the same in each call, with their frames.
         callees: file and line of the functions of the tree that were called.
+        too_deep: functions that are nested too deeply to be followed.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -46,6 +47,7 @@ class Observer:
         self.unused: dict[ast.Call, Frame] = {}
         self.keys: dict[ast.Call, Frame] = {}
         self.callees: set[tuple[str, int]] = set()
+        self.too_deep: list[Function] = []
         words = [*map(re.escape, WORDS), "[dD]rop", *(rf"\b{re.escape(name)}\b" for name in names)]
         self._words = re.compile("|".join(words))
         self._interesting: dict[ast.AST, bool] = {}

@@ -14,7 +14,7 @@ from puredrop.linting.source.verdicts import Outcome, is_ignored, is_test, place
 
 __all__ = ["patterns"]
 
-_REGISTERS = ("ModuleList", "ModuleDict", "Sequential", "add_module", "register_module", "setattr")
+_REGISTERS = ("ModuleList", "ModuleDict", "Sequential", "add_module", "register_module", "setattr", "__init__")
 _KEEPS_STATE = ("fork_rng", "rng_state", "preserve_rng", "get_states", "set_states", "device_states")
 
 
@@ -24,10 +24,14 @@ def patterns(source: Source, observer: Observer, known: Known) -> Iterator[Outco
     yield from _unused(observer)
     yield from _zeroed(observer)
     yield from _fixed_keys(observer)
+    for function in observer.too_deep:
+        place = place_of(function.source, function.node)
+        yield Outcome(place, "unknown", "PD002", place, f"{function.name} is nested too deeply")
     for owner in source.every_class:
         if owner.is_module:
             yield from _unregistered(owner, known)
-        yield from _recomputed(owner)
+        if "enable_grad" in source.text:
+            yield from _recomputed(owner)
     yield from _checkpoints(source)
 
 
@@ -63,7 +67,12 @@ def _zeroed(observer: Observer) -> Iterator[Outcome]:
         if node in training or node.attr in again or not _is_method(write.frame):
             continue
         name = write.frame.function.name if write.frame.function else ""
-        if write.value.kind is Kind.OFF and not write.value.is_flag and is_rate_name(node.attr) and name not in ("train", "eval"):
+        if (
+            write.value.kind is Kind.OFF
+            and not write.value.is_flag
+            and is_rate_name(node.attr)
+            and name not in ("train", "eval")
+        ):
             yield _found(write.frame.source, node, "PD204", f"{ast.unparse(node)} = 0")
 
 
@@ -81,49 +90,92 @@ def _fixed_keys(observer: Observer) -> Iterator[Outcome]:
 def _unregistered(owner: Class, known: Known) -> Iterator[Outcome]:
     """Yield attributes that hold dropout layers in a list or dict of Python's."""
     run = Interpreter(True, known=known)
-    for method in owner.methods.values():
-        for node in ast.walk(method.node):
-            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
-                continue
-            target = node.targets[0]
-            if not (isinstance(target.value, ast.Name) and target.value.id == "self"):
-                continue
-            value = run.attribute(owner, target.attr)
-            if _holds_dropout(value) and not _is_registered(owner, target.attr, node.value):
-                yield _found(owner.source, node, "PD106", f"self.{target.attr}")
+    for name, methods in owner.writers.items():
+        if all(method.owner is not owner for method in methods):
+            continue
+        value = run.attribute(owner, name)
+        if isinstance(value.target, Container) and not value.target.is_module and not _is_registered(owner, name):
+            first = next((one for one in value.target.elements if _drops(one)), None)
+            if first is not None:
+                yield _found(owner.source, _creation(first, owner, name), "PD106", f"self.{name}")
 
 
-def _holds_dropout(value: Value, depth: int = 0) -> bool:
-    """Return whether a value is a plain list or dict with a layer that drops, also within other modules."""
-    if not isinstance(value.target, Container) or (value.target.is_module and depth == 0) or depth > 3:
-        return False
-    return any(_drops(one, depth) for one in value.target.elements)
+def _creation(value: Value, owner: Class, name: str) -> ast.AST:
+    """Return the call that makes a layer, or what assigns the attribute that holds it."""
+    elements = value.target.elements if isinstance(value.target, Container) else (value,)
+    made = [one.target.node for one in elements if _drops(one) and isinstance(one.target, (Layer, Instance))]
+    if made and made[0] is not None:
+        return made[0]
+    stores = [node for node in ast.walk(owner.node) if isinstance(node, ast.Attribute) and node.attr == name]
+    return stores[0] if stores else owner.node
 
 
-def _drops(value: Value, depth: int) -> bool:
+def _drops(value: Value, depth: int = 0) -> bool:
+    """Return whether a value is a module that drops, or holds one."""
     target = value.target
     if isinstance(target, Instance):
-        return target.owner.is_module and "nn.Dropout" in target.owner.source.segment(target.owner.node)
-    return isinstance(target, Layer) or _holds_dropout(value, depth + 1)
+        return target.owner.is_module and "ropout" in target.owner.source.segment(target.owner.node)
+    if isinstance(target, Container) and depth < 3:
+        return any(_drops(one, depth + 1) for one in target.elements)
+    return isinstance(target, Layer)
 
 
-def _is_registered(owner: Class, name: str, value: ast.expr) -> bool:
-    """Return whether the class hands an attribute, or the variable it came from, to a module that registers it."""
+def _is_registered(owner: Class, name: str) -> bool:
+    """Return whether the class hands what an attribute holds to a module that registers it."""
+    variables = {
+        part.id
+        for node in ast.walk(owner.node)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and _stores(node, name) and node.value is not None
+        for part in ast.walk(node.value)
+        if isinstance(part, ast.Name)
+    } | {
+        part.id
+        for node in ast.walk(owner.node)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("append", "extend")
+        and isinstance(node.func.value, (ast.Name, ast.Attribute))
+        and _last(node.func.value) in {name, *_aliases(owner, name)}
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name)
+    }
+    for node in ast.walk(owner.node):
+        if isinstance(node, (ast.For, ast.comprehension)) and _mentions(node.iter, name, variables):
+            variables |= {part.id for part in ast.walk(node.target) if isinstance(part, ast.Name)}
+    variables -= {"self", "nn", "torch"}
     for one in owner.lineage:
-        for call in ast.walk(one.node):
-            if not isinstance(call, ast.Call):
-                continue
-            function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-            if function in _REGISTERS and any(_mentions(part, name, value) for part in (*call.args, *call.keywords)):
-                return True
+        for method in one.methods.values():
+            for call in ast.walk(method.node):
+                if method.name in ("forward", "__call__") or not isinstance(call, ast.Call):
+                    continue
+                if _last(call.func) in _REGISTERS and any(
+                    _mentions(part, name, variables) for part in (*call.args, *call.keywords)
+                ):
+                    return True
     return False
 
 
-def _mentions(node: ast.AST, name: str, value: ast.expr) -> bool:
-    variable = value.id if isinstance(value, ast.Name) else None
+def _aliases(owner: Class, name: str) -> set[str]:
+    """Return the variables that an attribute is assigned from."""
+    return {
+        node.value.id
+        for node in ast.walk(owner.node)
+        if isinstance(node, ast.Assign) and _stores(node, name) and isinstance(node.value, ast.Name)
+    }
+
+
+def _stores(node: ast.Assign | ast.AnnAssign, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return any(isinstance(one, ast.Attribute) and one.attr == name for one in targets)
+
+
+def _last(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _mentions(node: ast.AST, name: str, variables: set[str]) -> bool:
     return any(
-        (isinstance(part, ast.Attribute) and part.attr == name)
-        or (variable is not None and isinstance(part, ast.Name) and part.id == variable)
+        (isinstance(part, ast.Attribute) and part.attr == name) or (isinstance(part, ast.Name) and part.id in variables)
         for part in ast.walk(node)
     )
 
@@ -134,14 +186,46 @@ def _recomputed(owner: Class) -> Iterator[Outcome]:
     backward = owner.methods.get("backward")
     if backward is None or not any(name.endswith("autograd.Function") or name == "Function" for name in names):
         return
-    text, body = owner.source.segment(owner.node), owner.source.segment(backward.node)
-    if "enable_grad" in body and "autograd" in body + text and not any(word in text for word in _KEEPS_STATE):
-        yield _found(owner.source, owner.node, "PD406", f"{owner.node.name}.backward runs the forward again")
+    text, forward = owner.source.segment(owner.node), owner.methods.get("forward")
+    if "enable_grad" not in text or forward is None or any(word in text for word in _KEEPS_STATE):
+        return
+    again = {_context_call(node) for node in ast.walk(forward.node)} - {None}
+    for node in ast.walk(backward.node):
+        if _context_call(node) in again:
+            yield _found(owner.source, node, "PD406", f"{ast.unparse(node)[:40]} runs again in backward")
+
+
+def _context_call(node: ast.AST) -> str | None:
+    """Return the attribute of an autograd function's context that a node calls; None if it calls none."""
+    is_call = (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+    )
+    return (
+        node.func.attr
+        if is_call and node.func.value.id in ("ctx", "context") and node.func.attr not in _OF_CONTEXT
+        else None
+    )
+
+
+_OF_CONTEXT = ("save_for_backward", "mark_dirty", "mark_non_differentiable", "set_materialize_grads")
 
 
 def _checkpoints(source: Source) -> Iterator[Outcome]:
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call):
-            for word in node.keywords:
-                if word.arg == "preserve_rng_state" and isinstance(word.value, ast.Constant) and word.value.value is False:
+    """Yield checkpoints that do not restore the generators, also where a parameter says so by default."""
+    for function in source.nodes if "preserve_rng_state" in source.text else ():
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Module)):
+            continue
+        given = {} if isinstance(function, ast.Module) else source.function(function).parameters
+        for node in _own(function):
+            for word in node.keywords if isinstance(node, ast.Call) else []:
+                value = given.get(word.value.id) if isinstance(word.value, ast.Name) else word.value
+                if word.arg == "preserve_rng_state" and isinstance(value, ast.Constant) and value.value is False:
                     yield _found(source, node, "PD406", "preserve_rng_state=False")
+
+
+def _own(function: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a function but those of functions within it."""
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+            yield from _own(node)

@@ -109,5 +109,7 @@ def read_text(file: str) -> Text:
     except (UnicodeDecodeError, SyntaxError, LookupError) as error:
         raise Unreadable(error.msg if isinstance(error, SyntaxError) else str(error)) from error
     if len(result.code) > LIMIT:
-        raise Unreadable(f"{len(result.code) / 1e6:.0f} million characters; more than {LIMIT // 1_000_000} are not read")
+        raise Unreadable(
+            f"{len(result.code) / 1e6:.0f} million characters; more than {LIMIT // 1_000_000} are not read"
+        )
     return result

@@ -16,6 +16,7 @@ __all__ = [
     "Kind",
     "Value",
     "as_switch",
+    "asks_for_dropout",
     "is_keep_name",
     "is_rate_name",
     "join",
@@ -31,6 +32,7 @@ _REVERSE = re.compile(
     r"_?(is_|do_|in_|for_)?_?(eval|evaluate|evaluation|evaluating|test|testing|infer|inference|predict|deterministic|"
     r"validate|validation|sampling)(_?(mode|flag|phase|only))?_?"
 )
+_ASKS = re.compile(r"(use|apply|do|with|enable|add)_?drop(out)?|drop(out)?_?(switch|on|flag|enabled|active|mode)")
 _KEEP = re.compile(r"(.*_)?(keep|retain|kept)_?(p|prob|probs|proba|probability|rate|ratio|pro)?")
 _RATE = re.compile(r"(.*_)?(p|prob|rate|ratio|\w*drop\w*)")
 
@@ -54,6 +56,8 @@ class Value:
         params: parameters of the running function that it depends on.
         is_flag: whether it is the training flag itself, and no product with it.
         const: the constant, where it is one.
+        asks: True if it is true in eval mode only where an option asks for that, as `self.training or self.always`; False
+            if it is the negation of such a value; None else.
         target: what it refers to: a function, a class, an instance, a layer, a dotted name, a container.
     """
 
@@ -62,6 +66,7 @@ class Value:
     params: frozenset[str] = frozenset()
     is_flag: bool = False
     const: Any = field(default=MISSING, compare=False)
+    asks: bool | None = None
     target: Any = None
 
     @property
@@ -98,7 +103,8 @@ def negated(value: Value) -> Value:
     """Return the logical negation of a value."""
     kind = {Kind.ON: Kind.OFF, Kind.OFF: Kind.ON}.get(value.kind, value.kind)
     const = MISSING if value.const is MISSING else not value.const
-    return replace(value, kind=kind, const=const, names=frozenset(), target=None)
+    asks = None if value.asks is None else not value.asks
+    return replace(value, kind=kind, const=const, names=frozenset(), target=None, asks=asks)
 
 
 def join(values: Iterable[Value]) -> Value:
@@ -110,15 +116,14 @@ def join(values: Iterable[Value]) -> Value:
         return every[0]
     kinds = {value.kind for value in every}
     kind = kinds.pop() if len(kinds) == 1 else Kind.UNKNOWN if Kind.UNKNOWN in kinds else Kind.OPAQUE
-    targets = [value.target for value in every]
-    target = next((one for one in targets if one is not None), None)
+    targets = [value.target for value in every if value.target is not None]
+    target = targets[0].joined(targets[1:]) if targets and hasattr(targets[0], "joined") else next(iter(targets), None)
     return Value(
         kind,
         frozenset().union(*(value.names for value in every)),
         _params(every),
         all(value.is_flag for value in every),
-        MISSING,
-        target,
+        target=target,
     )
 
 
@@ -131,6 +136,11 @@ def as_switch(name: str) -> bool | None:
     if _SWITCH.fullmatch(name):
         return True
     return False if _REVERSE.fullmatch(name) else None
+
+
+def asks_for_dropout(name: str) -> bool:
+    """Return whether a name reads as a caller's switch of dropout, such as "use_dropout"."""
+    return _ASKS.fullmatch(name) is not None
 
 
 def is_keep_name(name: str) -> bool:

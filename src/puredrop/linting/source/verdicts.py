@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from puredrop.linting.source.frames import Frame, Observation
 from puredrop.linting.source.modules import Source
 from puredrop.linting.source.observing import Observer
-from puredrop.linting.source.values import MISSING, Kind, Value, as_switch, constant, is_keep_name, is_rate_name, text_of
+from puredrop.linting.source.values import (
+    MISSING,
+    Kind,
+    Value,
+    as_switch,
+    constant,
+    is_keep_name,
+    is_rate_name,
+    text_of,
+)
 
 __all__ = ["Outcome", "Place", "is_test", "outcomes", "place_of"]
 
@@ -21,6 +30,8 @@ _PURPOSE = re.compile(
     r"(?:even|also|both)[\w ]{0,20}(?:eval|inference|test)|(?:eval|inference|test)\w*[\w ]{0,12}(?:too|as well)",
     re.IGNORECASE,
 )
+_OF_TRAINING = re.compile(r"_(train|training|warmup)$|^_?warmup|^train_step$|^training_step$")
+_KNOWN = re.compile(r"prenet|mc_?drop|monte.?carlo", re.IGNORECASE)
 _ASKS = re.compile(r"_?(use|apply|do|with|is|has|enable|add|no|mc|force)_.*|.*_(on|enabled|training|train|flag|mode)")
 
 
@@ -78,7 +89,9 @@ def is_test(frame: Frame) -> bool:
     outer = frame.outermost
     name, file = outer.function.name if outer.function else "", outer.source.file.replace("\\", "/").rpartition("/")[2]
     owner = outer.owner.node.name if outer.owner else ""
-    in_test = name.startswith("test") or owner.startswith("Test") or re.fullmatch(r"test_.*|.*_test\.py|conftest.py", file)
+    in_test = (
+        name.startswith("test") or owner.startswith("Test") or re.fullmatch(r"test_.*|.*_test\.py|conftest.py", file)
+    )
     return outer.function is None or bool(in_test)
 
 
@@ -135,7 +148,7 @@ def _in_eval(place: Place, on: Observation | None, off: Observation) -> Outcome:
         return _undecided(off, rate, off.dropper.rate_name)
     if off.is_doubtful:
         return _undecided(off, Value(Kind.UNKNOWN), "the condition around it")
-    if _is_on_purpose(off):
+    if off.is_asked or _is_on_purpose(off):
         return Outcome(place, "off")
     return _on(place, off)
 
@@ -144,19 +157,25 @@ def _is_rate(value: Value) -> bool:
     if isinstance(value.const, float):
         return True
     names = value.names
-    return bool(names) and all(is_rate_name(one) and not _ASKS.fullmatch(one) and as_switch(one) is None for one in names)
+    return bool(names) and all(
+        is_rate_name(one) and not _ASKS.fullmatch(one) and as_switch(one) is None for one in names
+    )
 
 
 def _is_on_purpose(seen: Observation) -> bool:
-    """Return whether training=True is written out where names or comments say why."""
-    if not seen.has_flag or seen.flag is None or seen.flag.const is not True:
+    """Return whether names or comments say that it is meant: any reason for training=True, else known methods."""
+    if any(frame.function is not None and _OF_TRAINING.search(frame.function.name) for frame in seen.frame.chain):
+        return True
+    is_written = seen.has_flag and seen.flag is not None and seen.flag.const is True
+    if seen.has_flag and not is_written:
         return False
     source, owner, function = seen.frame.source, seen.frame.owner, seen.frame.function
     line = seen.node.lineno
     near = source.lines[max(line - 4, 0) : (seen.node.end_lineno or line)]
     comments = [text.partition("#")[2] for text in near]
-    names = [owner.node.name if owner else "", function.name if function else "", source.lines[line - 1].partition("=")[0]]
-    return any(_PURPOSE.search(text) for text in (*comments, *names))
+    names = [owner.node.name if owner else "", function.name if function else "", source.lines[line - 1]]
+    says = _PURPOSE if is_written else _KNOWN
+    return any(says.search(text) for text in (*comments, *names))
 
 
 def _on(place: Place, off: Observation) -> Outcome:
