@@ -14,8 +14,7 @@ from puredrop.linting._findings import Finding, Report
 from puredrop.linting.source.file import Checked, check_file
 from puredrop.linting.source.joining import findings, places
 from puredrop.linting.source.modules import Project, Source
-from puredrop.linting.source.reading import Text, Unreadable, could_drop, find_files, read_text
-from puredrop.linting.source.syntax import OLD_NAMES
+from puredrop.linting.source.reading import Unreadable, could_drop, find_files, read_text
 
 __all__ = ["Progress", "check_files", "check_paths", "check_text"]
 
@@ -154,21 +153,16 @@ def _checked(project: Project, file: str, names: tuple[str, ...]) -> _Result:
         unread.append(Finding("PD001", file, error.msg, error.lineno or 1, error.offset or 1, file))
         return _Result(file, unread=tuple(unread))
     project.add(source)
-    unread += _old_names(source, text)
+    unread += _old_names(source)
     return _Result(file, check_file(source, names), tuple(unread), text.cells)
 
 
-def _old_names(source: Source, text: Text) -> list[Finding]:
+def _old_names(source: Source) -> list[Finding]:
     """Return a finding if the file was only read by giving `async` or `await` another name."""
-    if not any(word in text.code for word in ("async", "await")):
+    if not source.old_names:
         return []
-    for number, line in enumerate(source.lines, 1):
-        code = line.partition("#")[0]
-        match = OLD_NAMES.search(code)
-        if match and not code[: match.start()].count('"') % 2 and not code[: match.start()].count("'") % 2:
-            detail = f"`{match[0]}` is a keyword since Python 3.7; the file was checked with another name for it"
-            return [Finding("PD001", source.file, detail, number, match.start() + 1, source.file)]
-    return []
+    detail = "`async` and `await` are keywords since Python 3.7; the file was checked with other names for them"
+    return [Finding("PD001", source.file, detail, source.old_names, 1, source.file)]
 
 
 def _placed(finding: Finding, results: dict[str, _Result]) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,18 @@ class Function:
         return {**self.parameters, **dict.fromkeys(collecting)}
 
     @cached_property
+    def assigned(self) -> frozenset[str]:
+        """Return the attributes of `self` that a method assigns."""
+        return frozenset(
+            node.attr
+            for node in ast.walk(self.node)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        )
+
+    @cached_property
     def is_short(self) -> bool:
         """Return whether the function has few expressions."""
         return sum(1 for _ in ast.walk(self.node)) < 300
@@ -130,7 +142,7 @@ class Class:
         found: dict[str, list[Function]] = {}
         for one in self.lineage:
             for method in one.methods.values():
-                for name in _assigned(method.node):
+                for name in method.assigned:
                     found.setdefault(name, []).append(method)
         return found
 
@@ -150,14 +162,6 @@ class Class:
         return next((one.methods[name] for one in self.lineage if name in one.methods), None)
 
 
-def _assigned(function: ast.AST) -> Iterator[str]:
-    """Yield the attributes of the first parameter that a method assigns."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(node.value, ast.Name) and node.value.id == "self":
-                yield node.attr
-
-
 class Source:
     """One file: its tree and what its names refer to.
 
@@ -172,7 +176,8 @@ class Source:
 
     def __init__(self, file: str, text: str, project: Project) -> None:
         self.file, self.text, self.project = file, text, project
-        self.tree = parse(text)
+        parsed = parse(text)
+        self.tree, self.old_names = parsed.tree, parsed.old
         self.lines = text.split("\n")
         self.imports: dict[str, str] = {}
         self.stars: list[str] = []
@@ -263,7 +268,7 @@ class Source:
             own = self.functions.get(node.id) or self.classes.get(node.id)
             if own is not None:
                 return own
-            for module in self.stars:
+            for module in self.stars if len(self.stars) <= _STARS else ():
                 found = self.project.find(self, f"{module}.{node.id}" if not module.endswith(".") else module + node.id)
                 if found is not None:
                     return found
@@ -293,6 +298,8 @@ def canonical(name: str) -> str:
     return name
 
 
+_STARS = 8
+"""Star imports of a file that are followed; packages that gather hundreds of modules would load them all."""
 _IMPORTS = 12
 """Imports of imports that are followed."""
 
@@ -343,8 +350,8 @@ class Project:
     def _below(self, folder: Path, parts: list[str]) -> Function | Class | None:
         """Return what dotted parts mean, with modules below a folder."""
         for count in range(len(parts) - 1, -1, -1):
-            stem = folder.joinpath(*parts[:count])
-            for file in (f"{stem}.py", str(stem / "__init__.py")):
+            stem = os.path.join(folder, *parts[:count])  # noqa: PTH118, a hundred thousand of these a tree
+            for file in (f"{stem}.py", os.path.join(stem, "__init__.py")):  # noqa: PTH118
                 if file in self.files:
                     return self._in(file, parts[count:])
         return None

@@ -5,14 +5,28 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from dataclasses import dataclass
 
-__all__ = ["OLD_NAMES", "parse"]
+__all__ = ["Parsed", "parse"]
 
 _TRIES = 50
 
 
-def parse(text: str) -> ast.Module:
-    """Return the syntax tree of a text, with the positions that nodes have in it.
+@dataclass(frozen=True)
+class Parsed:
+    """Syntax tree of a text.
+
+    Args:
+        tree: the tree; its nodes have the positions that they have in the text.
+        old: first line on which `async` or `await`, keywords since Python 3.7, is a name; 0 if there is none.
+    """
+
+    tree: ast.Module
+    old: int = 0
+
+
+def parse(text: str) -> Parsed:
+    """Return the syntax tree of a text.
 
     What this Python cannot read but another version of Python 3 can is replaced by something as long: names `async` and
     `await` (until 3.6), type parameters and `type` statements (3.12), fields of f-strings with quotes of the same kind
@@ -21,18 +35,19 @@ def parse(text: str) -> ast.Module:
     Raises:
         SyntaxError: if no version reads the text.
     """
-    text = text.removeprefix("\ufeff")
+    text, old = text.removeprefix("\ufeff"), 0
     for _ in range(_TRIES):
         try:
-            return _tree(text)
+            return Parsed(_tree(text), old)
         except SyntaxError as error:
-            older = _mended(text, error.lineno or 1)
+            at, older = _mended(text, error.lineno or 1)
             if older is None:
                 raise
+            old = old or (at if _keyword_names(text) != text and older.count("asinc") + older.count("awayt") else 0)
             text = older
         except (ValueError, RecursionError, MemoryError) as error:
             raise SyntaxError(str(error) or "nested too deeply") from error
-    return _tree(text)
+    return Parsed(_tree(text), old)
 
 
 def _tree(text: str) -> ast.Module:
@@ -41,23 +56,23 @@ def _tree(text: str) -> ast.Module:
         return ast.parse(text)
 
 
-def _mended(text: str, number: int) -> str | None:
-    """Return a text with newer or older syntax replaced near a line; None if there is none."""
+def _mended(text: str, number: int) -> tuple[int, str | None]:
+    """Return a text with newer or older syntax replaced near a line, and that line; None if there is none."""
     lines = text.split("\n")
     for at in range(min(number, len(lines)) - 1, max(number - 12, -1), -1):
         for rule in (_keyword_names, _except, _type_statement, _type_parameters):
             changed = rule(lines[at])
             if changed != lines[at]:
-                return "\n".join([*lines[:at], changed, *lines[at + 1 :]])
+                return at + 1, "\n".join([*lines[:at], changed, *lines[at + 1 :]])
     changed = _strings(text)
-    return None if changed == text else changed
+    return number, None if changed == text else changed
 
 
 def _keyword_names(line: str) -> str:
-    return OLD_NAMES.sub(lambda word: "asinc" if word[0] == "async" else "awayt", line)
+    return _OLD_NAMES.sub(lambda word: "asinc" if word[0] == "async" else "awayt", line)
 
 
-OLD_NAMES = re.compile(r"\basync\b(?!\s+(?:def|for|with)\b)|\bawait\b(?=\s*(?:[=,.):]|$))")
+_OLD_NAMES = re.compile(r"\basync\b(?!\s+(?:def|for|with)\b)|\bawait\b(?=\s*(?:[=,.):]|$))")
 """Names that are keywords since Python 3.7."""
 
 
