@@ -56,10 +56,13 @@ def apply(
     if isinstance(target, str):
         return _library(run, target, base, arguments, state, frame)
     if isinstance(target, Layer):
-        return _layer(run, target, state, frame)
+        return _layer(run, target, arguments.node, state, frame)
     if isinstance(target, Container) and target.is_module:
-        results = [_layer(run, one.target, state, frame) for one in target.elements if isinstance(one.target, Layer)]
-        return results[-1] if results and results[-1].target else opaque(*arguments.values.values())
+        in_forward = frame.owner is not None and frame.owner.is_module  # elsewhere it is a model, with modes of its own
+        for one in target.elements if in_forward else ():
+            if isinstance(one.target, Layer):
+                _layer(run, one.target, arguments.node, state, frame)
+        return opaque(*arguments.values.values())
     if isinstance(target, Class):
         return Value(Kind.ON, target=Instance(target, arguments.node))
     if isinstance(target, Instance):
@@ -117,9 +120,9 @@ def _other(
             return result
     if as_switch(name) is not None:
         return unknown(function, names=[name])
-    if given and base is not None and isinstance(base.target, Instance) and base.target.owner.is_module:
-        if _DROPS.fullmatch(name) and name not in base.target.owner.writers:
-            return replace(opaque(*given), target=Dropped(False))
+    owner = base.target.owner if base is not None and isinstance(base.target, Instance) else None
+    if given and owner is not None and owner.is_module and _DROPS.fullmatch(name) and name not in owner.writers:
+        return replace(opaque(*given), target=Dropped(False, node))
     return replace(opaque(function, *given), names=frozenset({f"{name}()"}))
 
 
@@ -153,7 +156,7 @@ def _made(run: Interpreter, arguments: Arguments, state: State, frame: Frame) ->
     return Value(Kind.ON, target=layer)
 
 
-def _layer(run: Interpreter, layer: Layer, state: State, frame: Frame) -> Value:
+def _layer(run: Interpreter, layer: Layer, node: ast.Call, state: State, frame: Frame) -> Value:
     """Record the call of a layer, if it was created in the function that runs."""
     if layer.maker is frame.function is not None and frame.function.name not in ("__init__", "setup"):
         flag = layer.mode or ON
@@ -161,7 +164,7 @@ def _layer(run: Interpreter, layer: Layer, state: State, frame: Frame) -> Value:
             layer.node, frame, _NEW_LAYER, layer.rate, flag, state.is_doubtful, state.is_asked, layer.mode is not None
         )
         _record(run, seen, state)
-    return Value(Kind.ON, target=Dropped(layer.inplace))
+    return Value(Kind.ON, target=Dropped(layer.inplace, node))
 
 
 def _drop(run: Interpreter, name: str, arguments: Arguments, state: State, frame: Frame) -> Value:
@@ -188,7 +191,7 @@ def _drop(run: Interpreter, name: str, arguments: Arguments, state: State, frame
             state,
         )
     inplace = None if dropper.inplace is None else arguments.get(dropper.inplace, "inplace")
-    return Value(Kind.ON, target=Dropped(inplace is not None and inplace.can_be_on))
+    return Value(Kind.ON, target=Dropped(inplace is not None and inplace.can_be_on, arguments.node))
 
 
 def _record(run: Interpreter, observation: Observation, state: State) -> None:

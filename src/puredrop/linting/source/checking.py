@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from puredrop.linting._findings import Finding, Report
 from puredrop.linting.source.file import Checked, check_file
 from puredrop.linting.source.joining import findings, places
 from puredrop.linting.source.modules import Project, Source
-from puredrop.linting.source.reading import Unreadable, could_drop, find_files, read_text
+from puredrop.linting.source.reading import UnreadableError, could_drop, find_files, read_text
 
 __all__ = ["Progress", "check_files", "check_paths", "check_text"]
 
@@ -31,7 +31,7 @@ class _Result:
     """Result of one file."""
 
     file: str
-    checked: Checked = Checked()
+    checked: Checked = field(default_factory=Checked)
     unread: tuple[Finding, ...] = ()
     cells: tuple[tuple[int, int], ...] | None = None
 
@@ -144,7 +144,7 @@ def _checked(project: Project, file: str, names: tuple[str, ...]) -> _Result:
     """Check one file; what cannot be read is a finding."""
     try:
         text = read_text(file)
-    except Unreadable as error:
+    except UnreadableError as error:
         return _Result(file, unread=(Finding("PD001", file, error.reason, error.line, 1, file),))
     unread = [Finding("PD001", file, f"cell {cell}: {reason}", 1, 1, file, cell) for cell, reason in text.broken]
     try:
@@ -169,7 +169,7 @@ def _placed(finding: Finding, results: dict[str, _Result]) -> Finding:
     """Return a finding with its source line; in a notebook, with cell and line."""
     try:
         text = read_text(finding.file)
-    except Unreadable:
+    except UnreadableError:
         return finding
     finding = _with_text(finding, text.code.split("\n"))
     if text.cells is None:

@@ -108,7 +108,7 @@ def attribute(run: Interpreter, base: Value, name: str, path: str) -> Value:
     if owner is not None:
         method = owner.method(name)
         if method is not None and name not in owner.writers:
-            if any(getattr(one, "id", "") in ("property", "cached_property") for one in method.node.decorator_list):
+            if method.is_property:
                 return run.inline(method, None, base, State(), Frame(method.source))
             return Value(Kind.ON, frozenset({name}), target=Bound(method, owner))
         if name in owner.writers or name in owner.constants:
@@ -281,10 +281,9 @@ def _if_expression(run: Interpreter, node: Any, state: State, frame: Frame) -> V
     inner.is_doubtful |= test.kind is Kind.UNKNOWN
     values = [evaluate(run, branch, inner, frame) for branch in (node.body, node.orelse)]
     value = join(values)
-    params = value.params | test.params
     if test.kind is Kind.UNKNOWN and values[0].kind is not values[1].kind:
-        return replace(value, kind=Kind.UNKNOWN, params=params)
-    return replace(value, params=params)
+        return replace(value, kind=Kind.UNKNOWN, params=value.params | test.params)
+    return value
 
 
 def _container(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:

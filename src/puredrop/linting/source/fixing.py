@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from puredrop._files import write
 from puredrop.linting._findings import Finding
@@ -26,8 +27,6 @@ class _Edit:
 
 def fix_files(files: list[str]) -> None:
     """Mend in files what can be mended safely."""
-    from pathlib import Path
-
     for file in files:
         if not file.endswith(".py"):
             continue
@@ -116,7 +115,8 @@ def _end(node: ast.expr | ast.keyword) -> tuple[int, int]:
 
 def _insertion(source: Source, node: ast.Call, argument: str) -> _Edit:
     """Return the insertion of one more argument, laid out like the others."""
-    last = max((*node.args, *node.keywords), key=_end)
+    given: list[ast.expr | ast.keyword] = [*node.args, *node.keywords]
+    last = max(given, key=_end)
     line, column = _end(last)
     rest = source.lines[line - 1].encode()[column:].decode()
     comma = re.match(r"\s*,\s*(?:#.*)?$", rest)

@@ -159,9 +159,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The result of a call that drops."""
+    """The result of a call that drops: whether in place, and the call."""
 
     inplace: bool
+    node: ast.Call
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from puredrop.linting.source.values import MISSING, Kind, Value, as_switch, join
 __all__ = ["Interpreter", "Known"]
 
 _DEPTH = 5
-_STEPS = 30_000
+_STEPS = 10_000
 """Calls that one entry may evaluate; the results of others are unknown."""
 
 
@@ -32,11 +32,15 @@ class Known:
         variables: those of files, by file and name.
         attributes: those of instances, by mode, class and name.
         writes: what a method assigns to attributes, by mode, method and class.
+        results: what functions return, by mode.
+        depth: number of functions whose results are being worked out.
     """
 
     variables: dict[tuple[str, str], Value] = field(default_factory=dict)
     attributes: dict[tuple[bool, Class, str], Value] = field(default_factory=dict)
     writes: dict[tuple[bool, Function, Class], dict[str, list[Value]]] = field(default_factory=dict)
+    results: dict[tuple[bool, Function], Value] = field(default_factory=dict)
+    depth: int = 0
 
 
 class Interpreter:
@@ -58,13 +62,13 @@ class Interpreter:
 
     # Entries
 
-    def run_open(self, function: Function, closure: Closure | None = None) -> None:
-        """Run a function as if an unknown caller had called it."""
+    def run_open(self, function: Function, closure: Closure | None = None) -> Value:
+        """Run a function as if an unknown caller had called it, and return its result."""
         self.steps = 0
         frame = Frame(function.source, function, function.owner, closure=closure)
         state = State({name: self._free(name, default, frame) for name, default in function.every_parameter.items()})
         self._set_self(function, state)
-        self._body(function, state, frame)
+        return self._body(function, state, frame)
 
     def run_file(self, source: Source) -> None:
         """Run the code of a file itself."""
@@ -178,8 +182,8 @@ class Interpreter:
         """Return the result of a call, and record it if it drops."""
         base, function = called(self, node.func, state, frame)
         arguments = Arguments(node, {})
-        for one in (*node.args, *node.keywords):
-            part = one.value if isinstance(one, (ast.keyword, ast.Starred)) else one
+        for one in (*node.args, *(word.value for word in node.keywords)):
+            part = one.value if isinstance(one, ast.Starred) else one
             arguments.values[id(part)] = evaluate(self, part, state, frame)
         self.steps += 1
         if self.steps > _STEPS:
@@ -195,19 +199,23 @@ class Interpreter:
         frame: Frame,
         closure: Closure | None = None,
     ) -> Value:
-        """Run a function of the tree for one call of it, and return its result."""
+        """Return the result of a call of a function of the tree.
+
+        If its arguments can decide whether something drops, it runs once more for this call.
+        """
         if self.observer is not None:
             self.observer.called(function)
         running = [one.function for one in frame.chain]
-        if (
-            len(running) > (_DEPTH if self.observer is not None else 2)
-            or function in running
-            or not self._is_worth_it(function)
-        ):
-            return Value(Kind.OPAQUE, frozenset({f"{function.name}()"}))
         given = {} if arguments is None else arguments.by_parameter(function, instance is not None)
         call = None if arguments is None else arguments.node
         inner = Frame(function.source, function, function.owner, frame, call, given, closure)
+        if (
+            self.observer is None
+            or len(running) > _DEPTH
+            or function in running
+            or not self.observer.hands_on(function)
+        ):
+            return inner.in_terms_of_caller(self._summary(function, closure))
         variables = {}
         for name, default in function.every_parameter.items():
             value = given.get(name)
@@ -222,6 +230,16 @@ class Interpreter:
         result = self._body(function, State(variables, is_doubtful=state.is_doubtful, is_asked=state.is_asked), inner)
         return inner.in_terms_of_caller(result)
 
-    def _is_worth_it(self, function: Function) -> bool:
-        """Return whether to follow a call: the function can drop, or is short."""
-        return function.is_short or (self.observer is not None and self.observer.is_interesting(function))
+    def _summary(self, function: Function, closure: Closure | None) -> Value:
+        """Return what a function returns, whoever calls it."""
+        key = self.is_training, function
+        if key not in self.known.results and self.known.depth < _DEPTH:
+            self.known.results[key] = opaque(names=[f"{function.name}()"])
+            self.known.depth += 1
+            silent = Interpreter(self.is_training, known=self.known)
+            result = silent.run_open(function, closure)
+            self.known.results[key] = (
+                result if result.kind is not Kind.OPAQUE or result.names else self.known.results[key]
+            )
+            self.known.depth -= 1
+        return self.known.results.get(key, opaque(names=[f"{function.name}()"]))

@@ -51,10 +51,20 @@ class Function:
         return self.source.file, self.node.lineno
 
     @cached_property
+    def decorators(self) -> frozenset[str]:
+        """Names of the function's decorators, without the modules they come from."""
+        every = getattr(self.node, "decorator_list", [])
+        return frozenset(str(getattr(one, "attr", getattr(one, "id", ""))) for one in every)
+
+    @property
     def is_static(self) -> bool:
         """Return whether the function takes no instance."""
-        names = {getattr(one, "id", "") for one in getattr(self.node, "decorator_list", [])}
-        return "staticmethod" in names
+        return "staticmethod" in self.decorators
+
+    @property
+    def is_property(self) -> bool:
+        """Return whether the function is a property."""
+        return bool(self.decorators & {"property", "cached_property"})
 
     @cached_property
     def parameters(self) -> dict[str, ast.expr | None]:
@@ -69,9 +79,13 @@ class Function:
     @cached_property
     def every_parameter(self) -> dict[str, ast.expr | None]:
         """Names of all parameters with their defaults, also of those that collect others."""
+        return {**self.parameters, **dict.fromkeys(self.collecting)}
+
+    @property
+    def collecting(self) -> frozenset[str]:
+        """Names of the parameters that collect others, *args and **kwargs."""
         arguments = self.node.args
-        collecting = [one.arg for one in (arguments.vararg, arguments.kwarg) if one is not None]
-        return {**self.parameters, **dict.fromkeys(collecting)}
+        return frozenset(one.arg for one in (arguments.vararg, arguments.kwarg) if one is not None)
 
     @cached_property
     def assigned(self) -> frozenset[str]:
@@ -84,11 +98,6 @@ class Function:
             and isinstance(node.value, ast.Name)
             and node.value.id == "self"
         )
-
-    @cached_property
-    def is_short(self) -> bool:
-        """Return whether the function has few expressions."""
-        return sum(1 for _ in ast.walk(self.node)) < 300
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from puredrop.linting.source.calls import WORDS
 from puredrop.linting.source.frames import Dropped, Frame, Layer, Observation
 from puredrop.linting.source.modules import Function
-from puredrop.linting.source.values import Value
+from puredrop.linting.source.values import Value, as_switch, asks_for_dropout, is_rate_name
 
 __all__ = ["Observer", "Write"]
 
@@ -51,6 +51,7 @@ class Observer:
         words = [*map(re.escape, WORDS), "[dD]rop", *(rf"\b{re.escape(name)}\b" for name in names)]
         self._words = re.compile("|".join(words))
         self._interesting: dict[ast.AST, bool] = {}
+        self._handing: dict[ast.AST, bool] = {}
 
     def is_interesting(self, function: Function) -> bool:
         """Return whether a function may drop, or call one that does."""
@@ -58,6 +59,25 @@ class Observer:
             text = function.source.segment(function.node)
             self._interesting[function.node] = self._words.search(text) is not None
         return self._interesting[function.node]
+
+    def hands_on(self, function: Function) -> bool:
+        """Return whether a function's arguments can decide whether it drops."""
+        if function.node not in self._handing:
+            self._handing[function.node] = self.is_interesting(function) and self._takes_part(function)
+        return self._handing[function.node]
+
+    def _takes_part(self, function: Function) -> bool:
+        """Return whether a parameter is named like a rate or a flag, or is used as one may be."""
+        names = set(list(function.every_parameter)[1 if function.owner is not None and not function.is_static else 0 :])
+        if any(as_switch(one) is not None or asks_for_dropout(one) or is_rate_name(one) for one in names):
+            return True
+        used: list[ast.AST] = []
+        for node in ast.walk(function.node):
+            if isinstance(node, ast.Call) and self._words.search(ast.unparse(node.func)):
+                used += [*node.args[1:], *node.keywords]
+            elif isinstance(node, (ast.If, ast.IfExp)):
+                used.append(node.test)
+        return any(isinstance(part, ast.Name) and part.id in names for one in used for part in ast.walk(one))
 
     def dropped(self, observation: Observation, is_training: bool) -> None:
         """Record a call that drops; of several in one mode, the surest."""
@@ -76,7 +96,7 @@ class Observer:
 
     def thrown_away(self, node: ast.Call, value: Value, frame: Frame) -> None:
         """Record the result of a call that stands as a statement of its own."""
-        if isinstance(value.target, Dropped) and not value.target.inplace and frame.function is not None:
+        if isinstance(value.target, Dropped) and not value.target.inplace and value.target.node is node:
             self.unused.setdefault(node, frame)
 
     def key_fixed(self, node: ast.Call, frame: Frame) -> None:

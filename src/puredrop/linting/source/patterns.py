@@ -10,7 +10,7 @@ from puredrop.linting.source.interpreter import Interpreter, Known
 from puredrop.linting.source.modules import Class, Source
 from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.values import MISSING, Kind, Value, is_keep_name, is_rate_name, text_of
-from puredrop.linting.source.verdicts import Outcome, is_ignored, is_test, place_of
+from puredrop.linting.source.verdicts import Outcome, is_ignored, is_test, is_test_file, place_of
 
 __all__ = ["patterns"]
 
@@ -32,7 +32,8 @@ def patterns(source: Source, observer: Observer, known: Known) -> Iterator[Outco
             yield from _unregistered(owner, known)
         if "enable_grad" in source.text:
             yield from _recomputed(owner)
-    yield from _checkpoints(source)
+    if not is_test_file(source.file):
+        yield from _checkpoints(source)
 
 
 def _found(source: Source, node: ast.AST, code: str, detail: str = "") -> Outcome:
@@ -197,14 +198,10 @@ def _recomputed(owner: Class) -> Iterator[Outcome]:
 
 def _context_call(node: ast.AST) -> str | None:
     """Return the attribute of an autograd function's context that a node calls; None if it calls none."""
-    is_call = (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
-    )
-    return (
-        node.func.attr
-        if is_call and node.func.value.id in ("ctx", "context") and node.func.attr not in _OF_CONTEXT
-        else None
-    )
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return None
+    is_context = isinstance(node.func.value, ast.Name) and node.func.value.id in ("ctx", "context")
+    return node.func.attr if is_context and node.func.attr not in _OF_CONTEXT else None
 
 
 _OF_CONTEXT = ("save_for_backward", "mark_dirty", "mark_non_differentiable", "set_materialize_grads")

@@ -12,14 +12,14 @@ from pathlib import Path
 from puredrop.linting.source.calls import WORDS
 from puredrop.linting.source.notebook import read_notebook
 
-__all__ = ["Text", "Unreadable", "could_drop", "find_files", "read_text"]
+__all__ = ["Text", "UnreadableError", "could_drop", "find_files", "read_text"]
 
 _SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 LIMIT = 3_000_000
 """Characters of code; longer files are generated, and are not read."""
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """A file that cannot be read as Python.
 
     Args:
@@ -93,7 +93,7 @@ def read_text(file: str) -> Text:
     """Return the code of a file.
 
     Raises:
-        Unreadable: if the file cannot be read.
+        UnreadableError: if the file cannot be read.
     """
     try:
         data = Path(file).read_bytes()
@@ -105,11 +105,11 @@ def read_text(file: str) -> Text:
             notebook = read_notebook(text)
             result = Text(notebook.text, notebook.lines, notebook.broken)
     except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from error
+        raise UnreadableError(error.strerror or str(error)) from error
     except (UnicodeDecodeError, SyntaxError, LookupError) as error:
-        raise Unreadable(error.msg if isinstance(error, SyntaxError) else str(error)) from error
+        raise UnreadableError(error.msg if isinstance(error, SyntaxError) else str(error)) from error
     if len(result.code) > LIMIT:
-        raise Unreadable(
+        raise UnreadableError(
             f"{len(result.code) / 1e6:.0f} million characters; more than {LIMIT // 1_000_000} are not read"
         )
     return result

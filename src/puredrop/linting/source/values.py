@@ -56,8 +56,8 @@ class Value:
         params: parameters of the running function that it depends on.
         is_flag: whether it is the training flag itself, and no product with it.
         const: the constant, where it is one.
-        asks: True if it is true in eval mode only where an option asks for that, as `self.training or self.always`; False
-            if it is the negation of such a value; None else.
+        asks: True if it is true in eval mode only where an option asks for that, as `self.training or self.always`;
+            False if it is the negation of such a value; None else.
         target: what it refers to: a function, a class, an instance, a layer, a dotted name, a container.
     """
 

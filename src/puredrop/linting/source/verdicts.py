@@ -21,7 +21,7 @@ from puredrop.linting.source.values import (
     text_of,
 )
 
-__all__ = ["Outcome", "Place", "is_test", "outcomes", "place_of"]
+__all__ = ["Outcome", "Place", "is_ignored", "is_test", "is_test_file", "outcomes", "place_of"]
 
 _IGNORE = re.compile(r"#.*?\bpuredrop:\s*ignore(?:\[([A-Z0-9, ]+)\])?")
 _NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGNORECASE)
@@ -84,15 +84,19 @@ def is_ignored(source: Source, node: ast.AST, code: str) -> bool:
     return False
 
 
+def is_test_file(file: str) -> bool:
+    """Return whether a file holds tests, by its name or folder."""
+    parts = file.replace("\\", "/").split("/")
+    return re.fullmatch(r"test_.*|.*_tests?\.py|conftest\.py", parts[-1]) is not None
+
+
 def is_test(frame: Frame) -> bool:
-    """Return whether code is no part of a model: that of a file itself, or of a test."""
+    """Return whether code is no part of a model: that of a file itself, of a script's function, or of a test."""
     outer = frame.outermost
-    name, file = outer.function.name if outer.function else "", outer.source.file.replace("\\", "/").rpartition("/")[2]
-    owner = outer.owner.node.name if outer.owner else ""
-    in_test = (
-        name.startswith("test") or owner.startswith("Test") or re.fullmatch(r"test_.*|.*_test\.py|conftest.py", file)
-    )
-    return outer.function is None or bool(in_test)
+    if outer.function is None or (outer.owner is None and not outer.function.every_parameter):
+        return True
+    is_named = outer.function.name.startswith("test") or (outer.owner and outer.owner.node.name.startswith("Test"))
+    return bool(is_named) or is_test_file(outer.source.file)
 
 
 def outcomes(observer: Observer) -> Iterator[Outcome]:
@@ -200,9 +204,11 @@ def _undecided(seen: Observation, value: Value, what: str) -> Outcome:
     node, frame, value = _origin(seen, value)
     place = place_of(seen.frame.source, seen.node)
     if value.params and frame.function is not None and frame.parent is None:
-        if seen.dropper.flag is not None and what == seen.dropper.flag_name:
-            return Outcome(place, "off")  # the caller hands on the flag
-        return Outcome(place, "open", "PD002", place, f"{what} comes from the caller", frame.function.place)
+        if value.params <= frame.function.collecting or (
+            seen.dropper.flag is not None and what == seen.dropper.flag_name
+        ):
+            return Outcome(place, "off")  # the caller hands on the flag, or every argument
+        return _of_caller(seen, place, frame, value, seen.dropper.code, f"{what} comes from the caller")
     positions = {seen.dropper.rate_name: seen.dropper.rate, seen.dropper.flag_name: seen.dropper.flag}
     detail = f"{what}={_text(seen, positions[what], what)}" if what in positions else what
     return Outcome(
