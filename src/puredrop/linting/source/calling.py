@@ -5,28 +5,25 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from puredrop.linting.source.calls import CALLS, Dropper, is_layer, is_own
-from puredrop.linting.source.expressions import attribute
-from puredrop.linting.source.frames import (
+from puredrop.linting.source.activation import (
+    Activation,
     Arguments,
     Bound,
     Closure,
     Container,
     Dropped,
-    Frame,
     Instance,
     Layer,
     Observation,
     Partial,
-    State,
+    Scope,
 )
+from puredrop.linting.source.calls import CALLS, Dropper, is_layer, is_own
+from puredrop.linting.source.expressions import attribute
+from puredrop.linting.source.interpretation import Interpretation
 from puredrop.linting.source.modules import Class, Function
 from puredrop.linting.source.values import MISSING, OFF, ON, Kind, Value, as_switch, opaque, unknown
-
-if TYPE_CHECKING:
-    from puredrop.linting.source.interpreter import Interpreter
 
 __all__ = ["apply"]
 
@@ -39,7 +36,7 @@ _FIXED_KEY = "a key that is the same in each call"
 
 
 def apply(
-    run: Interpreter, function: Value, base: Value | None, arguments: Arguments, state: State, frame: Frame
+    run: Interpretation, function: Value, base: Value | None, arguments: Arguments, state: Scope, frame: Activation
 ) -> Value:
     """Return the result of a call.
 
@@ -76,18 +73,18 @@ def apply(
         return run.inline(target.function, arguments, None, state, frame, target)
     if isinstance(target, Function):
         return run.inline(target, arguments, None, state, frame)
-    return _other(run, function, base, arguments, state, frame)
+    return _plain_call(run, function, base, arguments, state, frame)
 
 
 def _library(
-    run: Interpreter, name: str, base: Value | None, arguments: Arguments, state: State, frame: Frame
+    run: Interpretation, name: str, base: Value | None, arguments: Arguments, state: Scope, frame: Activation
 ) -> Value:
     """Return the result of a call of a library, known by its dotted name."""
     if name in CALLS:
         return _drop(run, name, arguments, state, frame)
     given, last = list(arguments.values.values()), name.rpartition(".")[2]
     if is_layer(name):
-        return _made(run, arguments, state, frame)
+        return _new_layer(run, arguments, state, frame)
     if name in ("puredrop.Key", "puredrop.rng.Key"):
         is_fixed = all(value.const is not MISSING for value in given)
         return Value(Kind.ON, target=_FIXED_KEY) if is_fixed else opaque(*given)
@@ -98,11 +95,11 @@ def _library(
         return Value(Kind.ON, target=Partial(function, arguments.without_first()))
     if last.endswith("is_grad_enabled"):
         return unknown(names=[last])
-    return _other(run, Value(Kind.ON, frozenset({last})), base, arguments, state, frame)
+    return _plain_call(run, Value(Kind.ON, frozenset({last})), base, arguments, state, frame)
 
 
-def _other(
-    run: Interpreter, function: Value, base: Value | None, arguments: Arguments, state: State, frame: Frame
+def _plain_call(
+    run: Interpretation, function: Value, base: Value | None, arguments: Arguments, state: Scope, frame: Activation
 ) -> Value:
     """Return the result of a call that is not followed, or of one of Python's own functions."""
     node, given = arguments.node, list(arguments.values.values())
@@ -126,7 +123,9 @@ def _other(
     return replace(opaque(function, *given), names=frozenset({f"{name}()"}))
 
 
-def _method(run: Interpreter, base: Value, name: str, arguments: Arguments, state: State, frame: Frame) -> Value | None:
+def _method(
+    run: Interpretation, base: Value, name: str, arguments: Arguments, state: Scope, frame: Activation
+) -> Value | None:
     """Return the result of a method of a layer, a container, a key or a dict; None if it is another method."""
     given, function = list(arguments.values.values()), arguments.node.func
     if isinstance(base.target, Layer) and name in ("train", "eval"):
@@ -146,17 +145,17 @@ def _method(run: Interpreter, base: Value, name: str, arguments: Arguments, stat
     return None
 
 
-def _made(run: Interpreter, arguments: Arguments, state: State, frame: Frame) -> Value:
+def _new_layer(run: Interpretation, arguments: Arguments, state: Scope, frame: Activation) -> Value:
     """Return a new layer."""
     rate = arguments.get(0, "p") or arguments.get(0, "drop_prob") or ON
     inplace = arguments.get(1, "inplace") or OFF
     layer = Layer(arguments.node, frame.function, rate, inplace.can_be_on)
-    if run.observer is not None and not state.is_dead:
-        run.observer.made(layer, frame)
+    if run.log is not None and not state.is_dead:
+        run.log.layer(layer, frame)
     return Value(Kind.ON, target=layer)
 
 
-def _layer(run: Interpreter, layer: Layer, node: ast.Call, state: State, frame: Frame) -> Value:
+def _layer(run: Interpretation, layer: Layer, node: ast.Call, state: Scope, frame: Activation) -> Value:
     """Record the call of a layer, if it was created in the function that runs."""
     if layer.maker is frame.function is not None and frame.function.name not in ("__init__", "setup"):
         flag = layer.mode or ON
@@ -167,7 +166,7 @@ def _layer(run: Interpreter, layer: Layer, node: ast.Call, state: State, frame: 
     return Value(Kind.ON, target=Dropped(layer.inplace, node))
 
 
-def _drop(run: Interpreter, name: str, arguments: Arguments, state: State, frame: Frame) -> Value:
+def _drop(run: Interpretation, name: str, arguments: Arguments, state: Scope, frame: Activation) -> Value:
     """Record a call of a function that drops."""
     dropper, spread = CALLS[name], arguments.spread
     rate = arguments.get(dropper.rate, dropper.rate_name)
@@ -180,8 +179,8 @@ def _drop(run: Interpreter, name: str, arguments: Arguments, state: State, frame
     if has_flag and flag is not None and flag.const is True and rate.params:
         dropper = replace(dropper, flag=None)  # the rate alone can switch it off, as that of attention
     key = arguments.get(99, "key") if is_own(name) else None
-    if key is not None and key.target == _FIXED_KEY and run.observer is not None and not state.is_dead:
-        run.observer.key_fixed(arguments.node, frame)
+    if key is not None and key.target == _FIXED_KEY and run.log is not None and not state.is_dead:
+        run.log.key_fixed(arguments.node, frame)
     in_module = frame.owner is not None and frame.owner.is_module
     augments = dropper.augments and not has_flag
     if not augments and (key is None or has_flag or in_module):  # outside of a module, a key asks for this very mask
@@ -194,9 +193,9 @@ def _drop(run: Interpreter, name: str, arguments: Arguments, state: State, frame
     return Value(Kind.ON, target=Dropped(inplace is not None and inplace.can_be_on, arguments.node))
 
 
-def _record(run: Interpreter, observation: Observation, state: State) -> None:
-    if run.observer is not None and not state.is_dead:
-        run.observer.dropped(observation, run.is_training)
+def _record(run: Interpretation, observation: Observation, state: Scope) -> None:
+    if run.log is not None and not state.is_dead:
+        run.log.dropped(observation, run.is_training)
 
 
 def _elements(value: Value) -> tuple[Value, ...]:

@@ -27,7 +27,7 @@ _COMMON = frozenset(("forward", "__init__", "__call__", "main", "train", "test",
 
 
 @dataclass(frozen=True)
-class _Result:
+class _FileResult:
     """Result of one file."""
 
     file: str
@@ -97,7 +97,7 @@ def _bytes(file: str) -> bytes:
         return b""
 
 
-_Run = Callable[[Sequence[str], tuple[str, ...]], Iterator[_Result]]
+_Run = Callable[[Sequence[str], tuple[str, ...]], Iterator[_FileResult]]
 
 
 class _workers:  # noqa: N801, used like a function
@@ -129,32 +129,32 @@ def _prepare(files: list[str]) -> None:
     _project = Project(files)
 
 
-def _in_worker(file: str, names: tuple[str, ...]) -> _Result:
+def _in_worker(file: str, names: tuple[str, ...]) -> _FileResult:
     return _checked(_project, file, names)
 
 
-def _counted(results: Iterator[_Result], count: int, progress: Progress | None) -> Iterator[_Result]:
+def _counted(results: Iterator[_FileResult], count: int, progress: Progress | None) -> Iterator[_FileResult]:
     for i, one in enumerate(results, 1):
         if progress is not None:
             progress(i, count)
         yield one
 
 
-def _checked(project: Project, file: str, names: tuple[str, ...]) -> _Result:
+def _checked(project: Project, file: str, names: tuple[str, ...]) -> _FileResult:
     """Check one file; what cannot be read is a finding."""
     try:
         text = read_text(file)
     except UnreadableError as error:
-        return _Result(file, unread=(Finding("PD001", file, error.reason, error.line, 1, file),))
+        return _FileResult(file, unread=(Finding("PD001", file, error.reason, error.line, 1, file),))
     unread = [Finding("PD001", file, f"cell {cell}: {reason}", 1, 1, file, cell) for cell, reason in text.broken]
     try:
         source = Source(file, text.code, project)
     except SyntaxError as error:
         unread.append(Finding("PD001", file, error.msg, error.lineno or 1, error.offset or 1, file))
-        return _Result(file, unread=tuple(unread))
+        return _FileResult(file, unread=tuple(unread))
     project.add(source)
     unread += _old_names(source)
-    return _Result(file, check_file(source, names), tuple(unread), text.cells)
+    return _FileResult(file, check_file(source, names), tuple(unread), text.cells)
 
 
 def _old_names(source: Source) -> list[Finding]:
@@ -165,7 +165,7 @@ def _old_names(source: Source) -> list[Finding]:
     return [Finding("PD001", source.file, detail, source.old_names, 1, source.file)]
 
 
-def _placed(finding: Finding, results: dict[str, _Result]) -> Finding:
+def _placed(finding: Finding, results: dict[str, _FileResult]) -> Finding:
     """Return a finding with its source line; in a notebook, with cell and line."""
     try:
         text = read_text(finding.file)

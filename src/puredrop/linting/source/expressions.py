@@ -6,9 +6,10 @@ import ast
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from puredrop.linting.source.frames import Bound, Closure, Container, Frame, Instance, Layer, State
+from puredrop.linting.source.activation import Activation, Bound, Closure, Container, Instance, Layer, Scope
+from puredrop.linting.source.interpretation import Interpretation
 from puredrop.linting.source.values import (
     MISSING,
     OFF,
@@ -24,16 +25,13 @@ from puredrop.linting.source.values import (
     unknown,
 )
 
-if TYPE_CHECKING:
-    from puredrop.linting.source.interpreter import Interpreter
-
 __all__ = ["attribute", "called", "evaluate"]
 
 _SETTINGS = ("cfg", "config", "configs", "conf", "args", "opt", "opts", "hparams", "hp", "flags", "params", "settings")
 """Objects whose `training` is a setting and no module's flag."""
 
 
-def evaluate(run: Interpreter, node: ast.expr | None, state: State, frame: Frame) -> Value:
+def evaluate(run: Interpretation, node: ast.expr | None, state: Scope, frame: Activation) -> Value:
     """Return the abstract value of an expression, and record the calls in it that drop."""
     if node is None:
         return OFF
@@ -46,11 +44,11 @@ def evaluate(run: Interpreter, node: ast.expr | None, state: State, frame: Frame
     return opaque(*children)
 
 
-def _constant(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _constant(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     return constant(node.value)
 
 
-def _name(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _name(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     name = node.id
     if name in state.variables:
         value = state.variables[name]
@@ -72,11 +70,11 @@ def _name(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
     return opaque(names=[name])
 
 
-def _attribute(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _attribute(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     return called(run, node, state, frame)[1]
 
 
-def called(run: Interpreter, node: ast.expr, state: State, frame: Frame) -> tuple[Value | None, Value]:
+def called(run: Interpretation, node: ast.expr, state: Scope, frame: Activation) -> tuple[Value | None, Value]:
     """Return the object that an attribute is read from, None for a name of a module, and the attribute's value."""
     if not isinstance(node, ast.Attribute):
         return None, evaluate(run, node, state, frame)
@@ -90,14 +88,14 @@ def called(run: Interpreter, node: ast.expr, state: State, frame: Frame) -> tupl
     return base, attribute(run, base, node.attr, ast.unparse(node.value))
 
 
-def _is_bound(node: ast.expr, state: State) -> bool:
+def _is_bound(node: ast.expr, state: Scope) -> bool:
     """Return whether the first name of a dotted expression is a local variable."""
     while isinstance(node, ast.Attribute):
         node = node.value
     return isinstance(node, ast.Name) and node.id in state.variables
 
 
-def attribute(run: Interpreter, base: Value, name: str, path: str) -> Value:
+def attribute(run: Interpretation, base: Value, name: str, path: str) -> Value:
     """Return the value of an attribute of a value that the code calls `path`."""
     owner = base.target.owner if isinstance(base.target, Instance) else None
     last = path.rpartition(".")[2].strip("_").lower()
@@ -109,7 +107,7 @@ def attribute(run: Interpreter, base: Value, name: str, path: str) -> Value:
         method = owner.method(name)
         if method is not None and name not in owner.writers:
             if method.is_property:
-                return run.inline(method, None, base, State(), Frame(method.source))
+                return run.inline(method, None, base, Scope(), Activation(method.source))
             return Value(Kind.ON, frozenset({name}), target=Bound(method, owner))
         if name in owner.writers or name in owner.constants:
             value = run.attribute(owner, name)
@@ -123,7 +121,7 @@ def attribute(run: Interpreter, base: Value, name: str, path: str) -> Value:
     return replace(opaque(base, names=[name]), params=base.params)
 
 
-def _bool_op(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _bool_op(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     ends = Kind.OFF if isinstance(node.op, ast.And) else Kind.ON
     inner, values = state.copy(), []
     for part in node.values:
@@ -146,7 +144,7 @@ def _all(values: list[Value]) -> frozenset[str]:
     return frozenset().union(*(value.params for value in values))
 
 
-def _unary(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _unary(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     value = evaluate(run, node.operand, state, frame)
     if isinstance(node.op, ast.Not):
         return negated(value)
@@ -155,7 +153,7 @@ def _unary(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
     return replace(value, is_flag=False)
 
 
-def _binary(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _binary(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     left, right = (evaluate(run, side, state, frame) for side in (node.left, node.right))
     if left.const is not MISSING and right.const is not MISSING:
         return _calculated(left.const, node.op, right.const)
@@ -202,7 +200,7 @@ def _product(left: Value, right: Value) -> Value:
     return opaque(left, right, names=left.names | right.names)
 
 
-def _compare(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _compare(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     left = evaluate(run, node.left, state, frame)
     values = [evaluate(run, side, state, frame) for side in node.comparators]
     if len(values) > 1:
@@ -262,7 +260,7 @@ _PHASES = {
 _PHASE_NAMES = ("mode", "phase", "stage", "split", "run_mode", "status", "state")
 
 
-def _phase(run: Interpreter, left: Value, right: Value, node: Any) -> Value | None:
+def _phase(run: Interpretation, left: Value, right: Value, node: Any) -> Value | None:
     """Return the flag that a comparison such as `mode == "train"` is; None if it is none."""
     word = right.const if isinstance(right.const, str) else None
     if word is None or word.lower() not in _PHASES or not left.names & set(_PHASE_NAMES):
@@ -272,7 +270,7 @@ def _phase(run: Interpreter, left: Value, right: Value, node: Any) -> Value | No
     return unknown(left, names=left.names) if left.const is MISSING else None
 
 
-def _if_expression(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _if_expression(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     test = evaluate(run, node.test, state, frame)
     if test.kind in (Kind.ON, Kind.OFF):
         value = evaluate(run, node.body if test.kind is Kind.ON else node.orelse, state, frame)
@@ -286,13 +284,13 @@ def _if_expression(run: Interpreter, node: Any, state: State, frame: Frame) -> V
     return value
 
 
-def _container(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _container(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     elements = getattr(node, "elts", None) or list(getattr(node, "values", []))
     values = tuple(evaluate(run, one, state, frame) for one in elements if one is not None)
     return Value(Kind.ON if values else Kind.OFF, target=Container(values))
 
 
-def _comprehension(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _comprehension(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     inner = state.copy()
     for part in node.generators:
         run.assign(part.target, element_of(evaluate(run, part.iter, inner, frame)), inner, frame)
@@ -309,7 +307,7 @@ def element_of(value: Value) -> Value:
     return replace(opaque(value), names=frozenset())
 
 
-def _subscript(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _subscript(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     base, index = evaluate(run, node.value, state, frame), evaluate(run, node.slice, state, frame)
     if isinstance(base.target, Container) and base.target.elements:
         return element_of(base)
@@ -319,27 +317,27 @@ def _subscript(run: Interpreter, node: Any, state: State, frame: Frame) -> Value
     return opaque(base, names=names)
 
 
-def _named(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _named(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     value = evaluate(run, node.value, state, frame)
     run.assign(node.target, value, state, frame)
     return value
 
 
-def _lambda(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _lambda(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     closure = Closure(frame.source.function(node, frame.owner), frame, state.copy())
     run.define(closure)
     return Value(Kind.ON, target=closure)
 
 
-def _inner(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _inner(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     return evaluate(run, node.value, state, frame)
 
 
-def _call(run: Interpreter, node: Any, state: State, frame: Frame) -> Value:
+def _call(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     return run.call(node, state, frame)
 
 
-_RULES: dict[type, Callable[[Interpreter, Any, State, Frame], Value]] = {
+_RULES: dict[type, Callable[[Interpretation, Any, Scope, Activation], Value]] = {
     ast.Constant: _constant,
     ast.Name: _name,
     ast.Attribute: _attribute,

@@ -6,9 +6,9 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from puredrop.linting.source.interpreter import Interpreter, Known
+from puredrop.linting.source.interpreter import Interpreter, Knowledge
+from puredrop.linting.source.log import Log
 from puredrop.linting.source.modules import Function, Source
-from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.patterns import patterns
 from puredrop.linting.source.verdicts import Outcome, outcomes
 
@@ -37,19 +37,19 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
         source: the file.
         names: names of functions of other files whose callers decide whether they drop.
     """
-    observer = Observer([*names, *_handed_on(source)])
-    entries = [one for one in _functions(source) if observer.is_interesting(one)]
-    known = Known()
+    log = Log([*names, *_handed_on(source)])
+    entries = [one for one in _functions(source) if log.is_interesting(one)]
+    knowledge = Knowledge()
     for is_training in (True, False):
-        run = Interpreter(is_training, observer, known)
+        run = Interpreter(is_training, log, knowledge)
         for function in entries:
             try:
                 run.run_open(function)
             except RecursionError:
-                observer.too_deep.append(function)
+                log.too_deep.append(function)
         run.run_file(source)
-    found = (*outcomes(observer), *patterns(source, observer, known))
-    return Checked(found, frozenset(observer.callees), frozenset(_open_names(source, observer)))
+    found = (*outcomes(log), *patterns(source, log, knowledge))
+    return Checked(found, frozenset(log.callees), frozenset(_open_names(source, log)))
 
 
 def _functions(source: Source) -> list[Function]:
@@ -60,7 +60,7 @@ def _functions(source: Source) -> list[Function]:
 
 def _handed_on(source: Source) -> list[str]:
     """Return names of functions and attributes of this file that stand for something that may drop."""
-    plain = Observer()
+    plain = Log()
     names = [name for name, one in source.functions.items() if plain.is_interesting(one)]
     for owner in source.every_class:
         names += [name for name, one in owner.methods.items() if name not in _COMMON and plain.is_interesting(one)]
@@ -70,9 +70,9 @@ def _handed_on(source: Source) -> list[str]:
 _COMMON = ("__init__", "forward", "__call__", "train", "eval", "__repr__", "extra_repr", "reset_parameters")
 
 
-def _open_names(source: Source, observer: Observer) -> list[str]:
+def _open_names(source: Source, log: Log) -> list[str]:
     """Return names under which other files may call functions of this one that can drop."""
-    names = [name for name, one in source.functions.items() if observer.is_interesting(one)]
+    names = [name for name, one in source.functions.items() if log.is_interesting(one)]
     return [name for name in names if any(_is_handed(one) for one in [source.functions[name]])]
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from puredrop.linting.source.activation import Activation, Closure, Scope
 from puredrop.linting.source.expressions import element_of, evaluate
-from puredrop.linting.source.frames import Closure, Frame, State
+from puredrop.linting.source.interpretation import Interpretation
 from puredrop.linting.source.values import Kind, Value, opaque
-
-if TYPE_CHECKING:
-    from puredrop.linting.source.interpreter import Interpreter
 
 __all__ = ["execute"]
 
 
-def execute(run: Interpreter, body: list[ast.stmt], state: State, frame: Frame) -> None:
-    """Run statements; the state is then that behind them, dead where no path leads."""
+def execute(run: Interpretation, body: list[ast.stmt], state: Scope, frame: Activation) -> None:
+    """Run statements; the state is then that after them, dead where no path leads."""
     for node in body:
         if state.is_dead:
             return
@@ -30,24 +28,24 @@ def execute(run: Interpreter, body: list[ast.stmt], state: State, frame: Frame) 
                     evaluate(run, child, state, frame)
 
 
-def _expression(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _expression(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     value = evaluate(run, node.value, state, frame)
-    if run.observer is not None and isinstance(node.value, ast.Call):
-        run.observer.thrown_away(node.value, value, frame)
+    if run.log is not None and isinstance(node.value, ast.Call):
+        run.log.thrown_away(node.value, value, frame)
 
 
-def _assign(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _assign(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     value = evaluate(run, node.value, state, frame)
     for target in node.targets:
         run.assign(target, value, state, frame)
 
 
-def _annotated(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _annotated(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     if node.value is not None:
         run.assign(node.target, evaluate(run, node.value, state, frame), state, frame)
 
 
-def _augmented(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _augmented(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     target: ast.expr
     if isinstance(node.target, ast.Name):
         target = ast.Name(node.target.id, ast.Load())
@@ -59,20 +57,20 @@ def _augmented(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
     run.assign(node.target, evaluate(run, ast.BinOp(target, node.op, node.value), state, frame), state, frame)
 
 
-def _return(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _return(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     frame.returned.append(evaluate(run, node.value, state, frame) if node.value else Value(Kind.OFF, const=None))
     state.is_dead = True
 
 
-def _raise(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _raise(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     state.is_dead = True
 
 
-def _assert(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _assert(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     state.is_dead = evaluate(run, node.test, state, frame).kind is Kind.OFF
 
 
-def _if(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _if(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     test = evaluate(run, node.test, state, frame)
     if test.kind in (Kind.ON, Kind.OFF):
         execute(run, node.body if test.kind is Kind.ON else node.orelse, state, frame)
@@ -82,14 +80,14 @@ def _if(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
 
 
 def branches(
-    run: Interpreter,
+    run: Interpretation,
     bodies: list[list[ast.stmt]],
-    state: State,
-    frame: Frame,
+    state: Scope,
+    frame: Activation,
     is_doubtful: bool = False,
     asks: bool | None = None,
-) -> list[State]:
-    """Run several bodies, of which one is taken, and return the states behind them.
+) -> list[Scope]:
+    """Run several bodies, of which one is taken, and return the states after them.
 
     Args:
         run, state, frame: as `execute`.
@@ -110,7 +108,7 @@ def branches(
     return states
 
 
-def _loop(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _loop(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     """Run a loop's body twice, so that what the first round assigns reaches the second."""
     is_doubtful = False
     if isinstance(node, ast.While):
@@ -125,7 +123,7 @@ def _loop(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
     execute(run, node.orelse, state, frame)
 
 
-def _try(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _try(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     before = state.copy()
     execute(run, [*node.body, *node.orelse], state, frame)
     states = [state.copy()]
@@ -142,7 +140,7 @@ def _try(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
         execute(run, node.finalbody, state, frame)
 
 
-def _with(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _with(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     for item in node.items:
         value = evaluate(run, item.context_expr, state, frame)
         if item.optional_vars is not None:
@@ -150,12 +148,12 @@ def _with(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
     execute(run, node.body, state, frame)
 
 
-def _match(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _match(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     evaluate(run, node.subject, state, frame)
     branches(run, [*(case.body for case in node.cases), []], state, frame)
 
 
-def _function(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _function(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     if frame.function is None:
         return  # a function of the file itself is an entry of its own
     closure = Closure(frame.source.function(node, frame.owner), frame, state.copy())
@@ -163,16 +161,16 @@ def _function(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
     run.define(closure)
 
 
-def _class(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _class(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     if frame.function is not None:
         state.variables[node.name] = Value(Kind.ON, target=frame.source.class_(node))
 
 
-def _leave(run: Interpreter, node: Any, state: State, frame: Frame) -> None:
+def _leave(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
     state.is_dead = True
 
 
-_RULES: dict[type, Callable[[Interpreter, Any, State, Frame], None]] = {
+_RULES: dict[type, Callable[[Interpretation, Any, Scope, Activation], None]] = {
     ast.Expr: _expression,
     ast.Assign: _assign,
     ast.AnnAssign: _annotated,

@@ -9,15 +9,15 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, field, replace
 
+from puredrop.linting.source.activation import Activation, Arguments, Closure, Container, Instance, Scope
 from puredrop.linting.source.calling import apply
 from puredrop.linting.source.expressions import called, evaluate
 from puredrop.linting.source.flow import execute
-from puredrop.linting.source.frames import Arguments, Closure, Container, Frame, Instance, State
+from puredrop.linting.source.log import Log
 from puredrop.linting.source.modules import Class, Function, Source
-from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.values import MISSING, Kind, Value, as_switch, join, opaque, switch, unknown
 
-__all__ = ["Interpreter", "Known"]
+__all__ = ["Interpreter", "Knowledge"]
 
 _DEPTH = 5
 _STEPS = 10_000
@@ -25,7 +25,7 @@ _STEPS = 10_000
 
 
 @dataclass
-class Known:
+class Knowledge:
     """Values that are worked out once.
 
     Args:
@@ -48,14 +48,14 @@ class Interpreter:
 
     Args:
         is_training: the mode.
-        observer: what records the calls that drop; None to record nothing.
-        known: what earlier interpretations found.
+        log: what records the calls that drop; None to record nothing.
+        knowledge: what earlier interpretations found.
     """
 
-    def __init__(self, is_training: bool, observer: Observer | None = None, known: Known | None = None) -> None:
+    def __init__(self, is_training: bool, log: Log | None = None, knowledge: Knowledge | None = None) -> None:
         self.is_training = is_training
-        self.observer = observer
-        self.known = known or Known()
+        self.log = log
+        self.knowledge = knowledge or Knowledge()
         self.writes: dict[str, list[Value]] = {}
         self._defined: set[Function] = set()
         self.steps = 0
@@ -65,17 +65,17 @@ class Interpreter:
     def run_open(self, function: Function, closure: Closure | None = None) -> Value:
         """Run a function as if an unknown caller had called it, and return its result."""
         self.steps = 0
-        frame = Frame(function.source, function, function.owner, closure=closure)
-        state = State({name: self._free(name, default, frame) for name, default in function.every_parameter.items()})
+        frame = Activation(function.source, function, function.owner, closure=closure)
+        state = Scope({name: self._free(name, default, frame) for name, default in function.every_parameter.items()})
         self._set_self(function, state)
         return self._body(function, state, frame)
 
     def run_file(self, source: Source) -> None:
         """Run the code of a file itself."""
         self.steps = 0
-        execute(self, source.tree.body, State(), Frame(source))
+        execute(self, source.tree.body, Scope(), Activation(source))
 
-    def _free(self, name: str, default: ast.expr | None, frame: Frame) -> Value:
+    def _free(self, name: str, default: ast.expr | None, frame: Activation) -> Value:
         """Return what a parameter is where nothing is known of the caller."""
         reads = as_switch(name)
         if frame.owner is not None and frame.function is not None and frame.function.name in ("train", "set_mode"):
@@ -84,13 +84,13 @@ class Interpreter:
             return replace(switch(self.is_training is reads, [name]), names=frozenset({name}))
         return Value(Kind.OPAQUE, frozenset({name}), frozenset({name}))
 
-    def _set_self(self, function: Function, state: State) -> None:
+    def _set_self(self, function: Function, state: Scope) -> None:
         if function.owner is not None and not function.is_static:
             first = next(iter(function.parameters), None)
             if first is not None:
                 state.variables[first] = Value(Kind.ON, target=Instance(function.owner))
 
-    def _body(self, function: Function, state: State, frame: Frame) -> Value:
+    def _body(self, function: Function, state: Scope, frame: Activation) -> Value:
         if isinstance(function.node, ast.Lambda):
             return evaluate(self, function.node.body, state, frame)
         execute(self, function.node.body, state, frame)
@@ -101,40 +101,42 @@ class Interpreter:
     def global_value(self, source: Source, name: str) -> Value:
         """Return what a variable of a file is."""
         key = source.file, name
-        if key not in self.known.variables:
-            self.known.variables[key] = opaque(names=[name])
-            silent = Interpreter(True, known=self.known)
-            value = join(evaluate(silent, node, State(), Frame(source)) for node in source.globals[name])
+        if key not in self.knowledge.variables:
+            self.knowledge.variables[key] = opaque(names=[name])
+            silent = Interpreter(True, knowledge=self.knowledge)
+            value = join(evaluate(silent, node, Scope(), Activation(source)) for node in source.globals[name])
             if as_switch(name) is not None and value.const is MISSING:
                 value = unknown(names=[name])
-            self.known.variables[key] = replace(value, params=frozenset())
-        return self.known.variables[key]
+            self.knowledge.variables[key] = replace(value, params=frozenset())
+        return self.knowledge.variables[key]
 
     def attribute(self, owner: Class, name: str) -> Value:
         """Return what an attribute of an instance is, after the methods that assign it."""
         key = self.is_training, owner, name
-        if key not in self.known.attributes:
-            self.known.attributes[key] = opaque(names=[name])
+        if key not in self.knowledge.attributes:
+            self.knowledge.attributes[key] = opaque(names=[name])
             values = []
             if name in owner.constants:
-                silent = Interpreter(True, known=self.known)
-                values.append(evaluate(silent, owner.constants[name], State(), Frame(owner.source)))
+                silent = Interpreter(True, knowledge=self.knowledge)
+                values.append(evaluate(silent, owner.constants[name], Scope(), Activation(owner.source)))
             writers = owner.writers.get(name, [])
             setters = [one for one in writers if one.name in ("train", "eval")]
             for method in setters or writers:
                 values += self._written(method, owner).get(name, [])
-            self.known.attributes[key] = replace(join(values), params=frozenset()) if values else opaque(names=[name])
-        return self.known.attributes[key]
+            self.knowledge.attributes[key] = (
+                replace(join(values), params=frozenset()) if values else opaque(names=[name])
+            )
+        return self.knowledge.attributes[key]
 
     def _written(self, method: Function, owner: Class) -> dict[str, list[Value]]:
         """Return what a method assigns to attributes; a module is born in training mode."""
         is_training = self.is_training or method.name == "__init__"
         key = is_training, method, owner
-        if key not in self.known.writes:
-            silent = Interpreter(is_training, known=self.known)
-            self.known.writes[key] = silent.writes
-            state = State()
-            frame = Frame(method.source, method, owner)
+        if key not in self.knowledge.writes:
+            silent = Interpreter(is_training, knowledge=self.knowledge)
+            self.knowledge.writes[key] = silent.writes
+            state = Scope()
+            frame = Activation(method.source, method, owner)
             for one, default in method.every_parameter.items():
                 value = silent._free(one, default, frame)
                 is_setter = method.name in ("train", "eval") or not value.is_flag
@@ -143,9 +145,9 @@ class Interpreter:
             if first is not None:
                 state.variables[first] = Value(Kind.ON, target=Instance(owner))
             silent._body(method, state, frame)
-        return self.known.writes[key]
+        return self.knowledge.writes[key]
 
-    def assign(self, target: ast.expr, value: Value, state: State, frame: Frame) -> None:
+    def assign(self, target: ast.expr, value: Value, state: Scope, frame: Activation) -> None:
         """Assign a value to a variable, an attribute, or the parts of a tuple."""
         if isinstance(target, ast.Name):
             state.variables[target.id] = value
@@ -153,8 +155,8 @@ class Interpreter:
             if isinstance(target.value, ast.Name) and target.value.id == "self":
                 state.variables[f"self.{target.attr}"] = value
                 self.writes.setdefault(target.attr, []).append(value)
-                if self.observer is not None and not state.is_dead:
-                    self.observer.wrote(target, value, frame, self.is_training)
+                if self.log is not None and not state.is_dead:
+                    self.log.wrote(target, value, frame, self.is_training)
             else:
                 evaluate(self, target.value, state, frame)
         elif isinstance(target, (ast.Tuple, ast.List)):
@@ -170,7 +172,7 @@ class Interpreter:
     def define(self, closure: Closure) -> None:
         """Run a function that was defined within another, as if an unknown caller had called it."""
         is_first = closure.frame.parent is None and closure.function not in self._defined
-        if self.observer is not None and is_first and self.observer.is_interesting(closure.function):
+        if self.log is not None and is_first and self.log.is_interesting(closure.function):
             self._defined.add(closure.function)
             steps = self.steps
             self.run_open(closure.function, closure)
@@ -178,7 +180,7 @@ class Interpreter:
 
     # Calls
 
-    def call(self, node: ast.Call, state: State, frame: Frame) -> Value:
+    def call(self, node: ast.Call, state: Scope, frame: Activation) -> Value:
         """Return the result of a call, and record it if it drops."""
         base, function = called(self, node.func, state, frame)
         arguments = Arguments(node, {})
@@ -195,26 +197,21 @@ class Interpreter:
         function: Function,
         arguments: Arguments | None,
         instance: Value | None,
-        state: State,
-        frame: Frame,
+        state: Scope,
+        frame: Activation,
         closure: Closure | None = None,
     ) -> Value:
         """Return the result of a call of a function of the tree.
 
         If its arguments can decide whether something drops, it runs once more for this call.
         """
-        if self.observer is not None:
-            self.observer.called(function)
+        if self.log is not None:
+            self.log.called(function)
         running = [one.function for one in frame.chain]
         given = {} if arguments is None else arguments.by_parameter(function, instance is not None)
         call = None if arguments is None else arguments.node
-        inner = Frame(function.source, function, function.owner, frame, call, given, closure)
-        if (
-            self.observer is None
-            or len(running) > _DEPTH
-            or function in running
-            or not self.observer.hands_on(function)
-        ):
+        inner = Activation(function.source, function, function.owner, frame, call, given, closure)
+        if self.log is None or len(running) > _DEPTH or function in running or not self.log.hands_on(function):
             return inner.in_terms_of_caller(self._summary(function, closure))
         variables = {}
         for name, default in function.every_parameter.items():
@@ -222,24 +219,24 @@ class Interpreter:
             if value is None:
                 value = opaque(names=[name])
                 if default is not None:
-                    value = evaluate(self, default, State(), Frame(function.source))
+                    value = evaluate(self, default, Scope(), Activation(function.source))
             variables[name] = replace(value, params=frozenset({name}))
         first = next(iter(function.parameters), None)
         if instance is not None and not function.is_static and first is not None:
             variables[first] = instance
-        result = self._body(function, State(variables, is_doubtful=state.is_doubtful, is_asked=state.is_asked), inner)
+        result = self._body(function, Scope(variables, is_doubtful=state.is_doubtful, is_asked=state.is_asked), inner)
         return inner.in_terms_of_caller(result)
 
     def _summary(self, function: Function, closure: Closure | None) -> Value:
         """Return what a function returns, whoever calls it."""
         key = self.is_training, function
-        if key not in self.known.results and self.known.depth < _DEPTH:
-            self.known.results[key] = opaque(names=[f"{function.name}()"])
-            self.known.depth += 1
-            silent = Interpreter(self.is_training, known=self.known)
+        if key not in self.knowledge.results and self.knowledge.depth < _DEPTH:
+            self.knowledge.results[key] = opaque(names=[f"{function.name}()"])
+            self.knowledge.depth += 1
+            silent = Interpreter(self.is_training, knowledge=self.knowledge)
             result = silent.run_open(function, closure)
-            self.known.results[key] = (
-                result if result.kind is not Kind.OPAQUE or result.names else self.known.results[key]
+            self.knowledge.results[key] = (
+                result if result.kind is not Kind.OPAQUE or result.names else self.knowledge.results[key]
             )
-            self.known.depth -= 1
-        return self.known.results.get(key, opaque(names=[f"{function.name}()"]))
+            self.knowledge.depth -= 1
+        return self.knowledge.results.get(key, opaque(names=[f"{function.name}()"]))

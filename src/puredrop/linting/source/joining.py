@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from puredrop.linting._findings import Finding
 from puredrop.linting.source.file import Checked
-from puredrop.linting.source.verdicts import Outcome, Place
+from puredrop.linting.source.verdicts import Outcome, Position
 
 __all__ = ["findings", "places"]
 
@@ -21,14 +21,14 @@ def findings(checked: Iterable[Checked]) -> list[Finding]:
     """Return the findings of files that were checked together, by file and line."""
     every = list(checked)
     callees = frozenset().union(*(one.callees for one in every))
-    by_place: defaultdict[Place, list[Outcome]] = defaultdict(list)
+    by_place: defaultdict[Position, list[Outcome]] = defaultdict(list)
     drops = any(outcome.code != "PD406" for one in every for outcome in one.outcomes)
     for one in every:
         for outcome in one.outcomes:
             if outcome.code == "PD406" and not drops:
                 continue  # nothing in this tree drops, so a recomputation repeats itself
             by_place[outcome.place].append(outcome)
-    found: dict[tuple[Place, str], Finding] = {}
+    found: dict[tuple[Position, str], Finding] = {}
     for outcomes in by_place.values():
         for outcome in _decided(outcomes, callees):
             place = outcome.blame or outcome.place

@@ -21,7 +21,7 @@ _USUAL = {
     "functional": "torch.nn.functional",
 }
 """What these names mean where nothing in the file binds them."""
-_OTHERS = ("tensorflow.", "tf.", "keras.", "flax.", "paddle.", "mxnet.", "jax.", "chainer.", "mindspore.")
+_FRAMEWORKS = ("tensorflow.", "tf.", "keras.", "flax.", "paddle.", "mxnet.", "jax.", "chainer.", "mindspore.")
 """Other frameworks, with modules of their own."""
 _MODULES = ("Module", "Model", "Layer", "Mixin", "Net", "Block", "Base")
 
@@ -141,7 +141,7 @@ class Class:
     def is_module(self) -> bool:
         """Return whether the class is a torch module, as far as its bases tell."""
         names = [base for one in self.lineage for base in one.bases if isinstance(base, str)]
-        if any(name.startswith(_OTHERS) for name in names):
+        if any(name.startswith(_FRAMEWORKS) for name in names):
             return False
         return any(name.rpartition(".")[2].endswith(_MODULES) or name.startswith("torch.nn") for name in names)
 

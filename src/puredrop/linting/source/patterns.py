@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from puredrop.linting.source.frames import Container, Instance, Layer
-from puredrop.linting.source.interpreter import Interpreter, Known
+from puredrop.linting.source.activation import Container, Instance, Layer
+from puredrop.linting.source.interpreter import Interpreter, Knowledge
+from puredrop.linting.source.log import Log
 from puredrop.linting.source.modules import Class, Source
-from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.values import MISSING, Kind, Value, is_keep_name, is_rate_name, text_of
 from puredrop.linting.source.verdicts import Outcome, is_ignored, is_test, is_test_file, place_of
 
@@ -18,51 +18,51 @@ _REGISTERS = ("ModuleList", "ModuleDict", "Sequential", "add_module", "register_
 _KEEPS_STATE = ("fork_rng", "rng_state", "preserve_rng", "get_states", "set_states", "device_states")
 
 
-def patterns(source: Source, observer: Observer, known: Known) -> Iterator[Outcome]:
+def patterns(source: Source, log: Log, knowledge: Knowledge) -> Iterator[Outcome]:
     """Yield the mistakes that need no mode."""
-    yield from _layers(observer)
-    yield from _unused(observer)
-    yield from _zeroed(observer)
-    yield from _fixed_keys(observer)
-    for function in observer.too_deep:
+    yield from _layers(log)
+    yield from _unused(log)
+    yield from _zeroed(log)
+    yield from _fixed_keys(log)
+    for function in log.too_deep:
         place = place_of(function.source, function.node)
         yield Outcome(place, "unknown", "PD002", place, f"{function.name} is nested too deeply")
     for owner in source.every_class:
         if owner.is_module:
-            yield from _unregistered(owner, known)
+            yield from _unregistered(owner, knowledge)
         if "enable_grad" in source.text:
             yield from _recomputed(owner)
     if not is_test_file(source.file):
         yield from _checkpoints(source)
 
 
-def _found(source: Source, node: ast.AST, code: str, detail: str = "") -> Outcome:
+def _outcome(source: Source, node: ast.AST, code: str, detail: str = "") -> Outcome:
     place = place_of(source, node)
     return Outcome(place, "on", code, place, detail, is_ignored=is_ignored(source, node, code))
 
 
-def _layers(observer: Observer) -> Iterator[Outcome]:
+def _layers(log: Log) -> Iterator[Outcome]:
     """Yield layers whose rate is something else."""
-    for node, (layer, frame) in observer.layers.items():
+    for node, (layer, frame) in log.layers.items():
         rate = layer.rate
         written = text_of(node.args[0]) if node.args else next((text_of(k.value) for k in node.keywords), "")
         if rate.is_flag and (rate.const is MISSING or rate.const is True):
-            yield _found(frame.source, node, "PD304", f"p={written}")
+            yield _outcome(frame.source, node, "PD304", f"p={written}")
         elif any(is_keep_name(name) for name in rate.names):
-            yield _found(frame.source, node, "PD305", f"p={written}")
+            yield _outcome(frame.source, node, "PD305", f"p={written}")
         else:
             yield Outcome(place_of(frame.source, node), "off")
 
 
-def _unused(observer: Observer) -> Iterator[Outcome]:
-    for node, frame in observer.unused.items():
+def _unused(log: Log) -> Iterator[Outcome]:
+    for node, frame in log.unused.items():
         if not is_test(frame):
-            yield _found(frame.source, node, "PD203", text_of(node))
+            yield _outcome(frame.source, node, "PD203", text_of(node))
 
 
-def _zeroed(observer: Observer) -> Iterator[Outcome]:
+def _zeroed(log: Log) -> Iterator[Outcome]:
     """Yield assignments in eval mode only that set a rate to 0, which nothing sets again."""
-    training, evaluated = observer.writes[True], observer.writes[False]
+    training, evaluated = log.writes[True], log.writes[False]
     again = {node.attr for node, write in training.items() if _is_method(write.frame)}
     for node, write in evaluated.items():
         if node in training or node.attr in again or not _is_method(write.frame):
@@ -74,7 +74,7 @@ def _zeroed(observer: Observer) -> Iterator[Outcome]:
             and is_rate_name(node.attr)
             and name not in ("train", "eval")
         ):
-            yield _found(write.frame.source, node, "PD204", f"{ast.unparse(node)} = 0")
+            yield _outcome(write.frame.source, node, "PD204", f"{ast.unparse(node)} = 0")
 
 
 def _is_method(frame: object) -> bool:
@@ -82,15 +82,15 @@ def _is_method(frame: object) -> bool:
     return function is not None and function.name != "__init__"
 
 
-def _fixed_keys(observer: Observer) -> Iterator[Outcome]:
-    for node, frame in observer.keys.items():
+def _fixed_keys(log: Log) -> Iterator[Outcome]:
+    for node, frame in log.keys.items():
         if frame.owner is not None and frame.owner.is_module and not is_test(frame):
-            yield _found(frame.source, node, "PD407", text_of(node))
+            yield _outcome(frame.source, node, "PD407", text_of(node))
 
 
-def _unregistered(owner: Class, known: Known) -> Iterator[Outcome]:
+def _unregistered(owner: Class, knowledge: Knowledge) -> Iterator[Outcome]:
     """Yield attributes that hold dropout layers in a list or dict of Python's."""
-    run = Interpreter(True, known=known)
+    run = Interpreter(True, knowledge=knowledge)
     for name, methods in owner.writers.items():
         if all(method.owner is not owner for method in methods):
             continue
@@ -98,7 +98,7 @@ def _unregistered(owner: Class, known: Known) -> Iterator[Outcome]:
         if isinstance(value.target, Container) and not value.target.is_module and not _is_registered(owner, name):
             first = next((one for one in value.target.elements if _drops(one)), None)
             if first is not None:
-                yield _found(owner.source, _creation(first, owner, name), "PD106", f"self.{name}")
+                yield _outcome(owner.source, _creation(first, owner, name), "PD106", f"self.{name}")
 
 
 def _creation(value: Value, owner: Class, name: str) -> ast.AST:
@@ -193,7 +193,7 @@ def _recomputed(owner: Class) -> Iterator[Outcome]:
     again = {_context_call(node) for node in ast.walk(forward.node)} - {None}
     for node in ast.walk(backward.node):
         if _context_call(node) in again:
-            yield _found(owner.source, node, "PD406", f"{ast.unparse(node)[:40]} runs again in backward")
+            yield _outcome(owner.source, node, "PD406", f"{ast.unparse(node)[:40]} runs again in backward")
 
 
 def _context_call(node: ast.AST) -> str | None:
@@ -213,16 +213,16 @@ def _checkpoints(source: Source) -> Iterator[Outcome]:
         if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Module)):
             continue
         given = {} if isinstance(function, ast.Module) else source.function(function).parameters
-        for node in _own(function):
+        for node in _nodes(function):
             for word in node.keywords if isinstance(node, ast.Call) else []:
                 value = given.get(word.value.id) if isinstance(word.value, ast.Name) else word.value
                 if word.arg == "preserve_rng_state" and isinstance(value, ast.Constant) and value.value is False:
-                    yield _found(source, node, "PD406", "preserve_rng_state=False")
+                    yield _outcome(source, node, "PD406", "preserve_rng_state=False")
 
 
-def _own(function: ast.AST) -> Iterator[ast.AST]:
+def _nodes(function: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes of a function but those of functions within it."""
     for node in ast.iter_child_nodes(function):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node
-            yield from _own(node)
+            yield from _nodes(node)

@@ -121,7 +121,7 @@ def _strings(text: str) -> str:
 
 
 def _end_of_string(text: str, at: int, quote: str, has_fields: bool, is_raw: bool) -> int:
-    """Return the position behind a string that was opened before `at`."""
+    """Return the position after a string that was opened before `at`."""
     while at < len(text):
         if text[at] == "\\":
             at += 2

@@ -38,7 +38,7 @@ _RATE = re.compile(r"(.*_)?(p|prob|rate|ratio|\w*drop\w*)")
 
 
 class Kind(Enum):
-    """What is known of a value in one mode."""
+    """Knowledge of a value in one mode."""
 
     OFF = "false or zero"
     ON = "true or not zero"

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from puredrop.linting.source.frames import Frame, Observation
+from puredrop.linting.source.activation import Activation, Observation
+from puredrop.linting.source.log import Log
 from puredrop.linting.source.modules import Source
-from puredrop.linting.source.observing import Observer
 from puredrop.linting.source.values import (
     MISSING,
     Kind,
@@ -21,7 +21,7 @@ from puredrop.linting.source.values import (
     text_of,
 )
 
-__all__ = ["Outcome", "Place", "is_ignored", "is_test", "is_test_file", "outcomes", "place_of"]
+__all__ = ["Outcome", "Position", "is_ignored", "is_test", "is_test_file", "outcomes", "place_of"]
 
 _IGNORE = re.compile(r"#.*?\bpuredrop:\s*ignore(?:\[([A-Z0-9, ]+)\])?")
 _NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGNORECASE)
@@ -36,7 +36,7 @@ _ASKS = re.compile(r"_?(use|apply|do|with|is|has|enable|add|no|mc|force)_.*|.*_(
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """A place in a file; lines and columns count from 1."""
 
     file: str
@@ -59,20 +59,20 @@ class Outcome:
         is_ignored: whether a comment says to leave it.
     """
 
-    place: Place
+    place: Position
     verdict: str
     code: str = ""
-    blame: Place | None = None
+    blame: Position | None = None
     detail: str = ""
     function: tuple[str, int] | None = None
     is_soft: bool = False
     is_ignored: bool = False
 
 
-def place_of(source: Source, node: ast.AST) -> Place:
+def place_of(source: Source, node: ast.AST) -> Position:
     """Return the place of a node."""
     line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
-    return Place(source.file, line, len(source.lines[line - 1].encode()[:column].decode(errors="ignore")) + 1)
+    return Position(source.file, line, len(source.lines[line - 1].encode()[:column].decode(errors="ignore")) + 1)
 
 
 def is_ignored(source: Source, node: ast.AST, code: str) -> bool:
@@ -90,7 +90,7 @@ def is_test_file(file: str) -> bool:
     return re.fullmatch(r"test_.*|.*_tests?\.py|conftest\.py", parts[-1]) is not None
 
 
-def is_test(frame: Frame) -> bool:
+def is_test(frame: Activation) -> bool:
     """Return whether code is no part of a model: that of a file itself, of a script's function, or of a test."""
     outer = frame.outermost
     if outer.function is None or (outer.owner is None and not outer.function.every_parameter):
@@ -99,37 +99,42 @@ def is_test(frame: Frame) -> bool:
     return bool(is_named) or is_test_file(outer.source.file)
 
 
-def outcomes(observer: Observer) -> Iterator[Outcome]:
+def outcomes(log: Log) -> Iterator[Outcome]:
     """Yield the verdict on each call in each context."""
-    training, evaluated = observer.reached[True], observer.reached[False]
+    training, evaluated = log.reached[True], log.reached[False]
     for key in dict.fromkeys((*training, *evaluated)):
         yield _outcome(training.get(key), evaluated.get(key))
 
 
 def _outcome(on: Observation | None, off: Observation | None) -> Outcome:
     """Return the verdict on a call that was observed in training mode and in eval mode."""
-    seen = on or off
-    assert seen is not None
-    place = place_of(seen.frame.source, seen.node)
-    if is_test(seen.frame):
+    observation = on or off
+    assert observation is not None
+    place = place_of(observation.frame.source, observation.node)
+    if is_test(observation.frame):
         return Outcome(place, "off")
-    wrong = _wrong_rate(seen)
+    wrong = _wrong_rate(observation)
     if wrong is not None:
-        return _found(seen, wrong, f"p={_text(seen, seen.dropper.rate, seen.dropper.rate_name)}", seen.rate)
+        return _found(
+            observation,
+            wrong,
+            f"p={_text(observation, observation.dropper.rate, observation.dropper.rate_name)}",
+            observation.rate,
+        )
     if off is None or Kind.OFF in (off.rate.kind, off.flag.kind if off.flag else Kind.ON):
         return _never(place, on) if on is not None else Outcome(place, "off")
     return _in_eval(place, on, off)
 
 
-def _wrong_rate(seen: Observation) -> str | None:
+def _wrong_rate(observation: Observation) -> str | None:
     """Return the code of a rate that is something else by its name."""
-    rate = seen.rate
+    rate = observation.rate
     if rate.is_flag and (rate.const is MISSING or rate.const is True):
         return "PD304"
     return "PD305" if any(is_keep_name(name) for name in rate.names) else None
 
 
-def _never(place: Place, on: Observation) -> Outcome:
+def _never(place: Position, on: Observation) -> Outcome:
     """Return the verdict on a call that is off in eval mode; it may be off in training mode too."""
     flag = on.flag
     if flag is None or flag.kind is not Kind.OFF or flag.params or not on.rate.can_be_on or on.is_doubtful:
@@ -138,7 +143,7 @@ def _never(place: Place, on: Observation) -> Outcome:
     return _found(on, "PD202", f"{on.dropper.flag_name} is {said}", flag if on.has_flag else constant(False))
 
 
-def _in_eval(place: Place, on: Observation | None, off: Observation) -> Outcome:
+def _in_eval(place: Position, on: Observation | None, off: Observation) -> Outcome:
     """Return the verdict on a call that may drop in eval mode."""
     flag, rate, code = off.flag, off.rate, off.dropper.code
     if flag is not None and flag.kind in (Kind.OPAQUE, Kind.UNKNOWN):
@@ -166,23 +171,25 @@ def _is_rate(value: Value) -> bool:
     )
 
 
-def _is_on_purpose(seen: Observation) -> bool:
+def _is_on_purpose(observation: Observation) -> bool:
     """Return whether names or comments say that it is meant: any reason for training=True, else known methods."""
-    if any(frame.function is not None and _OF_TRAINING.search(frame.function.name) for frame in seen.frame.chain):
+    if any(
+        frame.function is not None and _OF_TRAINING.search(frame.function.name) for frame in observation.frame.chain
+    ):
         return True
-    is_written = seen.has_flag and seen.flag is not None and seen.flag.const is True
-    if seen.has_flag and not is_written:
+    is_written = observation.has_flag and observation.flag is not None and observation.flag.const is True
+    if observation.has_flag and not is_written:
         return False
-    source, owner, function = seen.frame.source, seen.frame.owner, seen.frame.function
-    line = seen.node.lineno
-    near = source.lines[max(line - 4, 0) : (seen.node.end_lineno or line)]
+    source, owner, function = observation.frame.source, observation.frame.owner, observation.frame.function
+    line = observation.node.lineno
+    near = source.lines[max(line - 4, 0) : (observation.node.end_lineno or line)]
     comments = [text.partition("#")[2] for text in near]
     names = [owner.node.name if owner else "", function.name if function else "", source.lines[line - 1]]
     says = _PURPOSE if is_written else _KNOWN
     return any(says.search(text) for text in (*comments, *names))
 
 
-def _on(place: Place, off: Observation) -> Outcome:
+def _on(place: Position, off: Observation) -> Outcome:
     """Return the verdict on a call that drops in eval mode."""
     rate, code = off.rate, off.dropper.code
     given = _text(off, off.dropper.rate, off.dropper.rate_name)
@@ -199,50 +206,64 @@ def _on(place: Place, off: Observation) -> Outcome:
     return replace(found, is_soft=True)
 
 
-def _undecided(seen: Observation, value: Value, what: str) -> Outcome:
+def _undecided(observation: Observation, value: Value, what: str) -> Outcome:
     """Return that a call is not decided, or that its callers decide."""
-    node, frame, value = _origin(seen, value)
-    place = place_of(seen.frame.source, seen.node)
+    node, frame, value = _origin(observation, value)
+    place = place_of(observation.frame.source, observation.node)
     if value.params and frame.function is not None and frame.parent is None:
         if value.params <= frame.function.collecting or (
-            seen.dropper.flag is not None and what == seen.dropper.flag_name
+            observation.dropper.flag is not None and what == observation.dropper.flag_name
         ):
             return Outcome(place, "off")  # the caller hands on the flag, or every argument
-        return _of_caller(seen, place, frame, value, seen.dropper.code, f"{what} comes from the caller")
-    positions = {seen.dropper.rate_name: seen.dropper.rate, seen.dropper.flag_name: seen.dropper.flag}
-    detail = f"{what}={_text(seen, positions[what], what)}" if what in positions else what
+        return _of_caller(observation, place, frame, value, observation.dropper.code, f"{what} comes from the caller")
+    positions = {
+        observation.dropper.rate_name: observation.dropper.rate,
+        observation.dropper.flag_name: observation.dropper.flag,
+    }
+    detail = f"{what}={_text(observation, positions[what], what)}" if what in positions else what
     return Outcome(
-        place, "unknown", "PD002", place_of(frame.source, node), detail, is_ignored=_says(seen, node, frame, "PD002")
+        place,
+        "unknown",
+        "PD002",
+        place_of(frame.source, node),
+        detail,
+        is_ignored=_says(observation, node, frame, "PD002"),
     )
 
 
-def _found(seen: Observation, code: str, detail: str, deciding: Value, may_be_open: bool = False) -> Outcome:
+def _found(observation: Observation, code: str, detail: str, deciding: Value, may_be_open: bool = False) -> Outcome:
     """Return that a call is a mistake, at the place where the deciding value comes from."""
-    node, frame, value = _origin(seen, deciding)
-    place = place_of(seen.frame.source, seen.node)
+    node, frame, value = _origin(observation, deciding)
+    place = place_of(observation.frame.source, observation.node)
     if may_be_open and value.params and frame.function is not None and frame.parent is None:
-        return _of_caller(seen, place, frame, value, code, detail)
+        return _of_caller(observation, place, frame, value, code, detail)
     blame = place_of(frame.source, node)
     if blame != place:
-        detail += f" in {seen.frame.function.name if seen.frame.function else ''} ({place.file}:{place.line})"
-    return Outcome(place, "on", code, blame, detail, is_ignored=_says(seen, node, frame, code))
+        detail += (
+            f" in {observation.frame.function.name if observation.frame.function else ''} ({place.file}:{place.line})"
+        )
+    return Outcome(place, "on", code, blame, detail, is_ignored=_says(observation, node, frame, code))
 
 
-def _of_caller(seen: Observation, place: Place, frame: Frame, value: Value, code: str, detail: str) -> Outcome:
+def _of_caller(
+    observation: Observation, place: Position, frame: Activation, value: Value, code: str, detail: str
+) -> Outcome:
     """Return the verdict where the rate is a parameter of a function whose callers are not known."""
     assert frame.function is not None
     defaults = [frame.function.every_parameter.get(name) for name in value.params]
     constants = [one.value for one in defaults if isinstance(one, ast.Constant)]
     if len(constants) == len(defaults) and all(constants):
-        return Outcome(place, "on", code, place, detail, is_ignored=_says(seen, seen.node, seen.frame, code))
-    if constants and not any(constants) and seen.dropper.flag is None:
+        return Outcome(
+            place, "on", code, place, detail, is_ignored=_says(observation, observation.node, observation.frame, code)
+        )
+    if constants and not any(constants) and observation.dropper.flag is None:
         return Outcome(place, "off")  # off unless the caller asks
     return Outcome(place, "open", "PD002", place, "the rate comes from the caller", frame.function.place)
 
 
-def _origin(seen: Observation, value: Value) -> tuple[ast.AST, Frame, Value]:
+def _origin(observation: Observation, value: Value) -> tuple[ast.AST, Activation, Value]:
     """Return the call that a value comes from, its frame, and the value in terms of that frame."""
-    node, frame = seen.node, seen.frame
+    node, frame = observation.node, observation.frame
     while value.params and frame.parent is not None and frame.call is not None:
         given = [frame.given[name] for name in value.params if name in frame.given]
         node, frame = frame.call, frame.parent
@@ -250,15 +271,15 @@ def _origin(seen: Observation, value: Value) -> tuple[ast.AST, Frame, Value]:
     return node, frame, value
 
 
-def _says(seen: Observation, node: ast.AST, frame: Frame, code: str) -> bool:
-    return is_ignored(frame.source, node, code) or is_ignored(seen.frame.source, seen.node, code)
+def _says(observation: Observation, node: ast.AST, frame: Activation, code: str) -> bool:
+    return is_ignored(frame.source, node, code) or is_ignored(observation.frame.source, observation.node, code)
 
 
-def _text(seen: Observation, position: int | None, name: str) -> str:
+def _text(observation: Observation, position: int | None, name: str) -> str:
     """Return an argument of a call as it is written; "its default" if it is not given."""
-    for one in seen.node.keywords:
+    for one in observation.node.keywords:
         if one.arg == name:
             return text_of(one.value)
-    if position is not None and position < len(seen.node.args):
-        return text_of(seen.node.args[position])
+    if position is not None and position < len(observation.node.args):
+        return text_of(observation.node.args[position])
     return "its default"

@@ -1,4 +1,4 @@
-"""What an interpretation shows: calls that drop, layers that are made, attributes that are assigned."""
+"""Log of an interpretation: calls that drop, layers that are made, attributes that are assigned."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from puredrop.linting.source.activation import Activation, Dropped, Layer, Observation
 from puredrop.linting.source.calls import WORDS
-from puredrop.linting.source.frames import Dropped, Frame, Layer, Observation
 from puredrop.linting.source.modules import Function
 from puredrop.linting.source.values import Value, as_switch, asks_for_dropout, is_rate_name
 
-__all__ = ["Observer", "Write"]
+__all__ = ["Log", "Write"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Write:
 
     node: ast.Attribute
     value: Value
-    frame: Frame
+    frame: Activation
 
 
-class Observer:
+class Log:
     """Record of the interpretations of one file.
 
     Args:
@@ -43,9 +43,9 @@ class Observer:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.reached: dict[bool, dict[tuple[int, ...], Observation]] = {True: {}, False: {}}
         self.writes: dict[bool, dict[ast.Attribute, Write]] = {True: {}, False: {}}
-        self.layers: dict[ast.Call, tuple[Layer, Frame]] = {}
-        self.unused: dict[ast.Call, Frame] = {}
-        self.keys: dict[ast.Call, Frame] = {}
+        self.layers: dict[ast.Call, tuple[Layer, Activation]] = {}
+        self.unused: dict[ast.Call, Activation] = {}
+        self.keys: dict[ast.Call, Activation] = {}
         self.callees: set[tuple[str, int]] = set()
         self.too_deep: list[Function] = []
         words = [*map(re.escape, WORDS), "[dD]rop", *(rf"\b{re.escape(name)}\b" for name in names)]
@@ -80,26 +80,26 @@ class Observer:
         return any(isinstance(part, ast.Name) and part.id in names for one in used for part in ast.walk(one))
 
     def dropped(self, observation: Observation, is_training: bool) -> None:
-        """Record a call that drops; of several in one mode, the surest."""
+        """Record a call that drops; of several in one mode, the most certain."""
         reached = self.reached[is_training]
         earlier = reached.get(observation.key)
         if earlier is None or observation.certainty > earlier.certainty:
             reached[observation.key] = observation
 
-    def wrote(self, node: ast.Attribute, value: Value, frame: Frame, is_training: bool) -> None:
+    def wrote(self, node: ast.Attribute, value: Value, frame: Activation, is_training: bool) -> None:
         """Record an assignment to an attribute."""
         self.writes[is_training][node] = Write(node, value, frame)
 
-    def made(self, layer: Layer, frame: Frame) -> None:
+    def layer(self, layer: Layer, frame: Activation) -> None:
         """Record a new layer."""
         self.layers.setdefault(layer.node, (layer, frame))
 
-    def thrown_away(self, node: ast.Call, value: Value, frame: Frame) -> None:
+    def thrown_away(self, node: ast.Call, value: Value, frame: Activation) -> None:
         """Record the result of a call that stands as a statement of its own."""
         if isinstance(value.target, Dropped) and not value.target.inplace and value.target.node is node:
             self.unused.setdefault(node, frame)
 
-    def key_fixed(self, node: ast.Call, frame: Frame) -> None:
+    def key_fixed(self, node: ast.Call, frame: Activation) -> None:
         """Record a call with a key that is the same in each call."""
         self.keys.setdefault(node, frame)
 

@@ -1,4 +1,4 @@
-"""State of an interpretation: frames of the functions that run, their variables, and what calls showed."""
+"""Scope of an interpretation: frames of the functions that run, their variables, and what calls showed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = [
     "Closure",
     "Container",
     "Dropped",
-    "Frame",
+    "Activation",
     "Instance",
     "Layer",
     "Observation",
     "Partial",
-    "State",
+    "Scope",
 ]
 
 
@@ -49,8 +49,8 @@ class Closure:
     """A function that was defined while another ran, with the variables that it sees."""
 
     function: Function
-    frame: Frame
-    state: State
+    frame: Activation
+    state: Scope
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +128,15 @@ class Container:
     elements: tuple[Value, ...]
     is_module: bool = False
 
-    def joined(self, others: list[Any]) -> Container:
+    def joined(self, containers: list[Any]) -> Container:
         """Return a container of this one's elements and those of others that a variable may hold instead."""
-        return self.with_elements(one for other in others if isinstance(other, Container) for one in other.elements)
+        return self.with_elements(
+            one for container in containers if isinstance(container, Container) for one in container.elements
+        )
 
-    def with_elements(self, more: Iterable[Value]) -> Container:
+    def with_elements(self, elements: Iterable[Value]) -> Container:
         """Return the container with further elements, some of them if there are many."""
-        known = {id(one): one for one in (*self.elements, *more) if one.target is not self}
+        known = {id(one): one for one in (*self.elements, *elements) if one.target is not self}
         return Container(tuple(known.values())[:_ELEMENTS], self.is_module)
 
 
@@ -166,7 +168,7 @@ class Dropped:
 
 
 @dataclass(eq=False)
-class Frame:
+class Activation:
     """A function that runs.
 
     Args:
@@ -183,7 +185,7 @@ class Frame:
     source: Source
     function: Function | None = None
     owner: Class | None = None
-    parent: Frame | None = None
+    parent: Activation | None = None
     call: ast.Call | None = None
     given: dict[str, Value] = field(default_factory=dict)
     closure: Closure | None = None
@@ -199,7 +201,7 @@ class Frame:
         return None
 
     @property
-    def chain(self) -> list[Frame]:
+    def chain(self) -> list[Activation]:
         """The frame and its callers, innermost first."""
         every = [self]
         while every[-1].parent is not None:
@@ -207,7 +209,7 @@ class Frame:
         return every
 
     @property
-    def outermost(self) -> Frame:
+    def outermost(self) -> Activation:
         """The frame whose caller is not known."""
         return self.chain[-1]
 
@@ -218,7 +220,7 @@ class Frame:
 
 
 @dataclass(eq=False)
-class State:
+class Scope:
     """Variables of a frame at one point.
 
     Args:
@@ -233,11 +235,11 @@ class State:
     is_doubtful: bool = False
     is_asked: bool = False
 
-    def copy(self) -> State:
+    def copy(self) -> Scope:
         """Return a copy that goes its own way."""
-        return State(dict(self.variables), self.is_dead, self.is_doubtful, self.is_asked)
+        return Scope(dict(self.variables), self.is_dead, self.is_doubtful, self.is_asked)
 
-    def become(self, states: Iterable[State]) -> None:
+    def become(self, states: Iterable[Scope]) -> None:
         """Continue where several paths meet."""
         alive = [state for state in states if not state.is_dead]
         self.is_dead = not alive
@@ -262,12 +264,12 @@ class Observation:
         dropper: what is called.
         rate: its rate, in the frame's terms.
         flag: its training flag; None if the call has none.
-        is_doubtful, is_asked: see `State`.
+        is_doubtful, is_asked: see `Scope`.
         has_flag: whether the flag is given, and not its default.
     """
 
     node: ast.Call
-    frame: Frame
+    frame: Activation
     dropper: Dropper
     rate: Value
     flag: Value | None
@@ -282,7 +284,7 @@ class Observation:
 
     @property
     def certainty(self) -> tuple[bool, bool]:
-        """How surely it drops; of several observations the surest counts."""
+        """Order of observations: one that drops for certain counts most."""
         flag = self.flag.kind if self.flag is not None else Kind.ON
         return Kind.OFF not in (flag, self.rate.kind), not self.is_doubtful and Kind.UNKNOWN not in (
             flag,
