@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from puredrop._torch import fsdp_mesh, has_hooks, is_recorded, transforms_active
+from puredrop._torch import fsdp_mesh, is_recorded, transforms_active
 from puredrop._torch_modes import any_mode, is_compiled
 from puredrop.conversion import as_ours
+from puredrop.inspection.axes import is_rowwise
 from puredrop.inspection.watch import holds_dropout, kind_of, rate_of
 from puredrop.nn.keyed import HasKey
 from puredrop.ops import Place, is_spread
@@ -27,12 +28,6 @@ from puredrop.pinning._samples import Layout, count_of
 from puredrop.pinning._trial import Pin, Uses, try_model
 
 __all__ = ["FirstForward"]
-
-_ROWWISE = (
-    *(nn.Sequential, nn.Linear, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh),
-    *(nn.Sigmoid, nn.Softmax, nn.LeakyReLU, nn.ELU, nn.Dropout),
-)
-"""Modules that leave samples in the first dimension of a matrix."""
 
 
 class FirstForward(Observer):
@@ -104,7 +99,7 @@ class FirstForward(Observer):
         dim = forward.sample_dim
         count, is_distributed = count_of(dim, args, kwargs)
         self._why = self._untriable(forward.root, args, kwargs, count, is_distributed)
-        if self._why or _is_rowwise(forward.root, args, kwargs):
+        if self._why or is_rowwise(forward.root, args, kwargs):
             return
         assert count is not None
         run = partial(try_model, forward.root, args, kwargs, count, dim, self._pin)
@@ -325,14 +320,3 @@ def _holds_others(value: Any) -> bool:
     if isinstance(value, Mapping):
         value = tuple(value.values())
     return isinstance(value, (tuple, list)) and any(map(_holds_others, value))
-
-
-def _is_rowwise(root: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a model is a chain of layers that leave samples first."""
-    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 2:
-        return False
-    if not isinstance(root, nn.Sequential):
-        return False
-    return all(
-        type(module) in _ROWWISE or type(module).__module__ == "puredrop.nn.element" for module in root.modules()
-    ) and not any(has_hooks(module) for module in root.modules() if module is not root)

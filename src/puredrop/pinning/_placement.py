@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+from puredrop.inspection.axes import Axis
 from puredrop.ops import PACKED
-from puredrop.pinning._axes import Axis
 from puredrop.pinning._samples import Layout
 
 __all__ = ["Placement", "ObservedUse", "judge", "refusal"]

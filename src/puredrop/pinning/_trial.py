@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +18,13 @@ from torch.nn import Module
 from puredrop._text import first_line
 from puredrop._torch import remove_hooks, watch_operators
 from puredrop._torch_modes import fake_tensors
+from puredrop.inspection.axes import Axis, AxisTrace, counts_apart, sizes_of
 from puredrop.inspection.callers import calling_line
 from puredrop.inspection.duplicate import duplicate, strays_refused
 from puredrop.inspection.outside import outside_positions
 from puredrop.inspection.state import generators_restored, uncompiled
 from puredrop.nn import LayerDrop
 from puredrop.ops import DropoutOverride, Place
-from puredrop.pinning._axes import Axis, AxisTrace
 from puredrop.pinning._draws import unwatched
 from puredrop.pinning._forward_state import Observer
 from puredrop.pinning._placement import ObservedUse
@@ -193,20 +192,15 @@ def _tried(
 def _counts(
     root: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int, dim: int, least: int
 ) -> Iterator[int]:
-    """Yield numbers of samples that divide no size of the model or its inputs, so that shapes show the samples."""
-    sizes = {size for tensor in (*root.parameters(), *root.buffers()) for size in tensor.shape if size}
+    """Return numbers of samples that divide no size of the model or its inputs, so that shapes show the samples."""
+    sizes = sizes_of(root)
 
     def note(tensor: Tensor) -> Tensor:
         sizes.update(size for d, size in enumerate(tensor.shape) if size and (d != dim or size != count))
         return tensor
 
     mapped((args, dict(kwargs)), note)
-    for number in itertools.count(least + 1):
-        is_prime = all(number % factor for factor in range(2, math.isqrt(number) + 1))
-        # Sizes within a model differ from these by 1 or 2, such as by a class token or the edge of a kernel.
-        collides = any((size + d) % number == 0 for size in sizes for d in range(-2, 3) if size + d > 0)
-        if is_prime and number != count and not collides:
-            yield number
+    return (number for number in counts_apart(sizes, least) if number != count)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

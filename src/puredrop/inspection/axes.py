@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import prod
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from math import isqrt, prod
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import Module
 
-__all__ = ["Axis", "AxisTrace"]
+from puredrop._torch import has_hooks
+
+__all__ = ["Axis", "AxisTrace", "counts_apart", "is_rowwise", "sizes_of"]
+
+_ROWWISE = (
+    *(nn.Sequential, nn.Linear, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh),
+    *(nn.Sigmoid, nn.Softmax, nn.LeakyReLU, nn.ELU, nn.Dropout),
+)
+"""Modules that leave samples in the first dimension of a matrix."""
 
 _MARK = "_puredrop_axis"
 _RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "view_as"})
@@ -130,3 +140,33 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def sizes_of(root: Module) -> set[int]:
+    """Return the sizes of a model's parameters and buffers."""
+    return {size for tensor in (*root.parameters(), *root.buffers()) for size in tensor.shape if size}
+
+
+def counts_apart(sizes: Collection[int], least: int) -> Iterator[int]:
+    """Yield numbers of samples that divide none of some sizes, so that a tensor's shape shows the samples.
+
+    Args:
+        sizes: the sizes of a model and its inputs.
+        least: a number below all that are yielded.
+    """
+    for number in itertools.count(least + 1):
+        is_prime = all(number % factor for factor in range(2, isqrt(number) + 1))
+        # Sizes within a model differ from these by 1 or 2, such as by a class token or the edge of a kernel.
+        if is_prime and not any((size + d) % number == 0 for size in sizes for d in range(-2, 3) if size + d > 0):
+            yield number
+
+
+def is_rowwise(root: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a model is a chain of layers that leave samples first, and its input a matrix."""
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() != 2:
+        return False
+    if not isinstance(root, nn.Sequential):
+        return False
+    return all(
+        type(module) in _ROWWISE or type(module).__module__ == "puredrop.nn.element" for module in root.modules()
+    ) and not any(has_hooks(module) for module in root.modules() if module is not root)
