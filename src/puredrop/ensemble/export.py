@@ -84,6 +84,7 @@ def member(
     """
     keep = {use.path: _kept(number, members, use) for use in uses}
     rate = {use.path: use.p for use in uses}
+    dim = {use.path: use.dim for use in uses}
     _check(model, uses)
     memo: dict[int, Any] = {}
     if shared:
@@ -100,7 +101,8 @@ def member(
         for path, mask in keep.items():
             if path not in done:
                 scale = _scale(root.get_submodule(path), rate[path])
-                _put(root, path, Masked(mask.squeeze(0).to(torch.float32) * scale))
+                shown = mask.squeeze(0).unsqueeze(dim[path]) if dim[path] else mask.squeeze(0)
+                _put(root, path, Masked(shown.to(torch.float32) * scale))
     first = next(root.parameters(), None)
     return root if first is None else root.to(first.device)  # masks are drawn where the model is not
 
@@ -126,7 +128,7 @@ def _check(model: Module, uses: Sequence[SiteUse]) -> None:
             raise ValueError(
                 f"member: {use.path} is used several times in a forward; give each place a layer of its own"
             )
-        if use.sizes[0] != 1:
+        if use.sizes[0] != 1 or use.groups != 1:
             raise ValueError(f"member: {use.path} drops from a tensor that does not have one row for each sample")
 
 

@@ -15,7 +15,7 @@ from puredrop.inspection.state import SharedContext
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import InstrumentedModel
 from puredrop.members.masks import DrawnMasks, Masks
-from puredrop.members.sites import Intervention, MemberForward, SiteUse
+from puredrop.members.sites import Intervention, MemberForward, SiteInput, SiteUse
 from puredrop.members.thinned import CACHE, CompactRuns, RunStep
 from puredrop.rng import Key
 
@@ -97,6 +97,8 @@ class Engine:
         self.intervention = intervention
         self.uses: list[SiteUse] = []
         """The uses of sites in the last forward."""
+        self.see: Callable[[SiteInput, Tensor], None] | None = None
+        """Receives the input of each use of a site."""
         self._compact = CompactRuns(runs if is_batched else [], instrumented.now, cache)
 
     @contextmanager
@@ -133,7 +135,15 @@ class Engine:
 
     def _forward(self, batch: Batch, numbers: Sequence[int], member: Tensor, first: int | None) -> Tensor:
         moment = MemberForward(
-            self.members.masks, self.members.base, numbers, member, batch.rows, first, intervention=self.intervention
+            self.members.masks,
+            self.members.base,
+            numbers,
+            member,
+            batch.rows,
+            first,
+            intervention=self.intervention,
+            axes=self.instrumented.plan.axes,
+            see=self.see,
         )
         self._compact.begin()
         with self.instrumented.running(moment) as model:

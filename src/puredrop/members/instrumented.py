@@ -21,7 +21,7 @@ from puredrop.inspection.duplicate import duplicate
 from puredrop.inspection.frames import Frame, Hooks
 from puredrop.inspection.state import generators_restored, uncompiled
 from puredrop.inspection.watch import holds_dropout
-from puredrop.members.sites import MemberForward, MemberSite
+from puredrop.members.sites import Axes, MemberForward, MemberSite
 from puredrop.nn.keyed import HasKey
 
 __all__ = ["FORCED", "InstrumentedModel", "Plan"]
@@ -45,12 +45,14 @@ class Plan:
         forced: paths of modules that call functional dropout in eval mode too; their training=False is overridden.
         skipped: path of a module or call that drops and is part of no member -> the reason.
         draws: whether members' forwards draw from generators, which are restored afterwards.
+        axes: where the samples lie at each use of a site; empty where the layers' own word will do.
     """
 
     owners: set[str] = field(default_factory=set)
     forced: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
     draws: bool = False
+    axes: Axes = field(default_factory=dict)
 
 
 class _Unkeyed(ops.KeySource):

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from puredrop import ops
 from puredrop._torch import transforms_active, without_modes
+from puredrop.inspection.axes import Axis
 from puredrop.members.masks import Masks
 from puredrop.rng import Key, fold_in
 
-__all__ = ["Intervention", "MemberForward", "MemberFunction", "MemberSite", "SiteUse", "applied"]
+__all__ = [
+    "Axes",
+    "Intervention",
+    "MemberForward",
+    "MemberFunction",
+    "MemberSite",
+    "SiteInput",
+    "SiteUse",
+    "applied",
+    "guessed_axis",
+]
 
 _ENDLESS = 2**31
 """The assumed number of rows in a stream, so that the draw for one row does not depend on how many follow."""
@@ -32,6 +43,9 @@ class SiteUse:
         sizes: of the decisions: what belongs to one sample first (heads may lie there), then the other dimensions, 1
             where one decision is shared.
         is_per_row: whether samples have decisions at all, which they share or not; weights have them for all samples.
+        dim: where samples lie in the input; 0 if in no dimension.
+        groups: number of groups, such as heads that come first, in each of which all samples lie; the decisions are on
+            the input with a dimension for the groups, `dim`, before that of the samples.
     """
 
     path: str
@@ -39,6 +53,8 @@ class SiteUse:
     p: float
     sizes: tuple[int, ...]
     is_per_row: bool = True
+    dim: int = 0
+    groups: int = 1
 
     @property
     def place(self) -> str:
@@ -52,6 +68,35 @@ class SiteUse:
 
 
 Intervention = Callable[[SiteUse, Tensor, int | None], Tensor | None]
+Axes = Mapping[tuple[str, int | None], Axis | None]
+"""Path and number of a use, or None for others of the path -> where the samples lie; None if in no dimension."""
+
+
+class SiteInput(NamedTuple):
+    """The input of one use of a site.
+
+    Args:
+        path: of the site.
+        call: how many uses of it came before in the forward.
+        dim: where samples lie by the layer's word; None, or `ops.PACKED`, if in no dimension.
+        shape: sizes of the input.
+        shared_dims: dimensions over which elements share one decision.
+    """
+
+    path: str
+    call: int
+    dim: int | None
+    shape: tuple[int, ...]
+    shared_dims: tuple[int, ...] = ()
+
+
+def guessed_axis(site: SiteInput, rows: int) -> Axis | None:
+    """Return where the samples lie by the layer's word, if the size there allows it; sample by sample beside others."""
+    dim = site.dim
+    if dim is None or dim == ops.PACKED or dim in site.shared_dims or not dim < len(site.shape) or not rows:
+        return None
+    each, remainder = divmod(site.shape[dim], rows)
+    return None if remainder else Axis(dim, 1, each)
 
 
 @dataclass
@@ -67,6 +112,8 @@ class MemberForward:
         first: how many samples come before them; None where all samples share a member's masks.
         intervention: the action of a use in place of dropping: (use, input, dimension of the samples in it or None)
             -> output, or None where the use drops as usual.
+        axes: where the samples lie at each use of a site, as a survey has shown; a site that is missing is guessed.
+        see: receives the input of each use.
         uses: the uses of sites so far.
     """
 
@@ -78,6 +125,8 @@ class MemberForward:
     first: int | None
     uses: list[SiteUse] = field(default_factory=list)
     intervention: Intervention | None = None
+    axes: Axes = field(default_factory=dict)
+    see: Callable[[SiteInput, Tensor], None] | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
     def begin(self, path: str) -> int:
@@ -86,14 +135,32 @@ class MemberForward:
         self.counts[path] = call + 1
         return call
 
-    def samples_in(self, input: Tensor, dim: int | None, place: ops.Place) -> int | None:
-        """Return the dimension of the samples in a site's input; None where they have no decisions of their own.
+    def axis(self, site: SiteInput) -> Axis | None:
+        """Return where the samples lie in a site's input; None where they have no decisions of their own.
 
-        Examples are decisions on embeddings of positions, which have another size there, or one for the whole batch.
+        Examples are decisions on embeddings of positions, or one for the whole batch.
+
+        Raises:
+            ValueError: if the input does not hold the samples where the survey found them.
         """
-        if dim is None or dim in place.shared_dims or not dim < input.dim() or not self.rows:
+        own, common = (site.path, site.call), (site.path, None)
+        if own not in self.axes and common not in self.axes:
+            return guessed_axis(site, self.rows)
+        found = self.axes[own] if own in self.axes else self.axes[common]
+        if found is None or not self.rows or found.dim in site.shared_dims:
             return None
-        return dim if input.shape[dim] % self.rows == 0 else None
+        each, remainder = divmod(site.shape[found.dim], self.rows) if found.dim < len(site.shape) else (0, 1)
+        if not remainder:
+            if found.outer == 1:
+                return Axis(found.dim, 1, each)
+            if found.inner == 1:
+                return Axis(found.dim, each, 1)
+            if found.outer * found.inner == each:
+                return found
+        raise ValueError(
+            f"site {site.path!r} drops from {site.shape}, which does not hold {self.rows} rows in dimension "
+            f"{found.dim} as it did in the survey; predict such inputs with an ensemble of their own"
+        )
 
     def keep(self, use: SiteUse, device: torch.device) -> Tensor:
         """Return the masks, bool (members, rows or 1, *sizes); 1 where all rows share them."""
@@ -114,20 +181,22 @@ class MemberSite(ops.SiteKeySource):
     def __init__(self, now: Callable[[], MemberForward], path: str, dim: int | None) -> None:
         self._now = now
         self._path = path
-        self._dim = None if dim == ops.PACKED else dim
+        self._dim = dim
 
     def resolve(self, kind: str, input: Tensor, place: ops.Place) -> tuple[Any, ops.Place]:
         """Return the members' decisions for one call; a key where the call draws more than decisions on a tensor."""
         moment = self._now()
         call = moment.begin(self._path)
-        if kind == "dropout" and place.window_shape is None and place.sample_ids is None:
-            return _MemberDecisions(moment, self._path, call, self._dim), place
+        is_placed = place.window_shape is not None or place.sample_ids is not None
+        site = SiteInput(self._path, call, self._dim, tuple(input.shape), place.shared_dims)
+        if moment.see is not None and not is_placed:
+            moment.see(site, input)
+        if kind == "dropout" and not is_placed:
+            return _MemberDecisions(moment, site), place
         moment.uses.append(SiteUse(self._path, call, math.nan, ()))
         key = fold_in(moment.base(self._path).fold_in(call).tensor(input.device), moment.member.to(input.device))
-        dim = moment.samples_in(input, self._dim, place)
-        if place.window_shape is None and place.sample_ids is None and dim is not None:
-            place = _placed(input, place, dim, moment)
-        return key, place
+        axis = None if is_placed else moment.axis(site)
+        return key, place if axis is None else _placed(site, place, axis, moment)
 
     def fold_in(self, data: int | str) -> MemberSite:
         """Return the site of a part, such as a boundary between recurrent layers."""
@@ -138,13 +207,18 @@ class MemberSite(ops.SiteKeySource):
         return MemberSite(self._now, self._path, dim)
 
 
-def _placed(input: Tensor, place: ops.Place, dim: int, moment: MemberForward) -> ops.Place:
+def _placed(site: SiteInput, place: ops.Place, axis: Axis, moment: MemberForward) -> ops.Place:
     """Return the place of rows that share their noise, or follow other rows, in the draw from one key."""
     if moment.first is None:
-        return ops.Place(tuple(sorted({*place.shared_dims, dim})))
-    sizes, offset = list(input.shape), [0] * input.dim()
-    offset[dim] = moment.first * (sizes[dim] // moment.rows)
-    sizes[dim] = _ENDLESS
+        return ops.Place(tuple(sorted({*place.shared_dims, axis.dim})))
+    if axis.outer > 1:
+        raise ValueError(
+            f"site {site.path!r} draws noise for {moment.rows} rows that lie within {axis.outer} groups in dimension "
+            f"{axis.dim} of {site.shape}, such as heads that come first; put the rows first, or say masks='shared'"
+        )
+    sizes, offset = list(site.shape), [0] * len(site.shape)
+    offset[axis.dim] = moment.first * axis.inner
+    sizes[axis.dim] = _ENDLESS
     return ops.Place(place.shared_dims, tuple(sizes), tuple(offset))
 
 
@@ -154,37 +228,47 @@ class _MemberDecisions(ops.DropoutOverride):
 
     Args:
         moment: the forward.
-        path, call: the use.
-        dim: where samples lie in the input, None if in no dimension.
+        site: the input.
     """
 
     moment: MemberForward
-    path: str
-    call: int
-    dim: int | None
+    site: SiteInput
 
     def drop(self, input: Tensor, p: float | Tensor, place: ops.Place, inplace: bool) -> Tensor:
         """Return the kept values, scaled."""
         # The functions called here are ours: the mode that finds dropout would only make each of them slower.
         with without_modes():
-            use, dim = self._use(input, float(p), place)
+            use, dim = self._use(float(p))
             self.moment.uses.append(use)
-            done = self.moment.intervention(use, input, dim) if self.moment.intervention else None
-            if done is not None:
-                return done
-            if transforms_active():
-                # Not in place: an input that no decision has reached has the memory of one member, not of all.
-                output: Tensor = _DropFunction.apply(input, self.moment.member, self, use, dim)
-                return output
-            output = self.dropped(input.unsqueeze(0), use, dim).squeeze(0)
-            return input.copy_(output) if inplace else output
+            if use.groups == 1 or dim is None:
+                return self._dropped(input, use, dim, inplace)
+            grouped = input.unflatten(use.dim, (use.groups, -1))
+            output = self._dropped(grouped, use, dim, inplace).flatten(use.dim, dim)
+            return input if inplace and not transforms_active() else output
 
-    def _use(self, input: Tensor, p: float, place: ops.Place) -> tuple[SiteUse, int | None]:
-        """Return the use, and the dimension of the samples in the input; None if decisions belong to no sample."""
-        dim = self.moment.samples_in(input, self.dim, place)
-        sizes = [1 if d in place.shared_dims else size for d, size in enumerate(input.shape)]
-        own = 1 if dim is None else sizes.pop(dim) // self.moment.rows
-        return SiteUse(self.path, self.call, p, (own, *sizes), dim is not None), dim
+    def _dropped(self, input: Tensor, use: SiteUse, dim: int | None, inplace: bool) -> Tensor:
+        """Return the kept values, scaled, of an input with a dimension for groups."""
+        done = self.moment.intervention(use, input, dim) if self.moment.intervention else None
+        if done is not None:
+            return done
+        if transforms_active():
+            # Not in place: an input that no decision has reached has the memory of one member, not of all.
+            output: Tensor = _DropFunction.apply(input, self.moment.member, self, use, dim)
+            return output
+        output = self.dropped(input.unsqueeze(0), use, dim).squeeze(0)
+        return input.copy_(output) if inplace else output
+
+    def _use(self, p: float) -> tuple[SiteUse, int | None]:
+        """Return the use, and the dimension of the samples in the grouped input; None if decisions are no sample's."""
+        site, axis = self.site, self.moment.axis(self.site)
+        sizes = [1 if d in site.shared_dims else size for d, size in enumerate(site.shape)]
+        if axis is None:
+            return SiteUse(site.path, site.call, p, (1, *sizes), False), None
+        sizes[axis.dim] = axis.outer
+        dim = axis.dim if axis.outer == 1 else axis.dim + 1
+        if axis.outer == 1:
+            del sizes[axis.dim]
+        return SiteUse(site.path, site.call, p, (axis.inner, *sizes), True, axis.dim, axis.outer), dim
 
     def dropped(self, input: Tensor, use: SiteUse, dim: int | None) -> Tensor:
         """Return every member's input after dropout.

@@ -15,6 +15,7 @@ from torch.nn import Module
 from puredrop._text import first_line, listed
 from puredrop._torch import watch_operators
 from puredrop.inspection import Sites, observe, outside_positions
+from puredrop.inspection.axes import Axis
 from puredrop.inspection.duplicate import StrayError, duplicate
 from puredrop.inspection.finite_weights import check_weights
 from puredrop.inspection.state import generators_restored
@@ -22,12 +23,14 @@ from puredrop.inspection.watch import Event, Watch, positions
 from puredrop.members.engine import Engine, MemberMasks
 from puredrop.members.inputs import Batch
 from puredrop.members.instrumented import FORCED, InstrumentedModel, Plan
-from puredrop.members.sites import SiteUse
+from puredrop.members.placement import find_axes
+from puredrop.members.sites import Axes, SiteInput, SiteUse, guessed_axis
 from puredrop.members.thinned import RunStep, runs
 
 __all__ = ["Survey", "survey"]
 
 _ROWS, _MEMBERS = 2, 4
+_FIRST = Axis(0, 1, 1)
 _TOGETHER = 96
 """The most members at once: for 784-512-256-10 the work that so many share is a twentieth of their own."""
 
@@ -89,7 +92,10 @@ def _surveyed(
     sites, plan = _planned(root, few)
     instrumented = InstrumentedModel(root, plan, few.dim)
     reference = Engine(instrumented, members, read, [], is_batched=False)
+    inputs: dict[tuple[str, int], SiteInput] = {}
+    reference.see = lambda site, _: inputs.update({(site.path, site.call): site})
     while True:  # each round switches off a module, so that it ends
+        inputs.clear()
         before = positions(), outside_positions()
         with reference.opened():
             outputs = reference.outputs(few, [0, 1])
@@ -107,6 +113,12 @@ def _surveyed(
     if plan.draws:
         plan.skipped.setdefault("(model)", "draws random numbers in eval mode, too: its outputs are no pure function")
     check_weights(root, outputs)
+    silent = {(use.path, use.call) for use in reference.uses if not _is_random(use)}
+    trial = Engine(instrumented, members, read, [], is_batched=False, intervention=_keep)
+    plan.axes = find_axes(root, few, inputs, silent, trial)
+    if any(_is_elsewhere(site, plan.axes, few.rows) for site in inputs.values()):
+        with reference.opened():
+            outputs = reference.outputs(few, [0, 1])
     uses = tuple(reference.uses)
     if not may_be_silent and not any(_is_random(use) for use in uses):
         raise ValueError(_nothing(sites, plan))
@@ -115,10 +127,26 @@ def _surveyed(
         if site.is_reached and site.p and site.path not in used:
             plan.skipped.setdefault(site.path, "drops in training mode, but was not reached")
     candidates = [] if few.dim else _runs(root, plan)
-    reached = [steps for steps in candidates if not any(step.site in plan.skipped for step in steps)]
+    reached = [steps for steps in candidates if all(_is_compactable(step.site, plan) for step in steps)]
     untried = Survey(sites, plan, uses, reached, "", 0.0, 0.0)
     # cache=1 runs one member after the other in a run of layers, as it is with many rows: so memory is measured.
     return _tried(Engine(instrumented, members, read, reached, is_batched=True, cache=1), few, outputs, untried)
+
+
+def _keep(use: SiteUse, input: Tensor, dim: int | None) -> Tensor:
+    """Return the input: nothing is dropped."""
+    return input
+
+
+def _is_elsewhere(site: SiteInput, axes: Axes, rows: int) -> bool:
+    """Return whether rows lie elsewhere than the layer's own word has it."""
+    guess = guessed_axis(site, rows)
+    return axes.get((site.path, site.call), guess) != guess
+
+
+def _is_compactable(path: str, plan: Plan) -> bool:
+    """Return whether a site belongs to the members, and rows are its first dimension."""
+    return path not in plan.skipped and plan.axes.get((path, 0), _FIRST) == _FIRST
 
 
 def _planned(root: Module, few: Batch) -> tuple[Sites, Plan]:

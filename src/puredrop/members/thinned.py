@@ -109,7 +109,7 @@ class CompactRuns:
     def _start(self, steps: list[RunStep], layers: list[tuple[Any, Any]]) -> Callable[[Any, Tensor], Tensor]:
         def start(site: Any, input: Tensor) -> Tensor:
             moment = self._moment()
-            if not _fits(site, input) or any(not 0 < float(dropout.p) < 1 for dropout, _ in layers):
+            if not _fits(site, input, moment.rows) or any(not 0 < float(dropout.p) < 1 for dropout, _ in layers):
                 output: Tensor = type(site).forward(site, input)
                 return output
             shape, stages = list(input.shape), []
@@ -142,12 +142,13 @@ class CompactRuns:
         return forward
 
 
-def _fits(site: Any, input: Tensor) -> bool:
+def _fits(site: Any, input: Tensor, rows: int) -> bool:
     """Return whether a run can be thinned: members are batched, with one decision per unit, in float32 or float64."""
     rank = 2 + (1 + _CHANNELS.index(type(site)) if isinstance(site, _CHANNELS) else 0)
     return (
         transforms_active()
         and input.dim() == rank
+        and input.shape[0] == rows
         and not getattr(site, "shared_dims", ())
         and input.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled(input.device.type)
