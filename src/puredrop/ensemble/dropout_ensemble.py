@@ -58,7 +58,8 @@ class DropoutEnsemble(SurveyedModel):
             averages outputs; a function from what the model returns to a tensor averages that tensor.
         class_dim: dimension of the classes in the model's output.
         seed: integer from which all masks are derived.
-        sample_dim: dimension of the rows in the model's inputs and in the tensors that dropout gets.
+        sample_dim: dimension of the rows in the model's inputs. Where they lie inside the model, such as after time or
+            together with heads, one forward on more rows shows.
         masks: "shared" gives a member one mask for all rows, as in the theory of sub-networks; "independent" gives it
             one for each row, counted from the first row that is predicted.
         balanced: whether members come in blocks of 16 with stratified masks, so that their mean has a smaller error;
@@ -138,7 +139,8 @@ class DropoutEnsemble(SurveyedModel):
 
         Raises:
             TypeError, ValueError: for an argument outside of this; for a name that neither predict nor the model's
-                forward takes; for NaN in an input, whose rows are named; if no dropout of the model is reached.
+                forward takes; for NaN in an input, whose rows are named; if no dropout of the model is reached; for a
+                site, which is named, whose masks cannot follow the rows.
 
         Reference: Gal and Ghahramani: Dropout as a Bayesian approximation (ICML 2016).
 

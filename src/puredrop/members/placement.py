@@ -1,4 +1,4 @@
-"""Where the rows lie in the tensors that sites drop from, shown by forwards with different numbers of rows."""
+"""Placement of the rows in the tensors that sites drop from, shown by forwards with different numbers of rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEAST = 4
 """More rows than this are tried; if the model does not run on them, so many."""
 
 
-class _Placed(NamedTuple):
+class _TrialInput(NamedTuple):
     """An input of a site, and where operators or values show the rows; None if they do not."""
 
     site: SiteInput
@@ -34,14 +34,15 @@ class _Placed(NamedTuple):
 
 Use = tuple[str, int]
 """Path of a site, and how many uses of it came before."""
-Seen = Mapping[Use, SiteInput]
+FewInputs = Mapping[Use, SiteInput]
+"""The input of each use with few rows."""
 
 
-def find_axes(root: Module, few: Batch, first: Seen, silent: Set[Use], trial: Engine) -> Axes:
+def find_axes(root: Module, few: Batch, first: FewInputs, silent: Set[Use], trial: Engine) -> Axes:
     """Return where the rows lie in the input of each use of a site; nothing if the layers' own word will do.
 
     One forward without dropout runs on more rows, copies of those that there are. A dimension that grows with the rows
-    holds them. In which order it holds them beside heads or tokens, the operators before it show, or else the values:
+    holds them. In which order it holds them with heads or tokens, the operators before it show, or else the values:
     rows that are equal in the model's input are equal there.
 
     Args:
@@ -57,17 +58,18 @@ def find_axes(root: Module, few: Batch, first: Seen, silent: Set[Use], trial: En
     if not first or (few.dim == 0 and is_rowwise(root, few.args, few.kwargs)):
         return {}
     sizes = sizes_of(root) | {size for tensor in few.tensors for size in tensor.shape if size}
-    for count in (next(counts_apart(sizes, _LEAST)), _LEAST):
+    apart = next(counts_apart(sizes, _LEAST))
+    for rows, count in ((_varied(few), apart), (few, apart), (few, _LEAST)):
         try:
-            more = _tried(trial, few, count)
+            more = _tried(trial, rows, count)
         except Exception as error:  # any error of a model's forward on other rows than the user's
             why = first_line(error, 100)
             continue
         _check_number(first, few.rows, more, count)
         axes: dict[tuple[str, int | None], Axis | None] = {}
-        for use, placed in more.items():
+        for use, observed in more.items():
             try:
-                axes[use] = _located(placed, count, first.get(use), few.rows)
+                axes[use] = _located(observed, count, first.get(use), few.rows)
             except ValueError:
                 if use not in silent:
                     raise
@@ -80,17 +82,31 @@ def find_axes(root: Module, few: Batch, first: Seen, silent: Set[Use], trial: En
     return {}
 
 
-def _tried(trial: Engine, few: Batch, count: int) -> dict[Use, _Placed]:
+def _varied(few: Batch) -> Batch:
+    """Return two rows that differ: if all their values are equal, those of the second are shifted by one."""
+
+    def is_same(tensor: Tensor) -> bool:
+        has_rows = tensor.dim() > few.dim and tensor.shape[few.dim] == few.rows
+        return not has_rows or torch.equal(*tensor.split(1, few.dim))
+
+    def shifted(tensor: Tensor) -> Tensor:
+        first, second = tensor.split(1, few.dim)
+        return torch.cat([first, second.roll(1, -1)], few.dim)
+
+    return few.mapped(shifted) if all(map(is_same, few.tensors)) else few
+
+
+def _tried(trial: Engine, few: Batch, count: int) -> dict[Use, _TrialInput]:
     """Run the model on copies of its rows and return what sites get."""
     # Rows in an order that looks the same from no other start: 1 at the squares modulo the count.
     pattern = torch.zeros(count, dtype=torch.long)
     pattern[torch.arange(count).square() % count] = 1
-    trace, found = AxisTrace(count), dict[Use, _Placed]()
+    trace, found = AxisTrace(count), dict[Use, _TrialInput]()
     batch = few.select(pattern)
 
     def see(site: SiteInput, input: Tensor) -> None:
         axis = trace.axis(input)
-        found[site.path, site.call] = _Placed(site, _by_values(input, pattern) if axis is None else axis)
+        found[site.path, site.call] = _TrialInput(site, _by_values(input, pattern) if axis is None else axis)
 
     trial.see = see
     for tensor in batch.tensors:
@@ -122,13 +138,13 @@ def _by_values(input: Tensor, pattern: Tensor) -> Axis | None:
     return fits[0] if len(fits) == 1 else None
 
 
-def _located(placed: _Placed, count: int, before: SiteInput | None, rows: int) -> Axis | None:
+def _located(observed: _TrialInput, count: int, before: SiteInput | None, rows: int) -> Axis | None:
     """Return where the rows lie in one use, from its inputs with many and with few rows.
 
     Raises:
         ValueError: if they cannot be found, or rows meet.
     """
-    site = placed.site
+    site = observed.site
     shape = site.shape
     if before is not None and len(before.shape) != len(shape):
         raise ValueError(_refusal(site, count, f"and from {before.shape} for {rows} rows; drop from one rank"))
@@ -144,7 +160,9 @@ def _located(placed: _Placed, count: int, before: SiteInput | None, rows: int) -
             _refusal(site, count, "a packed sequence, whose rows are no samples; use padded sequences (batch_first)")
         )
     if len(dims) > 1:
-        raise ValueError(_refusal(site, count, f"rows meet in dimensions {dims}; drop where each row is by itself"))
+        raise ValueError(
+            _refusal(site, count, f"rows meet in dimensions {dims}; are batch_first= and sample_dim= right?")
+        )
     dim = dims[0]
     each, remainder = divmod(shape[dim], count)
     if remainder or (before is not None and before.shape[dim] != each * rows):
@@ -156,14 +174,14 @@ def _located(placed: _Placed, count: int, before: SiteInput | None, rows: int) -
         )
     if each <= 1:
         return Axis(dim, 1, 1)
-    axis = placed.axis
+    axis = observed.axis
     if axis is None or axis.dim != dim or axis.outer * axis.inner != each:
         raise ValueError(
             _refusal(
                 site,
                 count,
-                f"and nothing shows in which order dimension {dim} holds {each} indices of each row; survey two rows "
-                "that differ, or put the rows into a dimension of their own: x.unflatten(0, (rows, -1))",
+                f"and nothing shows in which order dimension {dim} holds {each} indices of each row; put the rows into "
+                "a dimension of their own, such as by x.unflatten(0, (rows, -1))",
             )
         )
     return axis
@@ -179,7 +197,7 @@ def _common(axes: Axes) -> dict[tuple[str, int | None], Axis | None]:
     return {key: axis for key, axis in common.items() if key[0] not in differing}
 
 
-def _check_number(first: Seen, rows: int, more: Iterable[Use], count: int) -> None:
+def _check_number(first: FewInputs, rows: int, more: Iterable[Use], count: int) -> None:
     """Raise ValueError for a site that is used once more, or equally many times more, for each further row."""
     few, many = Counter(path for path, _ in first), Counter(path for path, _ in more)
     for path, uses in many.items():

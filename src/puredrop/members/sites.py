@@ -91,7 +91,7 @@ class SiteInput(NamedTuple):
 
 
 def guessed_axis(site: SiteInput, rows: int) -> Axis | None:
-    """Return where the samples lie by the layer's word, if the size there allows it; sample by sample beside others."""
+    """Return where the samples lie by the layer's word, if the size there is a multiple of them."""
     dim = site.dim
     if dim is None or dim == ops.PACKED or dim in site.shared_dims or not dim < len(site.shape) or not rows:
         return None
