@@ -176,7 +176,7 @@ def _drop(run: Interpretation, name: str, arguments: Arguments, state: Scope, fr
         flag = spread or (ON if dropper.flag_default else OFF)
     if rate is None:
         rate = spread or Value(Kind.ON if dropper.rate_default else Kind.OFF, const=dropper.rate_default)
-    if has_flag and flag is not None and flag.const is True and rate.params:
+    if has_flag and flag is not None and flag.const is True and not flag.params and rate.params:
         dropper = replace(dropper, flag=None)  # the rate alone can switch it off, as that of attention
     key = arguments.get(99, "key") if is_own(name) else None
     if key is not None and key.target == _FIXED_KEY and run.log is not None and not state.is_dead:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from puredrop.linting.source.interpreter import Interpreter, Knowledge
 from puredrop.linting.source.log import Log
-from puredrop.linting.source.modules import Function, Source
+from puredrop.linting.source.modules import Class, Function, Source
 from puredrop.linting.source.patterns import patterns
 from puredrop.linting.source.verdicts import Outcome, outcomes
 
@@ -37,7 +37,7 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
         source: the file.
         names: names of functions of other files whose callers decide whether they drop.
     """
-    log = Log([*names, *_handed_on(source)])
+    log = Log(_handed_on(source, names))
     entries = [one for one in _functions(source) if log.is_interesting(one)]
     knowledge = Knowledge()
     for is_training in (True, False):
@@ -58,24 +58,42 @@ def _functions(source: Source) -> list[Function]:
     return [*own, *(method for owner in source.every_class for method in owner.methods.values())]
 
 
-def _handed_on(source: Source) -> list[str]:
-    """Return names of functions and attributes of this file that stand for something that may drop."""
-    plain = Log()
-    names = [name for name, one in source.functions.items() if plain.is_interesting(one)]
-    for owner in source.every_class:
-        names += [name for name, one in owner.methods.items() if name not in _COMMON and plain.is_interesting(one)]
-    return names
+def _handed_on(source: Source, names: Iterable[str]) -> set[str]:
+    """Return the names of functions, classes and attributes that stand for something that may drop."""
+    every = set(names)
+    while True:
+        log = Log(every)
+        new = {name for name, one in source.functions.items() if log.is_interesting(one)}
+        for owner in source.every_class:
+            new |= {name for name, one in owner.methods.items() if name not in _COMMON and log.is_interesting(one)}
+            if any(log.hands_on(one) for one in _forwards(owner)):
+                new.add(owner.node.name)
+            new |= _instances(owner, every | new)
+        if new <= every:
+            return every
+        every |= new
 
 
 _COMMON = ("__init__", "forward", "__call__", "train", "eval", "__repr__", "extra_repr", "reset_parameters")
 
 
-def _open_names(source: Source, log: Log) -> list[str]:
-    """Return names under which other files may call functions of this one that can drop."""
-    names = [name for name, one in source.functions.items() if log.is_interesting(one)]
-    return [name for name in names if any(_is_handed(one) for one in [source.functions[name]])]
+def _forwards(owner: Class) -> list[Function]:
+    return [one for name in ("forward", "__call__") if (one := owner.methods.get(name)) is not None]
 
 
-def _is_handed(function: Function) -> bool:
-    """Return whether a function takes anything that could switch dropout on or off."""
-    return any(isinstance(one, ast.arg) for one in (*function.node.args.args[1:], *function.node.args.kwonlyargs))
+def _instances(owner: Class, classes: set[str]) -> set[str]:
+    """Return the attributes that a class assigns instances of some classes to."""
+    return {
+        target.attr
+        for node in ast.walk(owner.node)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute)
+        and any(isinstance(one, ast.Name) and one.id in classes for one in ast.walk(node.value))
+    }
+
+
+def _open_names(source: Source, log: Log) -> set[str]:
+    """Return names under which other files may call what this one defines and arguments switch."""
+    names = {name for name, one in source.functions.items() if log.hands_on(one)}
+    return names | {owner.node.name for owner in source.every_class if any(map(log.hands_on, _forwards(owner)))}

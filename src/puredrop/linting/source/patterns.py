@@ -9,7 +9,7 @@ from puredrop.linting.source.activation import Container, Instance, Layer
 from puredrop.linting.source.interpreter import Interpreter, Knowledge
 from puredrop.linting.source.log import Log
 from puredrop.linting.source.modules import Class, Source
-from puredrop.linting.source.values import MISSING, Kind, Value, is_keep_name, is_rate_name, text_of
+from puredrop.linting.source.values import Kind, Value, is_keep_name, is_rate_name, text_of
 from puredrop.linting.source.verdicts import Outcome, is_ignored, is_test, is_test_file, place_of
 
 __all__ = ["patterns"]
@@ -46,7 +46,7 @@ def _layers(log: Log) -> Iterator[Outcome]:
     for node, (layer, frame) in log.layers.items():
         rate = layer.rate
         written = text_of(node.args[0]) if node.args else next((text_of(k.value) for k in node.keywords), "")
-        if rate.is_flag and (rate.const is MISSING or rate.const is True):
+        if rate.is_flag or rate.const is True:
             yield _outcome(frame.source, node, "PD304", f"p={written}")
         elif any(is_keep_name(name) for name in rate.names):
             yield _outcome(frame.source, node, "PD305", f"p={written}")

@@ -11,7 +11,6 @@ from puredrop.linting.source.activation import Activation, Observation
 from puredrop.linting.source.log import Log
 from puredrop.linting.source.modules import Source
 from puredrop.linting.source.values import (
-    MISSING,
     Kind,
     Value,
     as_switch,
@@ -27,7 +26,8 @@ _IGNORE = re.compile(r"#.*?\bpuredrop:\s*ignore(?:\[([A-Z0-9, ]+)\])?")
 _NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGNORECASE)
 _PURPOSE = re.compile(
     r"mc_?drop|monte.?carlo|bayes|uncertain|always|on purpose|intention|deliberate|concrete|prenet|stochastic|"
-    r"(?:even|also|both)[\w ]{0,20}(?:eval|inference|test)|(?:eval|inference|test)\w*[\w ]{0,12}(?:too|as well)",
+    r"(?:even|also|both)[\w ]{0,20}(?:eval|inference|test)|(?:eval|inference|test)\w*[\w ,]{0,12}(?:too|as well)|"
+    r"(?:stay|kept|keep)s? (?:it |dropout )?on\b",
     re.IGNORECASE,
 )
 _OF_TRAINING = re.compile(r"_(train|training|warmup)$|^_?warmup|^train_step$|^training_step$")
@@ -129,7 +129,7 @@ def _outcome(on: Observation | None, off: Observation | None) -> Outcome:
 def _wrong_rate(observation: Observation) -> str | None:
     """Return the code of a rate that is something else by its name."""
     rate = observation.rate
-    if rate.is_flag and (rate.const is MISSING or rate.const is True):
+    if rate.is_flag or rate.const is True:
         return "PD304"
     return "PD305" if any(is_keep_name(name) for name in rate.names) else None
 
