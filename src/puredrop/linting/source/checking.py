@@ -154,7 +154,8 @@ def _checked(project: Project, file: str, names: tuple[str, ...]) -> _FileResult
         return _FileResult(file, unread=tuple(unread))
     project.add(source)
     unread += _old_names(source)
-    return _FileResult(file, check_file(source, names), tuple(unread), text.cells)
+    words = set(re.findall(r"\w+", text.code)) if names else set()
+    return _FileResult(file, check_file(source, words.intersection(names)), tuple(unread), text.cells)
 
 
 def _old_names(source: Source) -> list[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from puredrop.linting.source.interpreter import Interpreter, Knowledge
-from puredrop.linting.source.log import Log
+from puredrop.linting.source.log import Log, is_switched
 from puredrop.linting.source.modules import Class, Function, Source
 from puredrop.linting.source.patterns import patterns
 from puredrop.linting.source.verdicts import Outcome, outcomes
@@ -66,7 +66,7 @@ def _handed_on(source: Source, names: Iterable[str]) -> set[str]:
         new = {name for name, one in source.functions.items() if log.is_interesting(one)}
         for owner in source.every_class:
             new |= {name for name, one in owner.methods.items() if name not in _COMMON and log.is_interesting(one)}
-            if any(log.hands_on(one) for one in _forwards(owner)):
+            if _is_open(owner, log):
                 new.add(owner.node.name)
             new |= _instances(owner, every | new)
         if new <= every:
@@ -77,8 +77,10 @@ def _handed_on(source: Source, names: Iterable[str]) -> set[str]:
 _COMMON = ("__init__", "forward", "__call__", "train", "eval", "__repr__", "extra_repr", "reset_parameters")
 
 
-def _forwards(owner: Class) -> list[Function]:
-    return [one for name in ("forward", "__call__") if (one := owner.methods.get(name)) is not None]
+def _is_open(owner: Class, log: Log) -> bool:
+    """Return whether calls of a module's instances can hand on a rate or a flag."""
+    forwards = [one for name in ("forward", "__call__") if (one := owner.methods.get(name)) is not None]
+    return any(is_switched(one) and log.is_interesting(one) for one in forwards)
 
 
 def _instances(owner: Class, classes: set[str]) -> set[str]:
@@ -95,5 +97,5 @@ def _instances(owner: Class, classes: set[str]) -> set[str]:
 
 def _open_names(source: Source, log: Log) -> set[str]:
     """Return names under which other files may call what this one defines and arguments switch."""
-    names = {name for name, one in source.functions.items() if log.hands_on(one)}
-    return names | {owner.node.name for owner in source.every_class if any(map(log.hands_on, _forwards(owner)))}
+    names = {name for name, one in source.functions.items() if is_switched(one) and log.is_interesting(one)}
+    return names | {owner.node.name for owner in source.every_class if _is_open(owner, log)}

@@ -12,7 +12,7 @@ from puredrop.linting.source.calls import WORDS
 from puredrop.linting.source.modules import Function
 from puredrop.linting.source.values import Value, as_switch, asks_for_dropout, is_rate_name
 
-__all__ = ["Log", "Write"]
+__all__ = ["Log", "Write", "is_switched"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Write:
     node: ast.Attribute
     value: Value
     frame: Activation
+
+
+def is_switched(function: Function) -> bool:
+    """Return whether a parameter of a function is named like a rate or a training flag."""
+    return any(as_switch(one) is not None or asks_for_dropout(one) or is_rate_name(one) for one in function.arguments)
 
 
 class Log:
@@ -68,8 +73,8 @@ class Log:
 
     def _takes_part(self, function: Function) -> bool:
         """Return whether a parameter is named like a rate or a flag, or is used as one may be."""
-        names = set(list(function.every_parameter)[1 if function.owner is not None and not function.is_static else 0 :])
-        if any(as_switch(one) is not None or asks_for_dropout(one) or is_rate_name(one) for one in names):
+        names = set(function.arguments)
+        if is_switched(function):
             return True
         used: list[ast.AST] = []
         for node in ast.walk(function.node):

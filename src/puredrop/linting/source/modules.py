@@ -82,6 +82,11 @@ class Function:
         return {**self.parameters, **dict.fromkeys(self.collecting)}
 
     @property
+    def arguments(self) -> list[str]:
+        """Names of all parameters but the instance."""
+        return list(self.every_parameter)[1 if self.owner is not None and not self.is_static else 0 :]
+
+    @property
     def collecting(self) -> frozenset[str]:
         """Names of the parameters that collect others, *args and **kwargs."""
         arguments = self.node.args
