@@ -91,14 +91,28 @@ def _fixed_keys(log: Log) -> Iterator[Outcome]:
 def _unregistered(owner: Class, knowledge: Knowledge) -> Iterator[Outcome]:
     """Yield attributes that hold dropout layers in a list or dict of Python's."""
     run = Interpreter(True, knowledge=knowledge)
-    for name, methods in owner.writers.items():
-        if all(method.owner is not owner for method in methods):
-            continue
+    for name in _list_attributes(owner):
         value = run.attribute(owner, name)
         if isinstance(value.target, Container) and not value.target.is_module and not _is_registered(owner, name):
             first = next((one for one in value.target.elements if _drops(one)), None)
             if first is not None:
                 yield _outcome(owner.source, _creation(first, owner, name), "PD106", f"self.{name}")
+
+
+def _list_attributes(owner: Class) -> set[str]:
+    """Return the attributes that the class's own methods assign a list or dict, or a local variable that may be one."""
+    found = set()
+    for method in owner.methods.values():
+        for node in ast.walk(method.node):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            value = getattr(node, "value", None)
+            is_list = isinstance(value, _LISTS) or (isinstance(value, ast.Name) and value.id not in method.parameters)
+            if is_list and isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+                found |= {one.attr for one in targets if isinstance(one, ast.Attribute)}
+    return found & set(owner.writers)
+
+
+_LISTS = (ast.List, ast.Tuple, ast.Dict, ast.ListComp, ast.DictComp, ast.BinOp)
 
 
 def _creation(value: Value, owner: Class, name: str) -> ast.AST:
