@@ -227,17 +227,15 @@ class Scope:
         variables: values by name; attributes as "self.name".
         is_dead: whether the point is never reached in this mode.
         is_doubtful: whether it is only reached under a condition that may depend on the mode in a way not followed.
-        is_asked: whether it is only reached in this mode if an option asks for that; see `Value`.
     """
 
     variables: dict[str, Value] = field(default_factory=dict)
     is_dead: bool = False
     is_doubtful: bool = False
-    is_asked: bool = False
 
     def copy(self) -> Scope:
         """Return a copy that goes its own way."""
-        return Scope(dict(self.variables), self.is_dead, self.is_doubtful, self.is_asked)
+        return Scope(dict(self.variables), self.is_dead, self.is_doubtful)
 
     def become(self, states: Iterable[Scope]) -> None:
         """Continue where several paths meet."""
@@ -264,7 +262,7 @@ class Observation:
         dropper: what is called.
         rate: its rate, in the frame's terms.
         flag: its training flag; None if the call has none.
-        is_doubtful, is_asked: see `Scope`.
+        is_doubtful: see `Scope`.
         has_flag: whether the flag is given, and not its default.
     """
 
@@ -274,7 +272,6 @@ class Observation:
     rate: Value
     flag: Value | None
     is_doubtful: bool
-    is_asked: bool
     has_flag: bool = False
 
     @property

@@ -28,6 +28,7 @@ from puredrop.linting.source.values import MISSING, OFF, ON, Kind, Value, as_swi
 __all__ = ["apply"]
 
 _SAME = ("float", "int", "bool", "abs")
+_ARITHMETIC = ("min", "max", "sum", "round", "pow", "len")
 _MODULES = ("ModuleList", "Sequential", "ModuleDict")
 _CHAINED = ("to", "cuda", "cpu", "half", "float", "double", "requires_grad_", "type")
 _DROPS = re.compile(r"_?(\w+_)?drop(out)?[123]?d?")
@@ -117,6 +118,10 @@ def _plain_call(
             return result
     if as_switch(name) is not None:
         return unknown(function, names=[name])
+    if base is None and name in _ARITHMETIC:
+        return opaque(*given)
+    if base is None and given and function.params and _DROPS.fullmatch(name):
+        return replace(opaque(*given), target=Dropped(False, node))  # a layer that the caller hands in
     owner = base.target.owner if base is not None and isinstance(base.target, Instance) else None
     if given and owner is not None and owner.is_module and _DROPS.fullmatch(name) and name not in owner.writers:
         return replace(opaque(*given), target=Dropped(False, node))
@@ -159,9 +164,7 @@ def _layer(run: Interpretation, layer: Layer, node: ast.Call, state: Scope, fram
     """Record the call of a layer, if it was created in the function that runs."""
     if layer.maker is frame.function is not None and frame.function.name not in ("__init__", "setup"):
         flag = layer.mode or ON
-        seen = Observation(
-            layer.node, frame, _NEW_LAYER, layer.rate, flag, state.is_doubtful, state.is_asked, layer.mode is not None
-        )
+        seen = Observation(layer.node, frame, _NEW_LAYER, layer.rate, flag, state.is_doubtful, layer.mode is not None)
         _record(run, seen, state)
     return Value(Kind.ON, target=Dropped(layer.inplace, node))
 
@@ -186,7 +189,7 @@ def _drop(run: Interpretation, name: str, arguments: Arguments, state: Scope, fr
     if not augments and (key is None or has_flag or in_module):  # outside of a module, a key asks for this very mask
         _record(
             run,
-            Observation(arguments.node, frame, dropper, rate, flag, state.is_doubtful, state.is_asked, has_flag),
+            Observation(arguments.node, frame, dropper, rate, flag, state.is_doubtful, has_flag),
             state,
         )
     inplace = None if dropper.inplace is None else arguments.get(dropper.inplace, "inplace")

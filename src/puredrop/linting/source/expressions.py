@@ -135,9 +135,9 @@ def _bool_op(run: Interpretation, node: Any, state: Scope, frame: Activation) ->
         return replace(values[-1], params=_all(values))
     kind = Kind.UNKNOWN if any(value.kind is Kind.UNKNOWN for value in left) else Kind.OPAQUE
     names = frozenset().union(*(value.names for value in left))
-    asks = isinstance(node.op, ast.Or) and any(value.is_flag and value.kind is Kind.OFF for value in values)
-    asks |= isinstance(node.op, ast.And) and any(value.asks for value in values)
-    return Value(kind, names, _all(values), asks=asks or None)
+    if isinstance(node.op, ast.Or) and any(value.is_flag and value.kind is Kind.OFF for value in values):
+        return switch(False, _all(values))  # on in eval mode only where an option asks for that
+    return Value(kind, names, _all(values))
 
 
 def _all(values: list[Value]) -> frozenset[str]:

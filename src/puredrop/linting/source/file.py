@@ -17,16 +17,14 @@ __all__ = ["Checked", "check_file"]
 
 @dataclass(frozen=True)
 class Checked:
-    """Outcomes of one file, and the functions of the tree that it calls.
+    """Outcomes of one file.
 
     Args:
         outcomes: verdicts, in each context.
-        callees: file and line of functions that are called.
         open_names: names of functions whose callers decide whether they drop.
     """
 
     outcomes: tuple[Outcome, ...] = ()
-    callees: frozenset[tuple[str, int]] = frozenset()
     open_names: frozenset[str] = frozenset()
 
 
@@ -49,7 +47,7 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
                 log.too_deep.append(function)
         run.run_file(source)
     found = (*outcomes(log), *patterns(source, log, knowledge))
-    return Checked(found, frozenset(log.callees), frozenset(_open_names(source, log)))
+    return Checked(found, frozenset(_open_names(source, log)))
 
 
 def _functions(source: Source) -> list[Function]:

@@ -75,37 +75,22 @@ def _if(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None
     if test.kind in (Kind.ON, Kind.OFF):
         execute(run, node.body if test.kind is Kind.ON else node.orelse, state, frame)
         return
-    states = branches(run, [node.body, node.orelse], state, frame, test.kind is Kind.UNKNOWN, test.asks)
-    state.is_asked |= test.asks is False and states[0].is_dead
+    branches(run, [node.body, node.orelse], state, frame, test.kind is Kind.UNKNOWN)
 
 
 def branches(
-    run: Interpretation,
-    bodies: list[list[ast.stmt]],
-    state: Scope,
-    frame: Activation,
-    is_doubtful: bool = False,
-    asks: bool | None = None,
-) -> list[Scope]:
-    """Run several bodies, of which one is taken, and return the states after them.
-
-    Args:
-        run, state, frame: as `execute`.
-        bodies: the bodies; if a condition chooses, first the one where it is true.
-        is_doubtful: whether the choice may depend on the mode.
-        asks: see `Value`, of the condition.
-    """
+    run: Interpretation, bodies: list[list[ast.stmt]], state: Scope, frame: Activation, is_doubtful: bool = False
+) -> None:
+    """Run several bodies, of which one is taken; in doubt if the choice may depend on the mode."""
     states = []
-    for i, body in enumerate(bodies):
+    for body in bodies:
         inner = state.copy()
         inner.is_doubtful |= is_doubtful
-        inner.is_asked |= asks is not None and asks is (i == 0)
         execute(run, body, inner, frame)
         states.append(inner)
     left_early = is_doubtful and any(one.is_dead for one in states)
     state.become(states)
     state.is_doubtful |= left_early
-    return states
 
 
 def _loop(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:

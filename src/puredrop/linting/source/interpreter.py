@@ -205,8 +205,6 @@ class Interpreter:
 
         If its arguments can decide whether something drops, it runs once more for this call.
         """
-        if self.log is not None:
-            self.log.called(function)
         running = [one.function for one in frame.chain]
         given = {} if arguments is None else arguments.by_parameter(function, instance is not None)
         call = None if arguments is None else arguments.node
@@ -224,7 +222,7 @@ class Interpreter:
         first = next(iter(function.parameters), None)
         if instance is not None and not function.is_static and first is not None:
             variables[first] = instance
-        result = self._body(function, Scope(variables, is_doubtful=state.is_doubtful, is_asked=state.is_asked), inner)
+        result = self._body(function, Scope(variables, is_doubtful=state.is_doubtful), inner)
         return inner.in_terms_of_caller(result)
 
     def _summary(self, function: Function, closure: Closure | None) -> Value:

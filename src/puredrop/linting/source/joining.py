@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from puredrop.linting._findings import Finding
 from puredrop.linting.source.file import Checked
@@ -20,17 +21,16 @@ def places(checked: Iterable[Checked]) -> int:
 def findings(checked: Iterable[Checked]) -> list[Finding]:
     """Return the findings of files that were checked together, by file and line."""
     every = list(checked)
-    callees = frozenset().union(*(one.callees for one in every))
     by_place: defaultdict[Position, list[Outcome]] = defaultdict(list)
-    drops = any(outcome.code != "PD406" for one in every for outcome in one.outcomes)
+    folders = {_folder(outcome) for one in every for outcome in one.outcomes if outcome.code != "PD406"}
     for one in every:
         for outcome in one.outcomes:
-            if outcome.code == "PD406" and not drops:
-                continue  # nothing in this tree drops, so a recomputation repeats itself
+            if outcome.code == "PD406" and _folder(outcome) not in folders:
+                continue  # nothing near it drops, so that a recomputation repeats itself
             by_place[outcome.place].append(outcome)
     found: dict[tuple[Position, str], Finding] = {}
     for outcomes in by_place.values():
-        for outcome in _decided(outcomes, callees):
+        for outcome in _decided(outcomes):
             place = outcome.blame or outcome.place
             key = place, outcome.code
             if not outcome.is_ignored and key not in found:
@@ -40,23 +40,18 @@ def findings(checked: Iterable[Checked]) -> list[Finding]:
     return sorted(rest, key=lambda one: (one.file, one.line, one.column, one.code))
 
 
-def _decided(outcomes: list[Outcome], callees: frozenset[tuple[str, int]]) -> list[Outcome]:
+def _decided(outcomes: list[Outcome]) -> list[Outcome]:
     """Return the outcomes of one place that are findings."""
     wrong = [one for one in outcomes if one.verdict == "on"]
     soft = [one for one in wrong if one.is_soft]
-    if soft and not any(one.verdict == "off" for one in outcomes):
-        inner = soft[0]
+    if soft and not any(one.is_switched for one in outcomes):
         wrong = [one for one in wrong if not one.is_soft]
-        wrong.append(
-            Outcome(
-                inner.place,
-                "on",
-                inner.code,
-                inner.place,
-                inner.detail.partition(" in ")[0],
-                is_ignored=inner.is_ignored,
-            )
-        )
+        wrong.append(replace(soft[0], blame=soft[0].place, detail=soft[0].detail.partition(" in ")[0]))
     undecided = [one for one in outcomes if one.verdict == "unknown"]
-    undecided += [one for one in outcomes if one.verdict == "open" and one.function not in callees]
+    deepest = max(one.depth for one in outcomes)
+    undecided += [one for one in outcomes if one.verdict == "open" and one.depth == deepest]
     return [*wrong, *undecided]
+
+
+def _folder(outcome: Outcome) -> str:
+    return outcome.place.file.replace("\\", "/").rpartition("/")[0]

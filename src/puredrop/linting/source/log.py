@@ -41,7 +41,6 @@ class Log:
         layers: layers that were made, by node, and the frames in which.
         unused: calls that drop and whose results are not used, with their frames.
         keys: calls with a key that is the same in each call, with their frames.
-        callees: file and line of the functions of the tree that were called.
         too_deep: functions that are nested too deeply to be followed.
     """
 
@@ -51,7 +50,6 @@ class Log:
         self.layers: dict[ast.Call, tuple[Layer, Activation]] = {}
         self.unused: dict[ast.Call, Activation] = {}
         self.keys: dict[ast.Call, Activation] = {}
-        self.callees: set[tuple[str, int]] = set()
         self.too_deep: list[Function] = []
         words = [*map(re.escape, WORDS), "[dD]rop", *(rf"\b{re.escape(name)}\b" for name in names)]
         self._words = re.compile("|".join(words))
@@ -107,7 +105,3 @@ class Log:
     def key_fixed(self, node: ast.Call, frame: Activation) -> None:
         """Record a call with a key that is the same in each call."""
         self.keys.setdefault(node, frame)
-
-    def called(self, function: Function) -> None:
-        """Record the call of a function of the tree."""
-        self.callees.add(function.place)

@@ -45,11 +45,6 @@ class Function:
         """Name of the function; "lambda" for one without."""
         return getattr(self.node, "name", "lambda")
 
-    @property
-    def place(self) -> tuple[str, int]:
-        """File and line, which tell functions apart across processes."""
-        return self.source.file, self.node.lineno
-
     @cached_property
     def decorators(self) -> frozenset[str]:
         """Names of the function's decorators, without the modules they come from."""
@@ -299,7 +294,7 @@ class Source:
 def canonical(name: str) -> str:
     """Return a dotted name as this package's tables know it, whichever of a library's aliases was imported."""
     head, _, last = name.rpartition(".")
-    if head.startswith("flash_attn"):
+    if head.startswith("flash_attn") and "triton" not in head:
         return f"flash_attn.{last}"
     if head.startswith("xformers") and last == "memory_efficient_attention":
         return f"xformers.ops.{last}"

@@ -94,7 +94,9 @@ def _unregistered(owner: Class, knowledge: Knowledge) -> Iterator[Outcome]:
     for name in _list_attributes(owner):
         value = run.attribute(owner, name)
         if isinstance(value.target, Container) and not value.target.is_module and not _is_registered(owner, name):
-            first = next((one for one in value.target.elements if _drops(one)), None)
+            held = {id(run.attribute(owner, other).target) for other in owner.writers if other != name}
+            loose = (one for one in value.target.elements if _drops(one) and id(one.target) not in held)
+            first = next(loose, None)
             if first is not None:
                 yield _outcome(owner.source, _creation(first, owner, name), "PD106", f"self.{name}")
 

@@ -33,7 +33,7 @@ _REVERSE = re.compile(
     r"validate|validation|sampling)(_?(mode|flag|phase|only))?_?"
 )
 _ASKS = re.compile(r"(use|apply|do|with|enable|add)_?drop(out)?|drop(out)?_?(switch|on|flag|enabled|active|mode)")
-_KEEP = re.compile(r"(.*_)?(keep|retain|kept)_?(p|prob|probs|proba|probability|rate|ratio|pro)?")
+_KEEP = re.compile(r"(.*_)?(keep|retain|kept)_?(p|prob\w*|rate|ratio|pro)?")
 _RATE = re.compile(r"(.*_)?(p|prob|rate|ratio|\w*drop\w*)")
 
 
@@ -56,8 +56,6 @@ class Value:
         params: parameters of the running function that it depends on.
         is_flag: whether it is the training flag itself, and no product with it.
         const: the constant, where it is one.
-        asks: True if it is true in eval mode only where an option asks for that, as `self.training or self.always`;
-            False if it is the negation of such a value; None else.
         target: what it refers to: a function, a class, an instance, a layer, a dotted name, a container.
     """
 
@@ -66,7 +64,6 @@ class Value:
     params: frozenset[str] = frozenset()
     is_flag: bool = False
     const: Any = field(default=MISSING, compare=False)
-    asks: bool | None = None
     target: Any = None
 
     @property
@@ -103,8 +100,7 @@ def negated(value: Value) -> Value:
     """Return the logical negation of a value."""
     kind = {Kind.ON: Kind.OFF, Kind.OFF: Kind.ON}.get(value.kind, value.kind)
     const = MISSING if value.const is MISSING else not value.const
-    asks = None if value.asks is None else not value.asks
-    return replace(value, kind=kind, const=const, names=frozenset(), target=None, asks=asks)
+    return replace(value, kind=kind, const=const, names=frozenset(), target=None)
 
 
 def join(values: Iterable[Value]) -> Value:

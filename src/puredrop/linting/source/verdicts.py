@@ -27,7 +27,7 @@ _NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGN
 _PURPOSE = re.compile(
     r"mc_?drop|monte.?carlo|bayes|uncertain|always|on purpose|intention|deliberate|concrete|prenet|stochastic|"
     r"(?:even|also|both)[\w ]{0,20}(?:eval|inference|test)|(?:eval|inference|test)\w*[\w ,]{0,12}(?:too|as well)|"
-    r"(?:stay|kept|keep)s? (?:it |dropout )?on\b",
+    r"(?:stay|kept|keep)s? (?:it |dropout )?on\b|(?:under|during|in) \W{0,3}eval|at (?:inference|test)",
     re.IGNORECASE,
 )
 _OF_TRAINING = re.compile(r"_(train|training|warmup)$|^_?warmup|^train_step$|^training_step$")
@@ -54,9 +54,10 @@ class Outcome:
         code: code of the mistake.
         blame: where the mistake is made: the call itself, or a call that leads to it.
         detail: facts about the call.
-        function: file and line of the function whose callers decide.
         is_soft: whether the call itself is to blame, unless some other caller switches it off.
         is_ignored: whether a comment says to leave it.
+        is_switched: whether its rate is 0 in eval mode and not in training mode.
+        depth: number of calls that lead to it, in this context.
     """
 
     place: Position
@@ -64,9 +65,10 @@ class Outcome:
     code: str = ""
     blame: Position | None = None
     detail: str = ""
-    function: tuple[str, int] | None = None
     is_soft: bool = False
     is_ignored: bool = False
+    is_switched: bool = False
+    depth: int = 0
 
 
 def place_of(source: Source, node: ast.AST) -> Position:
@@ -103,7 +105,7 @@ def outcomes(log: Log) -> Iterator[Outcome]:
     """Yield the verdict on each call in each context."""
     training, evaluated = log.reached[True], log.reached[False]
     for key in dict.fromkeys((*training, *evaluated)):
-        yield _outcome(training.get(key), evaluated.get(key))
+        yield replace(_outcome(training.get(key), evaluated.get(key)), depth=len(key))
 
 
 def _outcome(on: Observation | None, off: Observation | None) -> Outcome:
@@ -122,7 +124,8 @@ def _outcome(on: Observation | None, off: Observation | None) -> Outcome:
             observation.rate,
         )
     if off is None or Kind.OFF in (off.rate.kind, off.flag.kind if off.flag else Kind.ON):
-        return _never(place, on) if on is not None else Outcome(place, "off")
+        is_switched = on is not None and off is not None and on.rate.can_be_on and not off.rate.can_be_on
+        return replace(_never(place, on), is_switched=is_switched) if on is not None else Outcome(place, "off")
     return _in_eval(place, on, off)
 
 
@@ -136,7 +139,9 @@ def _wrong_rate(observation: Observation) -> str | None:
 
 def _never(place: Position, on: Observation) -> Outcome:
     """Return the verdict on a call that is off in eval mode; it may be off in training mode too."""
-    flag = on.flag
+    flag, function = on.flag, on.frame.function
+    if function is not None and function.name in ("__init__", "setup", "reset_parameters"):
+        return Outcome(place, "off")
     if flag is None or flag.kind is not Kind.OFF or flag.params or not on.rate.can_be_on or on.is_doubtful:
         return Outcome(place, "off")
     said = _text(on, on.dropper.flag, on.dropper.flag_name) if on.has_flag else "not given, and its default is False"
@@ -155,10 +160,10 @@ def _in_eval(place: Position, on: Observation | None, off: Observation) -> Outco
         return _undecided(off, flag, off.dropper.flag_name)
     if rate.kind is Kind.UNKNOWN or (rate.kind is Kind.OPAQUE and any(name.endswith("()") for name in rate.names)):
         return _undecided(off, rate, off.dropper.rate_name)
+    if _is_on_purpose(off):
+        return Outcome(place, "off")
     if off.is_doubtful:
         return _undecided(off, Value(Kind.UNKNOWN), "the condition around it")
-    if off.is_asked or _is_on_purpose(off):
-        return Outcome(place, "off")
     return _on(place, off)
 
 
@@ -258,7 +263,7 @@ def _of_caller(
         )
     if constants and not any(constants) and observation.dropper.flag is None:
         return Outcome(place, "off")  # off unless the caller asks
-    return Outcome(place, "open", "PD002", place, "the rate comes from the caller", frame.function.place)
+    return Outcome(place, "open", "PD002", place, "the rate comes from the caller")
 
 
 def _origin(observation: Observation, value: Value) -> tuple[ast.AST, Activation, Value]:
