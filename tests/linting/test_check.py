@@ -134,8 +134,8 @@ def test_a_bad_and_a_fixed_model_for_each_code(code):
 def test_every_code_has_a_test_and_a_page():
     source = {path.name[:5].upper() for path in (Path(__file__).parent / "source").glob("*.py")}
     watched = {"PD601", "PD602"}  # of training loops: test_training_watch
-    of_source = {"PD001", "PD002", "PD106", "PD304", "PD305", "PD406", "PD407"}
-    assert set(MODELS) | source | watched | of_source == set(CODES)
+    unreadable = {"PD001"}  # test_source
+    assert set(MODELS) | source | watched | unreadable == set(CODES)
     page = (Path(__file__).parents[2] / "docs/check.md").read_text()
     for code, about in CODES.items():
         assert f"### {code}: {about.title}" in page
