@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,7 @@ def __dir__() -> list[str]:
 
 
 def assert_dropout_ok(model: Module, *args: Any, ignore: Iterable[str] = (), **kwargs: Any) -> None:
-    """Assert that `puredrop.check` finds no mistake in a model.
+    """Assert that a model has dropout, and that `puredrop.check` finds no mistake in it.
 
     Use it in a test of your model, so that a later change of the code cannot leave dropout on in eval mode unseen.
 
@@ -36,7 +37,7 @@ def assert_dropout_ok(model: Module, *args: Any, ignore: Iterable[str] = (), **k
         ignore: codes of findings that are intended, such as ("PD404",).
 
     Raises:
-        AssertionError: if there are findings; the message lists them.
+        AssertionError: if there are findings, which the message lists, or if the model has no dropout.
         ValueError: if a code in `ignore` does not exist.
 
     >>> assert_dropout_ok(torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 2)), torch.ones(1, 2))
@@ -44,9 +45,10 @@ def assert_dropout_ok(model: Module, *args: Any, ignore: Iterable[str] = (), **k
     ignored = set(ignore)
     if unknown := ignored - set(CODES):
         raise ValueError(f"ignore has {sorted(unknown)}; expected codes among {list(CODES)}")
-    findings = [finding for finding in check(model, *args, **kwargs) if finding.code not in ignored]
-    if findings:
-        raise AssertionError("\n".join(map(str, findings)))
+    report = check(model, *args, **kwargs)
+    report = replace(report, findings=tuple(finding for finding in report if finding.code not in ignored))
+    if not report.ok:
+        raise AssertionError(str(report))
 
 
 def _refuses(make: Callable[[], object], kinds: tuple[type[Exception], ...], word: str) -> None:

@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(line).parse_args(line, argparse.Namespace(line=line))
     try:
         code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where a service starts the command without one
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read the output, such as `head`, has read enough

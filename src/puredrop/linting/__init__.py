@@ -34,7 +34,7 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
         args, kwargs: inputs of the model, in any form that `puredrop.sites` takes.
 
     Returns:
-        The report; `report.ok` is True if there are no findings.
+        The report; `report.ok` is True if there are no findings, and False for a model without any dropout.
 
     Raises:
         TypeError: if the model is not a module, or its inputs are missing.
@@ -43,9 +43,13 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
     >>> import torch
     >>> print(check(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.95), nn.Linear(2, 2)), torch.ones(1, 2)))
     1: warning PD303: the rate is 0.9 or more: p=0.95
-        why: hardly anything is left to learn from; often the share to keep was meant
+    <BLANKLINE>
+    PD303: the rate is 0.9 or more
+        why: hardly anything is left to learn from; often the share to keep was
+             meant
         fix: p is the share that is dropped: keep_prob 0.9 is p=0.1
-    1 finding
+    <BLANKLINE>
+    1 finding (1 site checked)
     """
     observed = observe(Trace, model, args, kwargs, "check", more=MORE, repeats=True)
     model = getattr(model, COMPILED, model)
