@@ -91,7 +91,7 @@ def _codes(text: str) -> frozenset[str]:
     codes = [code for code in text.upper().replace(",", " ").split() if code]
     for code in codes:
         if code not in CODES:
-            (nearest,) = difflib.get_close_matches(code, CODES, n=1, cutoff=0.0)
+            nearest = max(CODES, key=lambda known: difflib.SequenceMatcher(None, code, known).ratio())
             raise ValueError(f"--ignore has {code}, which is no code; the nearest is {nearest}: {CODES[nearest].title}")
     return frozenset(codes)
 
