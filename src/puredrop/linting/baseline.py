@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puredrop._files import check_format, read_json, write_json
+from puredrop._files import BLANK_CHECKSUM, check_format, read_json, seal, write
 from puredrop.linting._findings import Finding
 
 __all__ = ["Baseline", "fingerprints", "read_baseline", "relative", "write_baseline"]
@@ -105,7 +106,9 @@ def write_baseline(path: Path, findings: Sequence[Finding], model: str = "") -> 
         }
         for entry in sorted(counts, key=lambda one: (one.target, one.code, one.text))
     ]
-    write_json(path, {"format": _FORMAT, "findings": entries})
+    record = {"checksum": BLANK_CHECKSUM, "format": _FORMAT, "findings": entries}
+    # With a line break at the end, which hooks add to committed files, and which the checksum counts.
+    write(path, seal(json.dumps(record, indent=1).encode() + b"\n"))
 
 
 def read_baseline(path: Path) -> Baseline:
