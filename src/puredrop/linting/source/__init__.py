@@ -2,6 +2,5 @@
 
 from puredrop.linting.source.checking import Progress, check_files, check_paths, check_text
 from puredrop.linting.source.fixing import fix_files, fix_text
-from puredrop.linting.source.reading import find_files
 
-__all__ = ["Progress", "check_files", "check_paths", "check_text", "find_files", "fix_files", "fix_text"]
+__all__ = ["Progress", "check_files", "check_paths", "check_text", "fix_files", "fix_text"]

@@ -14,7 +14,8 @@ from puredrop.linting._findings import Finding, Report
 from puredrop.linting.source.file import Checked, check_file
 from puredrop.linting.source.joining import findings, places
 from puredrop.linting.source.modules import Project, Source
-from puredrop.linting.source.reading import UnreadableError, could_drop, find_files, read_text
+from puredrop.linting.source.reading import UnreadableError, could_drop, read_text
+from puredrop.linting.source.targets import find_targets
 
 __all__ = ["Progress", "check_files", "check_paths", "check_text"]
 
@@ -48,9 +49,12 @@ def check_paths(paths: Iterable[Path], progress: Progress | None = None, process
         The report, with the number of calls that drop, and of files.
 
     Raises:
-        ValueError: if a path does not exist, or a folder holds nothing to check.
+        ValueError: if a path does not exist or cannot be read, or a folder holds no source.
     """
-    return check_files(find_files(paths), progress, processes)
+    targets = find_targets(map(str, paths))
+    if targets.problems:
+        raise ValueError(targets.problems[0])
+    return check_files(targets.files, progress, processes)
 
 
 def check_text(text: str, file: str = "<text>") -> tuple[Finding, ...]:
@@ -175,9 +179,11 @@ def _placed(finding: Finding, results: dict[str, _FileResult]) -> Finding:
     finding = _with_text(finding, text.code.split("\n"))
     if text.cells is None:
         return finding
+    if finding.line > len(text.cells):
+        return finding  # the notebook became shorter meanwhile
     cell, line = text.cells[finding.line - 1]
     return replace(finding, line=line, cell=cell)
 
 
 def _with_text(finding: Finding, lines: Sequence[str]) -> Finding:
-    return replace(finding, text=lines[finding.line - 1].strip())
+    return replace(finding, text="".join(lines[finding.line - 1 : finding.line]).strip())

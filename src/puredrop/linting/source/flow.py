@@ -81,7 +81,7 @@ def _if(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None
 def branches(
     run: Interpretation, bodies: list[list[ast.stmt]], state: Scope, frame: Activation, is_doubtful: bool = False
 ) -> None:
-    """Run several bodies, of which one is taken; in doubt if the choice may depend on the mode."""
+    """Run several bodies, of which one is taken; undecided if the choice may depend on the mode."""
     states = []
     for body in bodies:
         inner = state.copy()

@@ -1,20 +1,17 @@
-"""Files of a source tree: which are read, and their texts."""
+"""Texts of files and notebooks, and which of them could drop."""
 
 from __future__ import annotations
 
 import io
-import os
 import tokenize
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from puredrop.linting.source.calls import WORDS
 from puredrop.linting.source.notebook import read_notebook
 
-__all__ = ["Text", "UnreadableError", "could_drop", "find_files", "read_text"]
+__all__ = ["Text", "UnreadableError", "could_drop", "read_text"]
 
-_SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 LIMIT = 3_000_000
 """Characters of code; longer files are generated, and are not read."""
 
@@ -46,38 +43,6 @@ class Text:
     code: str
     cells: tuple[tuple[int, int], ...] | None = None
     broken: tuple[tuple[int, str], ...] = ()
-
-
-def find_files(paths: Iterable[Path]) -> list[str]:
-    """Return the files that are named, and all .py and .ipynb files below folders that are.
-
-    Hidden folders, virtual environments and installed packages below a folder are left out, and links to folders are
-    not followed.
-
-    Raises:
-        ValueError: if a path does not exist, or a folder holds no such file.
-    """
-    found: dict[str, None] = {}
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path}: no such file or folder (a model is named module:factory)")
-        files = list(_below(path)) if path.is_dir() else [str(path)]
-        if not files:
-            raise ValueError(f"{path}: nothing to check: the folder holds no .py or .ipynb file")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def _below(folder: Path) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and name not in _SKIPPED and not Path(root, name, "pyvenv.cfg").exists()
-        )
-        for name in sorted(files):
-            if name.endswith((".py", ".ipynb")):
-                yield str(Path(root, name))
 
 
 def could_drop(file: str) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from puredrop.linting.source.reading import _SKIPPED as SKIPPED
-
 __all__ = ["Targets", "find_targets"]
+
+_SKIPPED = {"__pycache__", "node_modules", "site-packages"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _is_skipped(folder: Path) -> bool:
         is_environment = (folder / "pyvenv.cfg").exists()
     except OSError:
         is_environment = False  # a folder without permission; the walk says so
-    return folder.name.startswith(".") or folder.name in SKIPPED or is_environment
+    return folder.name.startswith(".") or folder.name in _SKIPPED or is_environment
 
 
 def _is_special(path: str) -> bool:
