@@ -242,7 +242,8 @@ def _source(choices: Choices) -> tuple[str, str]:
     path.write_bytes(changed_bytes(choices, Path("attacked_nets.py").read_bytes()))
     fix = ["--fix"] if choices.chance(0.2) else []
     said = command(["check", str(path), "--format", choices.choice(("text", "json", "sarif", "github")), *fix])
-    return _judged(said, 0, 1)
+    is_said = said.code == 2 and not said.errors  # the finding PD001, on stdout
+    return ("", "refusal") if is_said else _judged(said, 0, 1)
 
 
 _OPTIONS = (

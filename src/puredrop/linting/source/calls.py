@@ -64,7 +64,6 @@ CALLS: dict[str, Dropper] = {
         for name in ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout")
     },
     _F + "scaled_dot_product_attention": _attention(4),
-    "torch._C._nn.scaled_dot_product_attention": _attention(4),
     _F + "multi_head_attention_forward": Dropper(
         "PD102", 10, 13, "dropout_p", rate_default=0.0, flag_default=True, inplace=None
     ),

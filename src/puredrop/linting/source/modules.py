@@ -302,7 +302,7 @@ def canonical(name: str) -> str:
         return f"torch_geometric.utils.{last}"
     if head.startswith("torchvision.ops"):
         return f"torchvision.ops.{last}"
-    if head in ("torch.functional", "torch._C._nn", "torch.nn.functional.F") or name.startswith("torch.nn.functional"):
+    if head == "torch.functional" or name.startswith("torch.nn.functional"):
         return f"torch.nn.functional.{last}"
     return name
 
