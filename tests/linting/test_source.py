@@ -322,3 +322,19 @@ def test_what_cannot_be_checked_is_one_line(arguments, message, tmp_path, monkey
     error = capsys.readouterr().err
     assert error.startswith(f"puredrop check: error: {message}")
     assert len(error.splitlines()) == 1
+
+
+def test_the_verdict_does_not_depend_on_how_the_path_is_spelled(tree, monkeypatch):
+    root = tree(ops=WRAPPER, net=CALLER.format("from ops import mask as m", "m", ""))
+    monkeypatch.chdir(root)
+    for path in (".", "./", str(root), f"../{root.name}"):
+        assert codes(check_paths([Path(path)])) == ["PD101"], path
+    assert codes(check_paths([Path("net.py"), Path("ops.py")])) == ["PD101"]
+
+
+def test_a_link_stays_one_when_its_file_is_mended(tree):
+    root = tree(real=BAD)
+    (root / "link.py").symlink_to("real.py")
+    assert main(["check", str(root / "link.py"), "--fix"]) == 0
+    assert (root / "link.py").is_symlink()
+    assert "training=self.training" in (root / "real.py").read_text()

@@ -20,7 +20,7 @@ from puredrop.linting.source.activation import (
     Scope,
 )
 from puredrop.linting.source.calls import CALLS, Dropper, is_layer, is_own
-from puredrop.linting.source.expressions import attribute
+from puredrop.linting.source.expressions import attribute, element_of
 from puredrop.linting.source.interpretation import Interpretation
 from puredrop.linting.source.modules import Class, Function
 from puredrop.linting.source.values import MISSING, OFF, ON, Kind, Value, as_switch, opaque, unknown
@@ -118,6 +118,12 @@ def _plain_call(
             return result
     if as_switch(name) is not None:
         return unknown(function, names=[name])
+    if base is None and name == "super" and frame.owner is not None and len(frame.owner.lineage) > 1:
+        return Value(Kind.ON, target=Instance(frame.owner.lineage[1]))
+    if base is None and name in ("enumerate", "zip") and given:
+        parts = [element_of(one) for one in given]
+        pair = Container(tuple([opaque(), *parts] if name == "enumerate" else parts))
+        return Value(Kind.ON, target=Container((Value(Kind.ON, target=pair),)))
     if base is None and name in _ARITHMETIC:
         return opaque(*given)
     if base is None and given and function.params and _DROPS.fullmatch(name):
@@ -135,7 +141,10 @@ def _method(
     given, function = list(arguments.values.values()), arguments.node.func
     if isinstance(base.target, Layer) and name in ("train", "eval"):
         mode = OFF if name == "eval" else given[0] if given else ON
-        return replace(base, target=replace(base.target, mode=mode))
+        changed = replace(base, target=replace(base.target, mode=mode))
+        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+            run.assign(function.value, changed, state, frame)
+        return changed
     if isinstance(base.target, (Layer, Container, Instance)) and name in _CHAINED:
         return base
     if name in ("append", "extend", "insert") and isinstance(base.target, Container) and given:

@@ -19,6 +19,10 @@ WORDS = (
     "memory_efficient_attention",
     "stochastic_depth",
     "drop_path",
+    "DropPath",
+    "DropBlock",
+    "drop_block",
+    "multi_head_attention_forward",
     "preserve_rng_state",
     "enable_grad",
 )

@@ -86,7 +86,7 @@ def check_files(files: Sequence[str], progress: Progress | None = None, processe
 
 def _callers(files: Iterable[str], names: Iterable[str]) -> list[str]:
     """Return the files that import functions whose callers decide whether they drop."""
-    every = [name for name in names if len(name) > 3]
+    every = [name for name in names if len(name) > 1]
     if not every:
         return []
     listed = "|".join(map(re.escape, sorted(every)))

@@ -10,6 +10,7 @@ from typing import Any
 
 from puredrop.linting.source.activation import Activation, Bound, Closure, Container, Instance, Layer, Scope
 from puredrop.linting.source.interpretation import Interpretation
+from puredrop.linting.source.modules import Class
 from puredrop.linting.source.values import (
     MISSING,
     OFF,
@@ -25,7 +26,7 @@ from puredrop.linting.source.values import (
     unknown,
 )
 
-__all__ = ["attribute", "called", "evaluate"]
+__all__ = ["attribute", "called", "element_of", "evaluate"]
 
 _SETTINGS = ("cfg", "config", "configs", "conf", "args", "opt", "opts", "hparams", "hp", "flags", "params", "settings")
 """Objects whose `training` is a setting and no module's flag."""
@@ -114,6 +115,10 @@ def attribute(run: Interpretation, base: Value, name: str, path: str) -> Value:
             return replace(value, names=value.names | {name})
         if name in ("train", "eval"):
             return Value(Kind.ON, frozenset({name}))  # the method, which is true
+    if isinstance(base.target, Class):
+        method = base.target.method(name)
+        if method is not None:
+            return Value(Kind.ON, frozenset({name}), target=method)
     if isinstance(base.target, Layer) and name == "p":
         return opaque(names=["p"]) if base.target.rate.can_be_on else OFF
     if as_switch(name) is not None:
@@ -135,7 +140,8 @@ def _bool_op(run: Interpretation, node: Any, state: Scope, frame: Activation) ->
         return replace(values[-1], params=_all(values))
     kind = Kind.UNKNOWN if any(value.kind is Kind.UNKNOWN for value in left) else Kind.OPAQUE
     names = frozenset().union(*(value.names for value in left))
-    if isinstance(node.op, ast.Or) and any(value.is_flag and value.kind is Kind.OFF for value in values):
+    is_option = all(value.names for value in left)  # a comparison is no option
+    if isinstance(node.op, ast.Or) and is_option and any(one.is_flag and one.kind is Kind.OFF for one in values):
         return switch(False, _all(values))  # on in eval mode only where an option asks for that
     return Value(kind, names, _all(values))
 
@@ -310,6 +316,10 @@ def element_of(value: Value) -> Value:
 def _subscript(run: Interpretation, node: Any, state: Scope, frame: Activation) -> Value:
     base, index = evaluate(run, node.value, state, frame), evaluate(run, node.slice, state, frame)
     if isinstance(base.target, Container) and base.target.elements:
+        two = base.target.elements
+        if len(two) == 2 and index.kind in (Kind.ON, Kind.OFF) and (index.is_flag or index.const in (0, 1)):
+            chosen = two[index.kind is Kind.ON]
+            return replace(chosen, params=chosen.params | index.params)
         return element_of(base)
     names = [index.const] if isinstance(index.const, str) else base.names
     if isinstance(index.const, str) and as_switch(index.const) is not None:

@@ -62,6 +62,7 @@ def _handed_on(source: Source, names: Iterable[str]) -> set[str]:
     while True:
         log = Log(every)
         new = {name for name, one in source.functions.items() if log.is_interesting(one)}
+        new |= {alias for alias, name in source.imports.items() if name.rpartition(".")[2] in every}
         for owner in source.every_class:
             new |= {name for name, one in owner.methods.items() if name not in _COMMON and log.is_interesting(one)}
             if _is_open(owner, log):
@@ -88,9 +89,12 @@ def _instances(owner: Class, classes: set[str]) -> set[str]:
         for node in ast.walk(owner.node)
         if isinstance(node, ast.Assign)
         for target in node.targets
-        if isinstance(target, ast.Attribute)
-        and any(isinstance(one, ast.Name) and one.id in classes for one in ast.walk(node.value))
+        if isinstance(target, ast.Attribute) and any(_last(one) in classes for one in ast.walk(node.value))
     }
+
+
+def _last(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _open_names(source: Source, log: Log) -> set[str]:

@@ -36,7 +36,7 @@ def fix_files(files: list[str]) -> None:
         except (OSError, SyntaxError, UnicodeDecodeError):
             continue  # the check that follows says so
         if after != before:
-            write(Path(file), after.encode())
+            write(Path(file).resolve(), after.encode())  # a link stays one
 
 
 def fix_text(text: str) -> str:

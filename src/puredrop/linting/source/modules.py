@@ -359,7 +359,8 @@ class Project:
     def _below(self, folder: Path, parts: list[str]) -> Function | Class | None:
         """Return what dotted parts mean, with modules below a folder."""
         for count in range(len(parts) - 1, -1, -1):
-            stem = os.path.join(folder, *parts[:count])  # noqa: PTH118, a hundred thousand of these a tree
+            # A file is known as it was named, without "./".
+            stem = os.path.normpath(os.path.join(folder, *parts[:count]))  # noqa: PTH118, a hundred thousand a tree
             for file in (f"{stem}.py", os.path.join(stem, "__init__.py")):  # noqa: PTH118
                 if file in self.files:
                     return self._in(file, parts[count:])

@@ -25,12 +25,13 @@ __all__ = ["Outcome", "Position", "is_ignored", "is_test", "is_test_file", "outc
 _IGNORE = re.compile(r"#.*?\bpuredrop:\s*ignore(?:\[([A-Z0-9, ]+)\])?")
 _NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGNORECASE)
 _PURPOSE = re.compile(
-    r"mc_?drop|monte.?carlo|bayes|uncertain|always|on purpose|intention|deliberate|concrete|prenet|stochastic|"
+    r"mc_?drop|monte.?carlo|bayes|uncertain|always|on purpose|intention|deliberate|prenet|"
     r"(?:even|also|both)[\w ]{0,20}(?:eval|inference|test)|(?:eval|inference|test)\w*[\w ,]{0,12}(?:too|as well)|"
     r"(?:stay|kept|keep)s? (?:it |dropout )?on\b|(?:under|during|in) \W{0,3}eval|at (?:inference|test)",
     re.IGNORECASE,
 )
 _OF_TRAINING = re.compile(r"_(train|training|warmup)$|^_?warmup|^train_step$|^training_step$")
+_LOOPS = re.compile(r"train(_\w+)?|fit(_\w+)?|collate(_\w+)?|__getitem__")
 _KNOWN = re.compile(r"prenet|mc_?drop|monte.?carlo", re.IGNORECASE)
 _ASKS = re.compile(r"_?(use|apply|do|with|is|has|enable|add|no|mc|force)_.*|.*_(on|enabled|training|train|flag|mode)")
 
@@ -176,8 +177,16 @@ def _is_rate(value: Value) -> bool:
     )
 
 
+def _is_loop(frame: Activation) -> bool:
+    """Return whether code is a training loop or makes batches, outside of any module."""
+    in_module = frame.owner is not None and frame.owner.is_module
+    return frame.function is not None and not in_module and _LOOPS.fullmatch(frame.function.name) is not None
+
+
 def _is_on_purpose(observation: Observation) -> bool:
     """Return whether names or comments say that it is meant: any reason for training=True, else known methods."""
+    if _is_loop(observation.frame.outermost):
+        return True
     if any(
         frame.function is not None and _OF_TRAINING.search(frame.function.name) for frame in observation.frame.chain
     ):
