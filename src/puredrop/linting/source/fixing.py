@@ -36,7 +36,8 @@ def fix_files(files: list[str]) -> None:
         except (OSError, SyntaxError, UnicodeDecodeError):
             continue  # the check that follows says so
         if after != before:
-            write(Path(file).resolve(), after.encode())  # a link stays one
+            path = Path(file)
+            write(path.resolve() if path.is_symlink() else path, after.encode())  # a link stays one
 
 
 def fix_text(text: str) -> str:
