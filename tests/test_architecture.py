@@ -140,6 +140,10 @@ def test_files_are_short():
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n >= 400} == {}
 
 
+LATER = tuple(f"puredrop.{name}" for name in ("cli", "compare", "explanation", "linting", "testing", "training_watch"))
+"""Packages that are loaded at first use."""
+
+
 def test_import_is_light_and_has_no_side_effects():
     code = """
 import importlib.metadata, logging, sys, warnings, torch
@@ -156,7 +160,7 @@ print(*set(sys.modules) - loaded, "|", *sys.modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     new, loaded = (set(part.split()) for part in done.stdout.split("|"))
     assert not {name for name in new if not name.startswith("puredrop")}
-    assert not {name for name in new if name.startswith(("puredrop.compare", "puredrop.cli", "puredrop.explanation"))}
+    assert not {name for name in new if name.startswith(LATER)}
     heavy = ("triton", "plotly", "sklearn", "scipy", "pandas", "matplotlib", "rich")
     assert not {name for name in loaded if name.split(".")[0] in heavy}
 

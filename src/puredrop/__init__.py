@@ -14,7 +14,6 @@ from puredrop.conversion import convert, revert
 from puredrop.ensemble import DropoutEnsemble, Prediction
 from puredrop.functional import keep_mask
 from puredrop.inspection import Site, sites
-from puredrop.linting import check
 from puredrop.ops import Window
 from puredrop.pinning import UnpinnedWarning, reproducible
 from puredrop.rng import Key
@@ -23,6 +22,7 @@ from puredrop.thinning import batchwise
 if _typing.TYPE_CHECKING:
     from puredrop import testing
     from puredrop.explanation import explain
+    from puredrop.linting import check
     from puredrop.training_watch import WatchWarning, watch
 
 __version__ = _version("puredrop")
@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "check": "puredrop.linting",
     "explain": "puredrop.explanation",  # takes 45 ms to load
     "testing": "puredrop.testing",
     "WatchWarning": "puredrop.training_watch",
