@@ -79,17 +79,20 @@ def observe(
     args, kwargs = call_arguments(model, args, kwargs, caller)
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         more, repeats = 0, False  # ranks that run different numbers of forwards wait for each other
-    with undisturbed(model):
-        return _Observation(model, args, kwargs).observed(kind, more, repeats)
+    with undisturbed(model) as (scalars, generators):
+        return _Observation(model, args, kwargs, scalars, generators).observed(kind, more, repeats)
 
 
 @contextmanager
-def undisturbed(model: Module) -> Iterator[None]:
-    """Run duplicates of a model without a trace in the model, its objects or any generator; no gradient is computed."""
+def undisturbed(model: Module) -> Iterator[tuple[SavedScalars, Generators]]:
+    """Run duplicates of a model without a trace in the model, its objects or any generator; no gradient is computed.
+
+    Yields what is restored at the end, so that it may be restored in between, too.
+    """
     with generators_restored(), torch.no_grad(), uncompiled:
         scalars, generators = SavedScalars(model), Generators(model)
         try:
-            yield
+            yield scalars, generators
         finally:
             scalars.restore()
             generators.restore()
@@ -101,11 +104,19 @@ class _Observation:
     Args:
         model: the model, which is never run itself.
         args, kwargs: the arguments of its forward.
+        scalars, generators: the model's own, as they were before.
     """
 
-    def __init__(self, model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        scalars: SavedScalars,
+        generators: Generators,
+    ) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
-        self._generators, self._scalars = Generators(model), SavedScalars(model)
+        self._scalars, self._generators = scalars, generators
 
     def observed(self, kind: type[W], more: int, repeats: bool) -> Observed[W]:
         """Run the forwards; arguments as of `observe`."""
