@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.nn import Module
 
-__all__ = ["names_in_methods", "used_in_construction"]
+__all__ = ["codes_in", "names_in_methods", "used_in_construction"]
 
 _NOT_RUN = ("__init__", "__post_init__", "__repr__", "extra_repr", "reset_parameters")
 """Methods that no forward runs."""
@@ -32,14 +32,14 @@ def names_in_methods(kind: type) -> frozenset[str]:
         for name, member in vars(parent).items():
             if name in _NOT_RUN or name in hidden:
                 continue
-            found = {used for code in _codes(member) for used in (*code.co_names, *_texts(code))}
+            found = {used for code in codes_in(member) for used in (*code.co_names, *_texts(code))}
             if callable(member) and "super" not in found:
                 hidden.add(name)
             names |= found
     return frozenset(names)
 
 
-def _codes(member: Any) -> Iterator[CodeType]:
+def codes_in(member: Any) -> Iterator[CodeType]:
     """Yield the code of a method, and of the functions in it."""
     member = getattr(member, "__func__", getattr(member, "fget", member))
     member = inspect.unwrap(member) if callable(member) else member
@@ -64,7 +64,7 @@ def used_in_construction(kind: type, name: str) -> bool:
         name: the attribute.
     """
     for parent in kind.__mro__:
-        codes = list(_codes(vars(parent).get("__init__")))
+        codes = list(codes_in(vars(parent).get("__init__")))
         owner = codes[0].co_varnames[0] if codes and codes[0].co_argcount else "self"
         for code in codes:
             lines = list(dis.get_instructions(code))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -20,14 +21,14 @@ _RANDOM = re.compile(
 _MOST = 3
 
 
-def random_operators(module: Module) -> list[str]:
+def random_operators(module: ScriptModule) -> list[str]:
     """Return the operators of a TorchScript module that draw random numbers, each with its place and rate if known.
 
     Args:
         module: a scripted or traced module.
     """
     try:
-        nodes = list(module.inlined_graph.nodes())  # type: ignore[operator, union-attr]
+        nodes = list(module.inlined_graph.nodes())
     except RuntimeError:  # a module without a forward
         return []
     found = []

@@ -22,16 +22,17 @@ from puredrop.inspection.scripted import ScriptedFrames
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Event", "Visit", "Watch", "holds_dropout", "kind_of", "positions", "rate_of"]
+__all__ = ["RATES", "Event", "Visit", "Watch", "holds_dropout", "kind_of", "positions", "rate_of"]
 
 _OPERATORS = {torch.ops.puredrop.dropout.default: "dropout"}
 _OPERATORS[torch.ops.puredrop.gaussian_dropout.default] = "gaussian_dropout"
-_RATES = ("p", "drop_prob", "drop_rate", "prob", "dropout", "dropout_p")
+RATES = ("p", "drop_prob", "drop_rate", "prob", "dropout", "dropout_p")
+"""Attributes of a module that is there to drop, one of which holds its rate; the first that does counts."""
 
 
 def rate_of(module: Module) -> float | None:
     """Return a module's drop probability, a number or a 0-d tensor; None if it has none."""
-    for name in _RATES:
+    for name in RATES:
         rate = getattr(module, name, None)
         if isinstance(rate, (int, float)) and not isinstance(rate, bool):
             return float(rate)

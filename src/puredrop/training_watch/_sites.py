@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from types import CodeType
 from typing import Any
 
 import torch
 from torch.nn import Module
 
 from puredrop._torch import WRAPPERS
-from puredrop.inspection.watch import holds_dropout
+from puredrop.inspection import with_holders
+from puredrop.inspection.methods import codes_in
+from puredrop.inspection.watch import RATES, holds_dropout
 
 __all__ = ["Names", "WatchedSites", "unwrapped"]
 
 Names = Sequence[str | type[Module]]
 
-_RATES = ("p", "drop_prob", "drop_rate", "prob", "dropout", "dropout_p")
 _CONFIGURATIONS = ("config", "cfg", "args", "hparams")
 _FUNCTIONS = re.compile(r"(?:feature_|alpha_|gaussian_)?dropout[123]?d?|drop_?path|drop_?block|stochastic_depth")
 
@@ -137,12 +137,7 @@ class WatchedSites:
     def _matches(self, path: str, names: Names) -> bool:
         """Return whether a module, or one around it, is named by its path or its class."""
         kinds = tuple(name for name in names if not isinstance(name, str))
-        while True:
-            if _shown(path) in names or isinstance(self._by_path[path], kinds):
-                return True
-            if not path:
-                return False
-            path = path.rpartition(".")[0]
+        return any(_shown(one) in names or isinstance(self._by_path[one], kinds) for one in with_holders([path]))
 
 
 def _shown(path: str) -> str:
@@ -156,7 +151,7 @@ def _rate_name(module: Module) -> str | None:
         return None
     held = _numbers(vars(module))
     if holds_dropout(module):
-        return next((name for name in _RATES if name in held), "training")
+        return next((name for name in RATES if name in held), "training")
     if any(holds_dropout(child) for child in module.children()):
         return None  # the child's flag tells, and the rate is most likely its own
     named = {name: rate for name, rate in held.items() if "drop" in name.lower()}
@@ -187,18 +182,9 @@ def _is_configured(module: Module) -> bool:
 
 def _calls_dropout(module: Module) -> bool:
     """Return whether the code of a module's forward has the name of a function that drops."""
-    code = getattr(type(module).forward, "__code__", None)
-    if code is None or type(module).__module__.startswith("torch.nn."):
+    if type(module).__module__.startswith("torch.nn."):
         return False
-    return any(_FUNCTIONS.fullmatch(name) or name == "dropout_p" for name in _words(code))
-
-
-def _words(code: CodeType) -> set[str]:
-    """Return the names that a code uses, and those of its keyword arguments and inner functions."""
-    words = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            words |= _words(constant)
-        elif isinstance(constant, tuple):
-            words |= {text for text in constant if isinstance(text, str)}
-    return words
+    codes = list(codes_in(type(module).forward))
+    keywords = {text for code in codes for names in code.co_consts if isinstance(names, tuple) for text in names}
+    words = keywords.union(*(code.co_names for code in codes))
+    return any(isinstance(word, str) and (_FUNCTIONS.fullmatch(word) or word == "dropout_p") for word in words)
