@@ -1,5 +1,6 @@
 """What every test runs under."""
 
+import logging
 import os
 
 import pytest
@@ -22,6 +23,14 @@ settings.load_profile(os.environ.get("PUREDROP_TEST_PROFILE", "fixed"))
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(20_261_123)
+
+
+@pytest.fixture
+def quiet():
+    """No lines in the log, where other libraries' loops say much."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

@@ -144,15 +144,19 @@ def kept_mask(m, h):
 
 
 def test_dropout_that_an_evaluation_ends():
-    rate = lambda m: setattr(m.drop, "p", 0.0)  # noqa: E731
-    layer = lambda m: setattr(m, "drop", nn.Identity())  # noqa: E731
-    flag = lambda m: setattr(m, "flag", False)  # noqa: E731
-    back = lambda m: None  # noqa: E731
-    for change, train in ((rate, None), (layer, None), (flag, None), (back, zero)):
+    def nothing(m):
+        pass
+
+    for change, train in (
+        (lambda m: setattr(m.drop, "p", 0.0), None),
+        (lambda m: setattr(m, "drop", nn.Identity()), None),
+        (lambda m: setattr(m, "flag", False), None),
+        (nothing, zero),
+    ):
         model = Net(sets(change), train, drop=nn.Dropout(0.5), flag=True)
         assert codes(model) == ["PD204"]
         assert (model.drop.p, model.flag) == (0.5, True)
-    assert codes(Net(sets(back), zero_and_back, drop=nn.Dropout(0.5), flag=True)) == []
+    assert codes(Net(sets(nothing), zero_and_back, drop=nn.Dropout(0.5), flag=True)) == []
     # Ended by training steps, not by an evaluation.
     assert codes(Net(counted, calls=0)) == []
     assert codes(Net(kept_mask, mask=None)) == []
@@ -222,6 +226,10 @@ class Double(torch.autograd.Function):
         return x * 2
 
 
+def doubled(m, h):
+    return Double.apply(m.drop(h))
+
+
 def drop_path(m, x):
     mask = x.new_empty(len(x), 1).bernoulli_(1 - m.p)
     out = x * mask / (1 - m.p)
@@ -234,8 +242,7 @@ def test_results_that_are_thrown_away():
         assert [codes(Net(between, drop=layer)) for layer in layers[:2]] == [["PD203"]] * 2
     assert "PD203" in codes(Net(by_statement, drop=layers[2]))
     assert codes(Net(overwritten)) == codes(Net(by_helper)) == ["PD203"]
-    double = lambda m, h: Double.apply(m.drop(h))  # noqa: E731
-    for between in (called, kept, as_numpy, detached, listed, in_a_loop, double):
+    for between in (called, kept, as_numpy, detached, listed, in_a_loop, doubled):
         assert codes(Net(between, drop=nn.Dropout(0.5))) == [], between
     assert codes(Net(in_place)) == []
     assert codes(Net(by_statement, drop=puredrop.nn.Dropout(0.5, inplace=True))) == []

@@ -1,20 +1,11 @@
 """The callbacks of Hugging Face's Trainer and of Lightning: one process, two, and a resumed run have the same masks."""
 
-import logging
-
 import pytest
 import work
 from nets import same
 from test_processes import gathered, launch, seen, worst
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries' own
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore")]  # of the libraries' own
 
 
 @pytest.mark.integration

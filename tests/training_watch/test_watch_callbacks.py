@@ -1,7 +1,6 @@
 """The watch in the loops of Hugging Face's Trainer and of Lightning, and on several processes."""
 
 import json
-import logging
 import warnings
 
 import pytest
@@ -11,14 +10,7 @@ import trainers
 import processes
 from puredrop import WatchWarning
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries' own
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore")]  # of the libraries' own
 
 
 def run(library, folder, mistake, **named):
