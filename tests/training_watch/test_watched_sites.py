@@ -1,6 +1,7 @@
 """Sites that are off or on by intention, rates, copies of a watched model, hooks, and bad arguments."""
 
 import copy
+import functools
 import gc
 import io
 import pickle
@@ -8,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from loops import Fixed, Loop, Net, Rated, X, reported
 from torch import nn
 
@@ -196,12 +198,27 @@ def test_phases_of_a_loop_that_says_them():
         loop.watch.phase = "test"
 
 
+def decorated(forward):
+    @functools.wraps(forward)
+    def call(*args, **named):
+        return forward(*args, **named)
+
+    return call
+
+
+class Decorated(nn.Module):
+    @decorated
+    def forward(self, x):
+        return F.dropout(x, 0.1, self.training)
+
+
 def test_other_kinds_of_sites():
     for model, count in (
         (nn.LSTM(6, 6, 2, dropout=0.2), 1),
         (nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1), 4),
         (nn.Sequential(puredrop.nn.Dropout(0.1), puredrop.nn.DropPath(0.1), nn.Linear(2, 2)), 2),
         (nn.Sequential(Rated(0.0), nn.Dropout(0.2)), 1),
+        (nn.Sequential(Decorated()), 1),
     ):
         with watch(model) as watched:
             assert watched.report.sites == count
