@@ -32,6 +32,7 @@ class Observed(Generic[W]):
     """Record of forwards in training mode and in eval mode.
 
     Args:
+        model: the model, without the wrapper of torch.compile.
         sites: the observed sites.
         training, evaluated: the watches of the first forward in training mode, and of that in eval mode.
         stuck: paths of modules that `model.eval()` leaves in training mode.
@@ -42,6 +43,7 @@ class Observed(Generic[W]):
         args, kwargs: the arguments of the forwards.
     """
 
+    model: Module
     sites: Sites
     training: W
     evaluated: W
@@ -136,6 +138,7 @@ class _Observation:
         forwards = 2 + self._reach_more(reached, entered, more)
         sites = Sites(listed_sites(watched, reached, evaluated.calls, entered | evaluated.entered, forwards))
         return Observed(
+            self._model,
             sites,
             training,
             evaluated,

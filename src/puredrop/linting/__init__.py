@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Module
 
-from puredrop._torch import COMPILED
 from puredrop.inspection import MORE, Observed, Site, observe, outermost
 from puredrop.linting._answer import answer
 from puredrop.linting._codes import CODES, Code
@@ -52,8 +51,7 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
     1 finding (1 site checked)
     """
     observed = observe(Trace, model, args, kwargs, "check", more=MORE, repeats=True)
-    model = getattr(model, COMPILED, model)
-    modules, stuck = dict(model.named_modules()), frozenset(observed.stuck)
+    modules, stuck = dict(observed.model.named_modules()), frozenset(observed.stuck)
     places = {site.path: f"at {site.where}" for site in observed.sites}
     findings = [
         *itertools.chain(*(_site_findings(site, modules, stuck) for site in observed.sites)),
@@ -61,7 +59,7 @@ def check(model: Module, *args: Any, **kwargs: Any) -> Report:
         *training_findings(observed, modules),
         *(Finding("PD203", path, places.get(path, "")) for path in observed.training.thrown_away()),
         *lost_findings(observed),
-        *unused_rate_findings(observed, model),
+        *unused_rate_findings(observed, modules),
         *_rate_findings(observed.sites),
         *_norm_findings(observed),
         *_output_findings(observed),

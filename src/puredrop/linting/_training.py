@@ -65,12 +65,12 @@ def _is_frozen(path: str, modules: dict[str, Module]) -> bool:
         path = path.rpartition(".")[0]
 
 
-def unused_rate_findings(observed: Observed[Trace], model: Module) -> list[Finding]:
+def unused_rate_findings(observed: Observed[Trace], modules: dict[str, Module]) -> list[Finding]:
     """Return the rates that modules hold as attributes and that no code uses."""
-    candidates = list(_unused_rates(observed, dict(model.named_modules())))
+    candidates = list(_unused_rates(observed, modules))
     if not candidates:
         return []
-    never = unread(model, observed.args, observed.kwargs, [(path, name) for path, name, _ in candidates])
+    never = unread(observed.model, observed.args, observed.kwargs, [(path, name) for path, name, _ in candidates])
     return [Finding("PD205", path, f"{name}={value:g}") for path, name, value in candidates if (path, name) in never]
 
 
