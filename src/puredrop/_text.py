@@ -1,10 +1,10 @@
-"""Tables for terminals, lists that errors name, and the first line of an error."""
+"""Tables for terminals, numbers with their nouns, lists that errors name, and the first line of an error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["first_line", "listed", "one_line", "printable", "table"]
+__all__ = ["counted", "first_line", "listed", "one_line", "printable", "table"]
 
 _SHOWN = 6
 
@@ -16,6 +16,11 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which is given in the singular."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def listed(names: Iterable[object], shown: int = _SHOWN, separator: str = ", ") -> str:

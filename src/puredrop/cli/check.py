@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from puredrop._text import one_line
+from puredrop._text import counted, one_line
 from puredrop.cli.check_progress import CheckProgress
 from puredrop.cli.errors import fail
 from puredrop.cli.model_inputs import add_inputs
@@ -126,8 +126,7 @@ def _check_files(arguments: argparse.Namespace) -> _Checked:
         report = check_files(targets.files, progress, processes=os.cpu_count() or 1)
     is_empty = not report.checked and all(finding.code == "PD001" for finding in report)
     if targets.files and targets.folders and is_empty:
-        count = f"{len(targets.files)} file{'s' * (len(targets.files) != 1)}"
-        problems.append(f"nothing to check: no call that drops in {count}")
+        problems.append(f"nothing to check: no call that drops in {counted(len(targets.files), 'file')}")
     return _Checked(replace(report, problems=tuple(problems)), targets=targets)
 
 
@@ -173,14 +172,10 @@ def _say_known(baseline: Baseline, checked: _Checked, present: list[str], known:
         present, lambda target, code: code not in ignored and checked.covers(target, baseline.folder)
     )
     if known:
-        print(f"{_count(known, 'finding')} of the baseline not shown", file=sys.stderr)
+        print(f"{counted(known, 'finding')} of the baseline not shown", file=sys.stderr)
     if fixed:
-        text = f"{_count(fixed, 'finding')} of the baseline no longer found: write it again with --write-baseline"
+        text = f"{counted(fixed, 'finding')} of the baseline no longer found: write it again with --write-baseline"
         print(text, file=sys.stderr)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _show(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from puredrop._records import Records
-from puredrop._text import printable
+from puredrop._text import counted, printable
 from puredrop.linting._codes import CODES
 
 __all__ = ["Finding", "Report"]
@@ -127,7 +127,7 @@ class Report(Records):
             return f"no findings ({self._extent()})" if self.checked else self._nothing()
         unknown = sum(finding.severity == "unknown" for finding in self.findings)
         known = len(self.findings) - unknown
-        counts = [f"{known} finding{'s' * (known != 1)}"] if known else ["no mistake found"]
+        counts = [counted(known, "finding")] if known else ["no mistake found"]
         counts += [f"{unknown} not decided"] if unknown else []
         codes = sorted({finding.code for finding in self.findings})
         lines = [finding.summary for finding in self.findings]
@@ -137,14 +137,14 @@ class Report(Records):
         """Return in words that nothing was checked."""
         if self.files is None:
             return "nothing to check: the model has no dropout"
-        return f"nothing that drops in {self.files} file{'s' * (self.files != 1)}"
+        return f"nothing that drops in {counted(self.files, 'file')}"
 
     def _extent(self) -> str:
         """Return how much was checked, in words."""
         if self.files is None:
-            return f"{self.checked} site{'s' * (self.checked != 1)} checked"
-        calls = f"{self.checked} call{'s' * (self.checked != 1)} that drop{'s' * (self.checked == 1)}"
-        return f"{calls}, in {self.files} file{'s' * (self.files != 1)}"
+            return f"{counted(self.checked, 'site')} checked"
+        drop = "drops" if self.checked == 1 else "drop"
+        return f"{counted(self.checked, 'call')} that {drop}, in {counted(self.files, 'file')}"
 
 
 def _explained(name: str) -> str:

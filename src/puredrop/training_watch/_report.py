@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from puredrop._records import Records
+from puredrop._text import counted
 from puredrop.linting import CODES
 
 __all__ = ["WatchFinding", "WatchReport", "WatchWarning"]
@@ -55,7 +56,7 @@ class WatchFinding:
     def message(self) -> str:
         """The code's title with step, rank, number of sites and detail, in one line."""
         rank = "" if self.rank is None else f"rank {self.rank}"
-        facts = (f"step {self.step}", rank, _counted(self.sites, "sites"), self.detail)
+        facts = (f"step {self.step}", rank, counted(self.sites, "site"), self.detail)
         return f"{CODES[self.code].title}: {', '.join(filter(None, facts))}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,12 +116,8 @@ class WatchReport(Records):
         return len(self.findings)
 
     def __str__(self) -> str:
-        counts = ", ".join(_counted(number, name) for name, number in self._counts().items())
+        nouns = ((name.removesuffix("s").replace("_", " "), number) for name, number in self._counts().items())
+        counts = ", ".join(counted(number, noun) for noun, number in nouns)
         if not self.findings:
             return f"no findings ({counts})" if self.sites else f"nothing is watched: no dropout found ({counts})"
-        return "\n".join([*map(str, self.findings), f"{_counted(len(self.findings), 'findings')} ({counts})"])
-
-
-def _counted(number: int, plural: str) -> str:
-    """Return a number with its noun."""
-    return f"{number} {plural.removesuffix('s') if number == 1 else plural}".replace("_", " ")
+        return "\n".join([*map(str, self.findings), f"{counted(len(self.findings), 'finding')} ({counts})"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from puredrop._text import counted
 from puredrop._torch import WRAPPERS
 from puredrop.inspection import with_holders
 from puredrop.inspection.methods import codes_in
@@ -107,7 +108,7 @@ class WatchedSites:
             return _shown(self.paths[indexes[0]]), f"{rate}=0" if is_zero else "training=False in its forward"
         places = dict.fromkeys(_shown(self._outermost(i, training, frozenset(indexes))) for i in indexes)
         others = len(places) - 1
-        more = f", and {others} other place{'s' * (others > 1)}" if others else ""
+        more = f", and {counted(others, 'other place')}" if others else ""
         return next(iter(places)), f"training={training}{more}"
 
     def _rate(self, index: int) -> float:
