@@ -1,22 +1,11 @@
 """The values that can reach a call: right code is left alone, wrong code is named, and what is not followed is said."""
 
 import pytest
+from sources import HEAD, found, method
 
 from puredrop.linting.source import check_text
 
-HEAD = "import torch\nimport torch.nn as nn\nimport torch.nn.functional as F\n"
 SDPA = "F.scaled_dot_product_attention(q, k, v, {})"
-
-
-def found(text):
-    return [finding.code for finding in check_text(HEAD + text)]
-
-
-def method(body, init="", name="forward", arguments="self, x"):
-    """The source of a module whose forward has a body."""
-    lines = "".join(f"        {line}\n" for line in body.split("\n"))
-    made = f"    def __init__(self, p, on=False):\n        super().__init__()\n        {init}\n" if init else ""
-    return f"class A(nn.Module):\n{made}    def {name}({arguments}):\n{lines}"
 
 
 def attention(argument, before="pass", init=""):

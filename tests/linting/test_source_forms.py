@@ -1,22 +1,7 @@
 """Forms of code that a hostile reading found: layers in loops, methods of base classes, noise in training loops."""
 
 import pytest
-
-from puredrop.linting.source import check_text
-
-HEAD = "import torch\nimport torch.nn as nn\nimport torch.nn.functional as F\n"
-
-
-def found(text):
-    return [finding.code for finding in check_text(HEAD + text)]
-
-
-def method(body, init="", name="forward", arguments="self, x"):
-    """The source of a module with a method that has a body."""
-    lines = "".join(f"        {line}\n" for line in body.split("\n"))
-    made = f"    def __init__(self, p, on=False):\n        super().__init__()\n        {init}\n" if init else ""
-    return f"class A(nn.Module):\n{made}    def {name}({arguments}):\n{lines}"
-
+from sources import found, method
 
 DROPS_BY_FLAG = method("return F.dropout(x, .1, training)", arguments="self, x, training=True").replace("A(", "D(")
 

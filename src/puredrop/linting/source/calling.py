@@ -22,7 +22,7 @@ from puredrop.linting.source.activation import (
 from puredrop.linting.source.calls import CALLS, Dropper, is_layer, is_own
 from puredrop.linting.source.expressions import attribute, element_of
 from puredrop.linting.source.interpretation import Interpretation
-from puredrop.linting.source.modules import Class, Function
+from puredrop.linting.source.modules import Class, Function, last_name
 from puredrop.linting.source.values import MISSING, OFF, ON, Kind, Value, as_switch, opaque, unknown
 
 __all__ = ["apply"]
@@ -104,7 +104,7 @@ def _plain_call(
 ) -> Value:
     """Return the result of a call that is not followed, or of one of Python's own functions."""
     node, given = arguments.node, list(arguments.values.values())
-    name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+    name = last_name(node.func)
     if base is None and name in _SAME and given:
         return replace(given[0], is_flag=False) if name in ("float", "int") else given[0]
     if base is None and name == "getattr" and len(given) > 1 and isinstance(given[1].const, str):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from puredrop.linting._findings import Finding, Report
 from puredrop.linting.source.file import Checked, check_file
 from puredrop.linting.source.joining import findings, places
 from puredrop.linting.source.modules import Project, Source
-from puredrop.linting.source.reading import UnreadableError, could_drop, read_text
+from puredrop.linting.source.reading import Text, UnreadableError, could_drop, read_text
 from puredrop.linting.source.targets import find_targets
 
 __all__ = ["Progress", "check_files", "check_paths", "check_text"]
@@ -34,7 +36,6 @@ class _FileResult:
     file: str
     checked: Checked = field(default_factory=Checked)
     unread: tuple[Finding, ...] = ()
-    cells: tuple[tuple[int, int], ...] | None = None
 
 
 def check_paths(paths: Iterable[Path], progress: Progress | None = None, processes: int = 1) -> Report:
@@ -78,7 +79,7 @@ def check_files(files: Sequence[str], progress: Progress | None = None, processe
         callers = _callers(files, names)
         results |= {one.file: one for one in run(callers, tuple(sorted(names)))}
     checked = [one.checked for one in results.values()]
-    found = [_placed(one, results) for one in findings(checked)]
+    found = [_placed(one, text) for text, group in _by_file(findings(checked)) for one in group]
     unread = [finding for one in results.values() for finding in one.unread]
     ordered = sorted([*unread, *found], key=lambda one: (one.file, one.cell, one.line, one.column, one.code))
     return Report(tuple(ordered), places(checked), len(files))
@@ -104,25 +105,16 @@ def _bytes(file: str) -> bytes:
 _Run = Callable[[Sequence[str], tuple[str, ...]], Iterator[_FileResult]]
 
 
-class _workers:  # noqa: N801, used like a function
-    """Context that gives a function which checks files, on this process or on several."""
-
-    def __init__(self, files: Sequence[str], processes: int) -> None:
-        self.files, self.processes = files, min(processes, os.cpu_count() or 1)
-        self.pool: multiprocessing.pool.Pool | None = None
-
-    def __enter__(self) -> _Run:
-        if self.processes < 2:
-            project = Project(list(self.files))
-            return lambda files, names: (_checked(project, file, names) for file in files)
-        context = multiprocessing.get_context("spawn")
-        self.pool = context.Pool(self.processes, _prepare, (list(self.files),))
-        pool = self.pool
-        return lambda files, names: pool.imap_unordered(partial(_in_worker, names=names), files, chunksize=4)
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.terminate()
+@contextmanager
+def _workers(files: Sequence[str], processes: int) -> Iterator[_Run]:
+    """Give a function that checks files, on this process or on several."""
+    processes = min(processes, os.cpu_count() or 1)
+    if processes < 2:
+        project = Project(list(files))
+        yield lambda files, names: (_checked(project, file, names) for file in files)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, _prepare, (list(files),)) as pool:
+        yield lambda files, names: pool.imap_unordered(partial(_in_worker, names=names), files, chunksize=4)
 
 
 _project = Project([])
@@ -152,14 +144,14 @@ def _checked(project: Project, file: str, names: tuple[str, ...]) -> _FileResult
         return _FileResult(file, unread=(Finding("PD001", file, error.reason, error.line, 1, file),))
     unread = [Finding("PD001", file, f"cell {cell}: {reason}", 1, 1, file, cell) for cell, reason in text.broken]
     try:
-        source = Source(file, text.code, project)
+        source = project.source(file) or Source(file, text.code, project)
     except SyntaxError as error:
         unread.append(Finding("PD001", file, error.msg, error.lineno or 1, error.offset or 1, file))
         return _FileResult(file, unread=tuple(unread))
     project.add(source)
     unread += _old_names(source)
     words = set(re.findall(r"\w+", text.code)) if names else set()
-    return _FileResult(file, check_file(source, words.intersection(names)), tuple(unread), text.cells)
+    return _FileResult(file, check_file(source, words.intersection(names)), tuple(unread))
 
 
 def _old_names(source: Source) -> list[Finding]:
@@ -170,17 +162,24 @@ def _old_names(source: Source) -> list[Finding]:
     return [Finding("PD001", source.file, detail, source.old_names, 1, source.file)]
 
 
-def _placed(finding: Finding, results: dict[str, _FileResult]) -> Finding:
+def _by_file(found: Iterable[Finding]) -> Iterator[tuple[Text | None, Iterable[Finding]]]:
+    """Yield findings, sorted by file, with the text of each file; None if it cannot be read any more."""
+    for file, group in itertools.groupby(found, key=lambda one: one.file):
+        text: Text | None
+        try:
+            text = read_text(file)
+        except UnreadableError:
+            text = None
+        yield text, group
+
+
+def _placed(finding: Finding, text: Text | None) -> Finding:
     """Return a finding with its source line; in a notebook, with cell and line."""
-    try:
-        text = read_text(finding.file)
-    except UnreadableError:
+    if text is None:
         return finding
     finding = _with_text(finding, text.code.split("\n"))
-    if text.cells is None:
+    if text.cells is None or finding.line > len(text.cells):  # longer only if the notebook changed meanwhile
         return finding
-    if finding.line > len(text.cells):
-        return finding  # the notebook became shorter meanwhile
     cell, line = text.cells[finding.line - 1]
     return replace(finding, line=line, cell=cell)
 

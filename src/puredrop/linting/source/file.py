@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from puredrop.linting.source.interpreter import Interpreter, Knowledge
 from puredrop.linting.source.log import Log, is_switched
-from puredrop.linting.source.modules import Class, Function, Source
+from puredrop.linting.source.modules import Class, Function, Source, last_name
 from puredrop.linting.source.patterns import patterns
 from puredrop.linting.source.verdicts import Outcome, outcomes
 
@@ -89,12 +89,8 @@ def _instances(owner: Class, classes: set[str]) -> set[str]:
         for node in ast.walk(owner.node)
         if isinstance(node, ast.Assign)
         for target in node.targets
-        if isinstance(target, ast.Attribute) and any(_last(one) in classes for one in ast.walk(node.value))
+        if isinstance(target, ast.Attribute) and any(last_name(one) in classes for one in ast.walk(node.value))
     }
-
-
-def _last(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _open_names(source: Source, log: Log) -> set[str]:

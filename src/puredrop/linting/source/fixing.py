@@ -12,6 +12,7 @@ from puredrop.linting._findings import Finding
 from puredrop.linting.source.calls import CALLS
 from puredrop.linting.source.checking import check_text
 from puredrop.linting.source.modules import Class, Project, Source
+from puredrop.linting.source.verdicts import Position, place_of
 
 __all__ = ["fix_files", "fix_text"]
 
@@ -64,18 +65,14 @@ def _is_found(text: str, finding: Finding) -> bool:
 
 def _fixed(text: str, finding: Finding) -> str | None:
     """Return the text with one finding mended; None if that is not safe."""
-    source = Source("<text>", text, Project(["<text>"]))
+    source = Source(finding.file, text, Project([finding.file]))
+    place = Position(finding.file, finding.line, finding.column)
     for owner in source.every_class:
         for node in ast.walk(owner.node):
-            if isinstance(node, ast.Call) and _column(source, node) == (finding.line, finding.column):
+            if isinstance(node, ast.Call) and place_of(source, node) == place:
                 edit = _edit(source, owner, node)
                 return None if edit is None else _applied(text, edit)
     return None
-
-
-def _column(source: Source, node: ast.Call) -> tuple[int, int]:
-    line = source.lines[node.lineno - 1].encode()
-    return node.lineno, len(line[: node.col_offset].decode(errors="ignore")) + 1
 
 
 def _edit(source: Source, owner: Class, node: ast.Call) -> _Edit | None:

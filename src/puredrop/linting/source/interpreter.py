@@ -66,8 +66,9 @@ class Interpreter:
         """Run a function as if an unknown caller had called it, and return its result."""
         self.steps = 0
         frame = Activation(function.source, function, function.owner, closure=closure)
-        state = Scope({name: self._free(name, default, frame) for name, default in function.every_parameter.items()})
-        self._set_self(function, state)
+        state = Scope({name: self._free(name, frame) for name in function.every_parameter})
+        if function.owner is not None:
+            self._set_self(function, state, Value(Kind.ON, target=Instance(function.owner)))
         return self._body(function, state, frame)
 
     def run_file(self, source: Source) -> None:
@@ -75,7 +76,7 @@ class Interpreter:
         self.steps = 0
         execute(self, source.tree.body, Scope(), Activation(source))
 
-    def _free(self, name: str, default: ast.expr | None, frame: Activation) -> Value:
+    def _free(self, name: str, frame: Activation) -> Value:
         """Return what a parameter is where nothing is known of the caller."""
         reads = as_switch(name)
         if frame.owner is not None and frame.function is not None and frame.function.name in ("train", "set_mode"):
@@ -84,11 +85,11 @@ class Interpreter:
             return replace(switch(self.is_training is reads, [name]), names=frozenset({name}))
         return Value(Kind.OPAQUE, frozenset({name}), frozenset({name}))
 
-    def _set_self(self, function: Function, state: Scope) -> None:
-        if function.owner is not None and not function.is_static:
-            first = next(iter(function.parameters), None)
-            if first is not None:
-                state.variables[first] = Value(Kind.ON, target=Instance(function.owner))
+    def _set_self(self, function: Function, state: Scope, instance: Value) -> None:
+        """Assign the instance to a method's first parameter."""
+        first = next(iter(function.parameters), None)
+        if first is not None and not function.is_static:
+            state.variables[first] = instance
 
     def _body(self, function: Function, state: Scope, frame: Activation) -> Value:
         if isinstance(function.node, ast.Lambda):
@@ -137,13 +138,11 @@ class Interpreter:
             self.knowledge.writes[key] = silent.writes
             state = Scope()
             frame = Activation(method.source, method, owner)
-            for one, default in method.every_parameter.items():
-                value = silent._free(one, default, frame)
+            for one in method.every_parameter:
+                value = silent._free(one, frame)
                 is_setter = method.name in ("train", "eval") or not value.is_flag
                 state.variables[one] = value if is_setter else unknown(names=[one])
-            first = next(iter(method.parameters), None)
-            if first is not None:
-                state.variables[first] = Value(Kind.ON, target=Instance(owner))
+            silent._set_self(method, state, Value(Kind.ON, target=Instance(owner)))
             silent._body(method, state, frame)
         return self.knowledge.writes[key]
 
@@ -219,10 +218,10 @@ class Interpreter:
                 if default is not None:
                     value = evaluate(self, default, Scope(), Activation(function.source))
             variables[name] = replace(value, params=frozenset({name}))
-        first = next(iter(function.parameters), None)
-        if instance is not None and not function.is_static and first is not None:
-            variables[first] = instance
-        result = self._body(function, Scope(variables, is_doubtful=state.is_doubtful), inner)
+        scope = Scope(variables, is_doubtful=state.is_doubtful)
+        if instance is not None:
+            self._set_self(function, scope, instance)
+        result = self._body(function, scope, inner)
         return inner.in_terms_of_caller(result)
 
     def _summary(self, function: Function, closure: Closure | None) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from puredrop.linting._findings import Finding
 from puredrop.linting.source.file import Checked
@@ -54,4 +55,4 @@ def _decided(outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def _folder(outcome: Outcome) -> str:
-    return outcome.place.file.replace("\\", "/").rpartition("/")[0]
+    return str(Path(outcome.place.file).parent)

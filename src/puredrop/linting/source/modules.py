@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from puredrop.linting.source.calls import CALLS, WORDS, is_layer
+from puredrop.linting.source.calls import CALLS, is_layer
 from puredrop.linting.source.syntax import parse
 
-__all__ = ["Class", "Function", "Project", "Source"]
+__all__ = ["Class", "Function", "Project", "Source", "last_name"]
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _USUAL = {
@@ -20,7 +20,7 @@ _USUAL = {
     "torch": "torch",
     "functional": "torch.nn.functional",
 }
-"""What these names mean where nothing in the file binds them."""
+"""Meaning of these names where nothing in the file binds them."""
 _FRAMEWORKS = ("tensorflow.", "tf.", "keras.", "flax.", "paddle.", "mxnet.", "jax.", "chainer.", "mindspore.")
 """Other frameworks, with modules of their own."""
 _MODULES = ("Module", "Model", "Layer", "Mixin", "Net", "Block", "Base")
@@ -286,9 +286,10 @@ class Source:
             return None
         return self.project.find(self, name) or canonical(name)
 
-    def could_drop(self) -> bool:
-        """Return whether the text has any of the words of calls that drop."""
-        return any(word in self.text for word in WORDS)
+
+def last_name(node: ast.AST) -> str:
+    """Return the last name of a dotted expression; "" for another expression."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def canonical(name: str) -> str:
@@ -375,6 +376,10 @@ class Project:
         if isinstance(target, Class) and len(parts) == 2:
             return target.method(parts[1])
         return target if len(parts) == 1 and not isinstance(target, str) else None
+
+    def source(self, file: str) -> Source | None:
+        """Return a source that was read already; None if it was not."""
+        return self._sources.get(file)
 
     def load(self, file: str) -> Source | None:
         """Return a file's source; None if it cannot be read."""

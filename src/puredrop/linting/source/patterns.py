@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from puredrop.linting.source.activation import Container, Instance, Layer
+from puredrop.linting.source.activation import Activation, Container, Instance, Layer
 from puredrop.linting.source.interpreter import Interpreter, Knowledge
 from puredrop.linting.source.log import Log
-from puredrop.linting.source.modules import Class, Source
-from puredrop.linting.source.values import Kind, Value, is_keep_name, is_rate_name, text_of
-from puredrop.linting.source.verdicts import Outcome, is_ignored, is_test, is_test_file, place_of
+from puredrop.linting.source.modules import Class, Source, last_name
+from puredrop.linting.source.values import Kind, Value, is_rate_name, text_of
+from puredrop.linting.source.verdicts import Outcome, is_ignored, is_test, is_test_file, place_of, wrong_rate
 
 __all__ = ["patterns"]
 
@@ -44,14 +44,12 @@ def _outcome(source: Source, node: ast.AST, code: str, detail: str = "") -> Outc
 def _layers(log: Log) -> Iterator[Outcome]:
     """Yield layers whose rate is something else."""
     for node, (layer, frame) in log.layers.items():
-        rate = layer.rate
         written = text_of(node.args[0]) if node.args else next((text_of(k.value) for k in node.keywords), "")
-        if rate.is_flag or rate.const is True:
-            yield _outcome(frame.source, node, "PD304", f"p={written}")
-        elif any(is_keep_name(name) for name in rate.names):
-            yield _outcome(frame.source, node, "PD305", f"p={written}")
-        else:
+        code = wrong_rate(layer.rate)
+        if code is None:
             yield Outcome(place_of(frame.source, node), "off")
+        else:
+            yield _outcome(frame.source, node, code, f"p={written}")
 
 
 def _unused(log: Log) -> Iterator[Outcome]:
@@ -77,9 +75,8 @@ def _zeroed(log: Log) -> Iterator[Outcome]:
             yield _outcome(write.frame.source, node, "PD204", f"{ast.unparse(node)} = 0")
 
 
-def _is_method(frame: object) -> bool:
-    function = getattr(frame, "function", None)
-    return function is not None and function.name != "__init__"
+def _is_method(frame: Activation) -> bool:
+    return frame.function is not None and frame.function.name != "__init__"
 
 
 def _fixed_keys(log: Log) -> Iterator[Outcome]:
@@ -152,7 +149,7 @@ def _is_registered(owner: Class, name: str) -> bool:
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("append", "extend")
         and isinstance(node.func.value, (ast.Name, ast.Attribute))
-        and _last(node.func.value) in {name, *_aliases(owner, name)}
+        and last_name(node.func.value) in {name, *_aliases(owner, name)}
         for part in ast.walk(node)
         if isinstance(part, ast.Name)
     }
@@ -165,7 +162,7 @@ def _is_registered(owner: Class, name: str) -> bool:
             for call in ast.walk(method.node):
                 if method.name in ("forward", "__call__") or not isinstance(call, ast.Call):
                     continue
-                if _last(call.func) in _REGISTERS and any(
+                if last_name(call.func) in _REGISTERS and any(
                     _mentions(part, name, variables) for part in (*call.args, *call.keywords)
                 ):
                     return True
@@ -184,10 +181,6 @@ def _aliases(owner: Class, name: str) -> set[str]:
 def _stores(node: ast.Assign | ast.AnnAssign, name: str) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     return any(isinstance(one, ast.Attribute) and one.attr == name for one in targets)
-
-
-def _last(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _mentions(node: ast.AST, name: str, variables: set[str]) -> bool:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from puredrop.linting.source.activation import Activation, Observation
 from puredrop.linting.source.log import Log
@@ -20,7 +21,7 @@ from puredrop.linting.source.values import (
     text_of,
 )
 
-__all__ = ["Outcome", "Position", "is_ignored", "is_test", "is_test_file", "outcomes", "place_of"]
+__all__ = ["Outcome", "Position", "is_ignored", "is_test", "is_test_file", "outcomes", "place_of", "wrong_rate"]
 
 _IGNORE = re.compile(r"#.*?\bpuredrop:\s*ignore(?:\[([A-Z0-9, ]+)\])?")
 _NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGNORECASE)
@@ -88,9 +89,8 @@ def is_ignored(source: Source, node: ast.AST, code: str) -> bool:
 
 
 def is_test_file(file: str) -> bool:
-    """Return whether a file holds tests, by its name or folder."""
-    parts = file.replace("\\", "/").split("/")
-    return re.fullmatch(r"test_.*|.*_tests?\.py|conftest\.py", parts[-1]) is not None
+    """Return whether a file holds tests, by its name."""
+    return re.fullmatch(r"test_.*|.*_tests?\.py|conftest\.py", Path(file).name) is not None
 
 
 def is_test(frame: Activation) -> bool:
@@ -116,7 +116,7 @@ def _outcome(on: Observation | None, off: Observation | None) -> Outcome:
     place = place_of(observation.frame.source, observation.node)
     if is_test(observation.frame):
         return Outcome(place, "off")
-    wrong = _wrong_rate(observation)
+    wrong = wrong_rate(observation.rate)
     if wrong is not None:
         return _found(
             observation,
@@ -130,9 +130,8 @@ def _outcome(on: Observation | None, off: Observation | None) -> Outcome:
     return _in_eval(place, on, off)
 
 
-def _wrong_rate(observation: Observation) -> str | None:
+def wrong_rate(rate: Value) -> str | None:
     """Return the code of a rate that is something else by its name."""
-    rate = observation.rate
     if rate.is_flag or rate.const is True:
         return "PD304"
     return "PD305" if any(is_keep_name(name) for name in rate.names) else None
