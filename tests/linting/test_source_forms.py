@@ -32,3 +32,11 @@ def test_a_method_of_a_base_class(call):
 @pytest.mark.parametrize("name", ["train", "train_epoch", "fit", "collate"])
 def test_noise_in_a_training_loop(name):
     assert found(f"def {name}(model, batch):\n    return model(F.dropout(batch, .1))\n") == []
+
+
+def test_more_calls_than_are_followed_are_said():
+    steps = "".join(f"def f{i}(x, training=True):\n    return f{i + 1}(x, training)\n" for i in range(9))
+    last = "def f9(x, training=True):\n    return F.dropout(x, .1, training)\n"
+    found_codes = found(steps + last + method("return f0(x)"))
+    assert found_codes
+    assert set(found_codes) <= {"PD101", "PD002"}

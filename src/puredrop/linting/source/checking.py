@@ -151,7 +151,12 @@ def _checked(project: Project, file: str, names: tuple[str, ...]) -> _FileResult
     project.add(source)
     unread += _old_names(source)
     words = set(re.findall(r"\w+", text.code)) if names else set()
-    return _FileResult(file, check_file(source, words.intersection(names)), tuple(unread))
+    try:
+        checked = check_file(source, words.intersection(names))
+    except RecursionError:
+        unread.append(Finding("PD001", file, "nested too deeply to be followed", 1, 1, file))
+        checked = Checked()
+    return _FileResult(file, checked, tuple(unread))
 
 
 def _old_names(source: Source) -> list[Finding]:

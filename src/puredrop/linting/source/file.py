@@ -44,7 +44,7 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
             try:
                 run.run_open(function)
             except RecursionError:
-                log.too_deep.append(function)
+                log.too_long.setdefault(function)
         run.run_file(source)
     found = (*outcomes(log), *patterns(source, log, knowledge))
     return Checked(found, frozenset(_open_names(source, log)))

@@ -188,6 +188,8 @@ class Interpreter:
             arguments.values[id(part)] = evaluate(self, part, state, frame)
         self.steps += 1
         if self.steps > _STEPS:
+            if self.log is not None:
+                self.log.cut(frame)
             return unknown(*arguments.values.values())
         return apply(self, function, base, arguments, state, frame)
 
@@ -208,7 +210,10 @@ class Interpreter:
         given = {} if arguments is None else arguments.by_parameter(function, instance is not None)
         call = None if arguments is None else arguments.node
         inner = Activation(function.source, function, function.owner, frame, call, given, closure)
-        if self.log is None or len(running) > _DEPTH or function in running or not self.log.hands_on(function):
+        is_deep = len(running) > _DEPTH
+        if self.log is None or is_deep or function in running or not self.log.hands_on(function):
+            if self.log is not None and is_deep and function not in running and self.log.hands_on(function):
+                self.log.cut(frame)
             return inner.in_terms_of_caller(self._summary(function, closure))
         variables = {}
         for name, default in function.every_parameter.items():

@@ -41,7 +41,7 @@ class Log:
         layers: layers that were made, by node, and the frames in which.
         unused: calls that drop and whose results are not used, with their frames.
         keys: calls with a key that is the same in each call, with their frames.
-        too_deep: functions that are nested too deeply to be followed.
+        too_long: functions with more calls, or deeper ones, than are followed.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -50,7 +50,7 @@ class Log:
         self.layers: dict[ast.Call, tuple[Layer, Activation]] = {}
         self.unused: dict[ast.Call, Activation] = {}
         self.keys: dict[ast.Call, Activation] = {}
-        self.too_deep: list[Function] = []
+        self.too_long: dict[Function, None] = {}
         words = [*map(re.escape, WORDS), "[dD]rop", *(rf"\b{re.escape(name)}\b" for name in names)]
         self._words = re.compile("|".join(words))
         self._interesting: dict[ast.AST, bool] = {}
@@ -101,6 +101,11 @@ class Log:
         """Record the result of a call that stands as a statement of its own."""
         if isinstance(value.target, Dropped) and not value.target.inplace and value.target.node is node:
             self.unused.setdefault(node, frame)
+
+    def cut(self, frame: Activation) -> None:
+        """Record that a call which may drop was not followed."""
+        if frame.outermost.function is not None:
+            self.too_long.setdefault(frame.outermost.function)
 
     def key_fixed(self, node: ast.Call, frame: Activation) -> None:
         """Record a call with a key that is the same in each call."""

@@ -24,9 +24,9 @@ def patterns(source: Source, log: Log, knowledge: Knowledge) -> Iterator[Outcome
     yield from _unused(log)
     yield from _zeroed(log)
     yield from _fixed_keys(log)
-    for function in log.too_deep:
+    for function in log.too_long:
         place = place_of(function.source, function.node)
-        yield Outcome(place, "unknown", "PD002", place, f"{function.name} is nested too deeply")
+        yield Outcome(place, "unknown", "PD002", place, f"more calls lead from {function.name} than are followed")
     for owner in source.every_class:
         if owner.is_module:
             yield from _unregistered(owner, knowledge)
