@@ -25,10 +25,11 @@ from puredrop.linting.source.interpretation import Interpretation
 from puredrop.linting.source.modules import Class, Function, last_name
 from puredrop.linting.source.values import MISSING, OFF, ON, Kind, Value, as_switch, opaque, unknown
 
-__all__ = ["apply"]
+__all__ = ["CONTAINERS", "apply"]
 
-_SAME = ("float", "int", "bool", "abs")
+_SAME = ("float", "int", "bool", "abs", "staticmethod")
 _ARITHMETIC = ("min", "max", "sum", "round", "pow", "len")
+CONTAINERS = ("list", "tuple", "dict", "OrderedDict", "reversed", "sorted")
 _MODULES = ("ModuleList", "Sequential", "ModuleDict")
 _CHAINED = ("to", "cuda", "cpu", "half", "float", "double", "requires_grad_", "type")
 _DROPS = re.compile(r"_?(\w+_)?drop(out)?[123]?d?")
@@ -124,6 +125,10 @@ def _plain_call(
         parts = [element_of(one) for one in given]
         pair = Container(tuple([opaque(), *parts] if name == "enumerate" else parts))
         return Value(Kind.ON, target=Container((Value(Kind.ON, target=pair),)))
+    if base is None and name in CONTAINERS and arguments.values:
+        return Value(Kind.ON, target=Container(tuple(one for value in given for one in _elements(value))))
+    if base is None and name in ("all", "any") and given:
+        return _quantified(name, given[0])
     if base is None and name in _ARITHMETIC:
         return opaque(*given)
     if base is None and given and function.params and _DROPS.fullmatch(name):
@@ -132,6 +137,14 @@ def _plain_call(
     if given and owner is not None and owner.is_module and _DROPS.fullmatch(name) and name not in owner.writers:
         return replace(opaque(*given), target=Dropped(False, node))
     return replace(opaque(function, *given), names=frozenset({f"{name}()"}))
+
+
+def _quantified(name: str, value: Value) -> Value:
+    """Return the result of `all` or `any` of a value's elements."""
+    ends = Kind.OFF if name == "all" else Kind.ON
+    elements = _elements(value)
+    deciding = next((one for one in elements if one.kind is ends), None)
+    return deciding if deciding is not None else opaque(*elements)
 
 
 def _method(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CALLS", "WORDS", "Dropper", "is_layer", "is_own"]
+__all__ = ["CALLS", "WORDS", "Dropper", "canonical", "is_layer", "is_own"]
 
 _LAYERS = frozenset(
     (
@@ -101,6 +101,22 @@ CALLS |= {
     "puredrop.functional.dropout_add": Dropper(rate=2, flag=3, inplace=None),
     "puredrop.functional.bias_dropout_add": Dropper(rate=3, flag=4, inplace=None),
 }
+
+
+def canonical(name: str) -> str:
+    """Return a dotted name as this package's tables know it, whichever of a library's aliases was imported."""
+    head, _, last = name.rpartition(".")
+    if head.startswith("flash_attn") and "triton" not in head:
+        return f"flash_attn.{last}"
+    if head.startswith("xformers") and last == "memory_efficient_attention":
+        return f"xformers.ops.{last}"
+    if head.startswith("torch_geometric.utils"):
+        return f"torch_geometric.utils.{last}"
+    if head.startswith("torchvision.ops"):
+        return f"torchvision.ops.{last}"
+    if head == "torch.functional" or name.startswith("torch.nn.functional"):
+        return f"torch.nn.functional.{last}"
+    return name
 
 
 def is_layer(name: str) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from puredrop.linting.source.activation import Activation, Bound, Closure, Container, Instance, Layer, Scope
+from puredrop.linting.source.calls import canonical
 from puredrop.linting.source.interpretation import Interpretation
 from puredrop.linting.source.modules import Class
 from puredrop.linting.source.values import (
@@ -115,6 +116,8 @@ def attribute(run: Interpretation, base: Value, name: str, path: str) -> Value:
             return replace(value, names=value.names | {name})
         if name in ("train", "eval"):
             return Value(Kind.ON, frozenset({name}))  # the method, which is true
+    if isinstance(base.target, str):
+        return Value(Kind.ON, frozenset({name}), target=canonical(f"{base.target}.{name}"))
     if isinstance(base.target, Class):
         method = base.target.method(name)
         if method is not None:
@@ -163,6 +166,8 @@ def _binary(run: Interpretation, node: Any, state: Scope, frame: Activation) -> 
     left, right = (evaluate(run, side, state, frame) for side in (node.left, node.right))
     if left.const is not MISSING and right.const is not MISSING:
         return _calculated(left.const, node.op, right.const)
+    if isinstance(node.op, ast.Mult) and isinstance(left.target, Container):
+        return left  # [layer] * 3
     if isinstance(node.op, (ast.Mult, ast.BitAnd)):
         return _product(left, right)
     if isinstance(node.op, ast.Sub) and left.const == 1 and right.kind in (Kind.ON, Kind.OFF) and right.is_flag:
@@ -301,7 +306,10 @@ def _comprehension(run: Interpretation, node: Any, state: Scope, frame: Activati
     for part in node.generators:
         run.assign(part.target, element_of(evaluate(run, part.iter, inner, frame)), inner, frame)
         for condition in part.ifs:
-            inner.is_doubtful |= evaluate(run, condition, inner, frame).kind is Kind.UNKNOWN
+            value = evaluate(run, condition, inner, frame)
+            if value.kind is Kind.OFF:
+                return Value(Kind.OFF, params=value.params, target=Container(()))
+            inner.is_doubtful |= value.kind is Kind.UNKNOWN
     elements = [node.value] if isinstance(node, ast.DictComp) else [node.elt]
     return Value(Kind.ON, target=Container(tuple(evaluate(run, one, inner, frame) for one in elements)))
 

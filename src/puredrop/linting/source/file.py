@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from puredrop.linting.source.interpreter import Interpreter, Knowledge
@@ -36,13 +36,13 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
         names: names of functions of other files whose callers decide whether they drop.
     """
     log = Log(_handed_on(source, names))
-    entries = [one for one in _functions(source) if log.is_interesting(one)]
+    entries = [(one, owner) for one, owner in _functions(source) if log.is_interesting(one)]
     knowledge = Knowledge()
     for is_training in (True, False):
         run = Interpreter(is_training, log, knowledge)
-        for function in entries:
+        for function, owner in entries:
             try:
-                run.run_open(function)
+                run.run_open(function, owner=owner)
             except RecursionError:
                 log.too_long.setdefault(function)
         run.run_file(source)
@@ -50,15 +50,29 @@ def check_file(source: Source, names: Iterable[str] = ()) -> Checked:
     return Checked(found, frozenset(_open_names(source, log)))
 
 
-def _functions(source: Source) -> list[Function]:
-    """Return the functions and methods of a file that are not defined within a function."""
-    own = [*source.functions.values()]
-    return [*own, *(method for owner in source.every_class for method in owner.methods.values())]
+def _functions(source: Source) -> Iterator[tuple[Function, Class | None]]:
+    """Yield the functions and methods of a file that are not defined within a function, methods with their class.
+
+    A class that sets values of its own has the methods that it inherits, too: they may drop by these values.
+    """
+    yield from ((function, None) for function in source.functions.values())
+    for owner in source.every_class:
+        yield from ((method, owner) for method in owner.methods.values())
+        if _sets_values(owner):
+            names = {name for ancestor in owner.lineage[1:] for name in ancestor.methods} - set(owner.methods)
+            yield from ((method, owner) for name in sorted(names) if (method := owner.method(name)) is not None)
+
+
+def _sets_values(owner: Class) -> bool:
+    """Return whether a derived class assigns an attribute that an ancestor has."""
+    inherited = {name for one in owner.lineage[1:] for name in (*one.writers, *one.constants)}
+    own = {name for method in owner.methods.values() for name in method.assigned} | set(owner.own_constants)
+    return not inherited.isdisjoint(own)
 
 
 def _handed_on(source: Source, names: Iterable[str]) -> set[str]:
     """Return the names of functions, classes and attributes that stand for something that may drop."""
-    every = set(names)
+    every = {*names, *source.aliases}
     while True:
         log = Log(every)
         new = {name for name, one in source.functions.items() if log.is_interesting(one)}

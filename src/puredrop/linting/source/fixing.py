@@ -97,8 +97,10 @@ def _edit(source: Source, owner: Class, node: ast.Call) -> _Edit | None:
 
 
 def _has_self(owner: Class, node: ast.Call) -> bool:
-    """Return whether a call stands in a method whose first parameter is `self`, and in no function within it."""
+    """Return whether a call stands in a method of a built instance, `self`, and in no function within it."""
     for method in owner.methods.values():
+        if method.name == "__init__" or method.decorators & {"staticmethod", "classmethod"}:
+            continue
         if next(iter(method.parameters), None) == "self" and node in set(ast.walk(method.node)):
             inner = [one for one in ast.walk(method.node) if isinstance(one, (ast.FunctionDef, ast.Lambda))]
             return not any(node in set(ast.walk(one)) for one in inner if one is not method.node)
@@ -123,7 +125,8 @@ def _insertion(source: Source, node: ast.Call, argument: str) -> _Edit:
         indent = re.match(r"\s*", source.lines[last.lineno - 1])
         assert indent is not None
         end = line, column + len(rest.rstrip().encode())
-        return _Edit(end, end, f"\n{indent[0]}{argument},")
+        newline = "\r\n" if source.lines[line - 1].endswith("\r") else "\n"
+        return _Edit(end, end, f"{newline}{indent[0]}{argument},")
     return _Edit((line, column), (line, column), f", {argument}")
 
 

@@ -134,8 +134,16 @@ def _with(run: Interpretation, node: Any, state: Scope, frame: Activation) -> No
 
 
 def _match(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:
-    evaluate(run, node.subject, state, frame)
-    branches(run, [*(case.body for case in node.cases), []], state, frame)
+    subject = evaluate(run, node.subject, state, frame)
+    bodies = [case.body for case in node.cases if not _excludes(subject, case.pattern)]
+    branches(run, [*bodies, []], state, frame)
+
+
+def _excludes(subject: Value, pattern: ast.pattern) -> bool:
+    """Return whether a training flag does not match True or False."""
+    if not isinstance(pattern, ast.MatchSingleton) or not isinstance(pattern.value, bool):
+        return False
+    return subject.is_flag and (subject.kind is Kind.ON) is not pattern.value
 
 
 def _function(run: Interpretation, node: Any, state: Scope, frame: Activation) -> None:

@@ -62,13 +62,20 @@ class Interpreter:
 
     # Entries
 
-    def run_open(self, function: Function, closure: Closure | None = None) -> Value:
-        """Run a function as if an unknown caller had called it, and return its result."""
+    def run_open(self, function: Function, closure: Closure | None = None, owner: Class | None = None) -> Value:
+        """Run a function as if an unknown caller had called it, and return its result.
+
+        Args:
+            function: the function.
+            closure: what is around it, if it was defined within another.
+            owner: the class of the instance, if it is derived from that of the method.
+        """
         self.steps = 0
-        frame = Activation(function.source, function, function.owner, closure=closure)
+        owner = owner or function.owner
+        frame = Activation(function.source, function, owner, closure=closure)
         state = Scope({name: self._free(name, frame) for name in function.every_parameter})
-        if function.owner is not None:
-            self._set_self(function, state, Value(Kind.ON, target=Instance(function.owner)))
+        if owner is not None:
+            self._set_self(function, state, Value(Kind.ON, target=Instance(owner)))
         return self._body(function, state, frame)
 
     def run_file(self, source: Source) -> None:
@@ -166,7 +173,9 @@ class Interpreter:
         elif isinstance(target, ast.Starred):
             self.assign(target.value, value, state, frame)
         elif isinstance(target, ast.Subscript):
-            evaluate(self, target.value, state, frame)
+            base = evaluate(self, target.value, state, frame)
+            if isinstance(base.target, Container):
+                self.assign(target.value, replace(base, target=base.target.with_elements([value])), state, frame)
 
     def define(self, closure: Closure) -> None:
         """Run a function that was defined within another, as if an unknown caller had called it."""

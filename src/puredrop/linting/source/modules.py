@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from puredrop.linting.source.calls import CALLS, is_layer
+from puredrop.linting.source.calls import CALLS, WORDS, canonical, is_layer
 from puredrop.linting.source.syntax import parse
 
 __all__ = ["Class", "Function", "Project", "Source", "last_name"]
@@ -156,15 +156,19 @@ class Class:
         return found
 
     @cached_property
-    def constants(self) -> dict[str, ast.expr]:
+    def own_constants(self) -> dict[str, ast.expr]:
         """Attributes that the class body assigns."""
         found: dict[str, ast.expr] = {}
-        for one in reversed(self.lineage):
-            for node in one.node.body:
-                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-                value = getattr(node, "value", None)
-                found.update({t.id: value for t in targets if isinstance(t, ast.Name) and isinstance(value, ast.expr)})
+        for node in self.node.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            value = getattr(node, "value", None)
+            found.update({t.id: value for t in targets if isinstance(t, ast.Name) and isinstance(value, ast.expr)})
         return found
+
+    @cached_property
+    def constants(self) -> dict[str, ast.expr]:
+        """Attributes that the bodies of the class and its ancestors assign."""
+        return {name: value for one in reversed(self.lineage) for name, value in one.own_constants.items()}
 
     def method(self, name: str) -> Function | None:
         """Return a method of the class or of its nearest ancestor."""
@@ -232,6 +236,17 @@ class Source:
                     between = "" if module.endswith(".") else "."
                     self.imports[alias.asname or alias.name] = module + between + alias.name
 
+    @cached_property
+    def aliases(self) -> frozenset[str]:
+        """Names that imports and variables of the file give to functions and layers that drop."""
+        imported = {alias for alias, name in self.imports.items() if canonical(name) in CALLS or is_layer(name)}
+        assigned = {
+            name
+            for name, values in self.globals.items()
+            if any(word in ast.unparse(value) for value in values for word in WORDS)
+        }
+        return frozenset(imported | assigned)
+
     def function(self, node: FunctionNode, owner: Class | None = None) -> Function:
         """Return the function of a node, the same one each time."""
         return self._functions.setdefault(node, Function(node, self, owner))
@@ -290,22 +305,6 @@ class Source:
 def last_name(node: ast.AST) -> str:
     """Return the last name of a dotted expression; "" for another expression."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def canonical(name: str) -> str:
-    """Return a dotted name as this package's tables know it, whichever of a library's aliases was imported."""
-    head, _, last = name.rpartition(".")
-    if head.startswith("flash_attn") and "triton" not in head:
-        return f"flash_attn.{last}"
-    if head.startswith("xformers") and last == "memory_efficient_attention":
-        return f"xformers.ops.{last}"
-    if head.startswith("torch_geometric.utils"):
-        return f"torch_geometric.utils.{last}"
-    if head.startswith("torchvision.ops"):
-        return f"torchvision.ops.{last}"
-    if head == "torch.functional" or name.startswith("torch.nn.functional"):
-        return f"torch.nn.functional.{last}"
-    return name
 
 
 _STARS = 8

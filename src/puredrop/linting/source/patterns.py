@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from puredrop.linting.source.activation import Activation, Container, Instance, Layer
+from puredrop.linting.source.calling import CONTAINERS
 from puredrop.linting.source.interpreter import Interpreter, Knowledge
 from puredrop.linting.source.log import Log
 from puredrop.linting.source.modules import Class, Source, last_name
@@ -106,6 +107,7 @@ def _list_attributes(owner: Class) -> set[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             value = getattr(node, "value", None)
             is_list = isinstance(value, _LISTS) or (isinstance(value, ast.Name) and value.id not in method.parameters)
+            is_list |= isinstance(value, ast.Call) and last_name(value.func) in CONTAINERS
             if is_list and isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
                 found |= {one.attr for one in targets if isinstance(one, ast.Attribute)}
     return found & set(owner.writers)

@@ -26,14 +26,15 @@ __all__ = ["Outcome", "Position", "is_ignored", "is_test", "is_test_file", "outc
 _IGNORE = re.compile(r"#.*?\bpuredrop:\s*ignore(?:\[([A-Z0-9, ]+)\])?")
 _NOQA = re.compile(r"#.*?\bnoqa:\s*([A-Z]+[0-9]+(?:[, ]+[A-Z]+[0-9]+)*)", re.IGNORECASE)
 _PURPOSE = re.compile(
-    r"mc_?drop|monte.?carlo|bayes|uncertain|always|on purpose|intention|deliberate|prenet|"
+    r"mc_?drop|monte.?carlo|bayes|uncertain|always (?:on|active|appl|drop|use)|on purpose|intention|deliberate|prenet|"
     r"(?:even|also|both)[\w ]{0,20}(?:eval|inference|test)|(?:eval|inference|test)\w*[\w ,]{0,12}(?:too|as well)|"
     r"(?:stay|kept|keep)s? (?:it |dropout )?on\b|(?:under|during|in) \W{0,3}eval|at (?:inference|test)",
     re.IGNORECASE,
 )
 _OF_TRAINING = re.compile(r"_(train|training|warmup)$|^_?warmup|^train_step$|^training_step$")
 _LOOPS = re.compile(r"train(_\w+)?|fit(_\w+)?|collate(_\w+)?|__getitem__")
-_KNOWN = re.compile(r"prenet|mc_?drop|monte.?carlo", re.IGNORECASE)
+_DENIES = re.compile(r"\b(?:not|never|no|todo|fixme|bug|wrong)\b|n't\b", re.IGNORECASE)
+_KNOWN = re.compile(r"prenet|mc_?drop|monte.?carlo|(?:^|[_ ])mc_", re.IGNORECASE)
 _ASKS = re.compile(r"_?(use|apply|do|with|is|has|enable|add|no|mc|force)_.*|.*_(on|enabled|training|train|flag|mode)")
 
 
@@ -98,6 +99,8 @@ def is_test(frame: Activation) -> bool:
     outer = frame.outermost
     if outer.function is None or (outer.owner is None and not outer.function.every_parameter):
         return True
+    if outer.owner is not None and outer.owner.is_module:
+        return is_test_file(outer.source.file)
     is_named = outer.function.name.startswith("test") or (outer.owner and outer.owner.node.name.startswith("Test"))
     return bool(is_named) or is_test_file(outer.source.file)
 
@@ -155,7 +158,8 @@ def _in_eval(place: Position, on: Observation | None, off: Observation) -> Outco
         if _is_rate(flag):
             said = _text(off, off.dropper.flag, off.dropper.flag_name)
             return _found(off, code, f"{off.dropper.flag_name} is given a rate, {said}", flag)
-        if on is not None and on.flag is not None and on.flag.kind is Kind.ON and flag.kind is Kind.OPAQUE:
+        is_option = flag.kind is Kind.OPAQUE and bool(flag.names)
+        if is_option and on is not None and on.flag is not None and on.flag.kind is Kind.ON:
             return Outcome(place, "off")  # it follows the mode unless an option asks for more
         return _undecided(off, flag, off.dropper.flag_name)
     if rate.kind is Kind.UNKNOWN or (rate.kind is Kind.OPAQUE and any(name.endswith("()") for name in rate.names)):
@@ -196,8 +200,12 @@ def _is_on_purpose(observation: Observation) -> bool:
     source, owner, function = observation.frame.source, observation.frame.owner, observation.frame.function
     line = observation.node.lineno
     near = source.lines[max(line - 4, 0) : (observation.node.end_lineno or line)]
-    comments = [text.partition("#")[2] for text in near]
-    names = [owner.node.name if owner else "", function.name if function else "", source.lines[line - 1]]
+    comments = [said for text in near if not _DENIES.search(said := text.partition("#")[2])]
+    names = [
+        owner.node.name if owner else "",
+        function.name if function else "",
+        source.lines[line - 1].partition("#")[0],
+    ]
     says = _PURPOSE if is_written else _KNOWN
     return any(says.search(text) for text in (*comments, *names))
 
