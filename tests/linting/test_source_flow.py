@@ -275,6 +275,10 @@ def test_layers_that_are_held_and_scripts(text):
         ("drops = [nn.Dropout(p)]\n        self.net = nn.Sequential(*drops)", []),
         ("self.drops = [nn.Dropout(p)]\n        for i, d in enumerate(self.drops): self.add_module(str(i), d)", []),
         ("self.acts = [nn.ReLU()]", []),
+        (
+            "self.ms = nn.ModuleList()\n        d = nn.Dropout(p)\n        self.ds = {}\n        self.ds['a'] = d\n        self.ms.append(d)",
+            [],
+        ),
     ],
 )
 def test_layers_in_plain_lists(init, codes):

@@ -118,6 +118,11 @@ class Class:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 self.methods[node.name] = self.source.function(node, self)
 
+    @property
+    def text(self) -> str:
+        """The lines of the class."""
+        return self.source.segment(self.node)
+
     @cached_property
     def bases(self) -> list[Class | str]:
         """The classes that it is derived from: those of the tree, and dotted names of others."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
 from puredrop.linting.source.activation import Activation, Container, Instance, Layer
 from puredrop.linting.source.calling import CONTAINERS
@@ -92,11 +93,17 @@ def _unregistered(owner: Class, knowledge: Knowledge) -> Iterator[Outcome]:
     for name in _list_attributes(owner):
         value = run.attribute(owner, name)
         if isinstance(value.target, Container) and not value.target.is_module and not _is_registered(owner, name):
-            held = {id(run.attribute(owner, other).target) for other in owner.writers if other != name}
-            loose = (one for one in value.target.elements if _drops(one) and id(one.target) not in held)
-            first = next(loose, None)
-            if first is not None:
-                yield _outcome(owner.source, _creation(first, owner, name), "PD106", f"self.{name}")
+            held = {id(one) for other in owner.writers if other != name for one in _held(run.attribute(owner, other))}
+            loose = next((one for one in _dropping(value) if id(one) not in held), None)
+            if loose is not None:
+                yield _outcome(owner.source, loose.node or owner.node, "PD106", f"self.{name}")
+
+
+def _held(value: Value) -> Iterator[Any]:
+    """Yield the modules that a module holds by an attribute, itself or in a container that is a module."""
+    yield value.target
+    if isinstance(value.target, Container) and value.target.is_module:
+        yield from (one.target for one in value.target.elements)
 
 
 def _list_attributes(owner: Class) -> set[str]:
@@ -116,24 +123,16 @@ def _list_attributes(owner: Class) -> set[str]:
 _LISTS = (ast.List, ast.Tuple, ast.Dict, ast.ListComp, ast.DictComp, ast.BinOp)
 
 
-def _creation(value: Value, owner: Class, name: str) -> ast.AST:
-    """Return the call that makes a layer, or what assigns the attribute that holds it."""
-    elements = value.target.elements if isinstance(value.target, Container) else (value,)
-    made = [one.target.node for one in elements if _drops(one) and isinstance(one.target, (Layer, Instance))]
-    if made and made[0] is not None:
-        return made[0]
-    stores = [node for node in ast.walk(owner.node) if isinstance(node, ast.Attribute) and node.attr == name]
-    return stores[0] if stores else owner.node
-
-
-def _drops(value: Value, depth: int = 0) -> bool:
-    """Return whether a value is a module that drops, or holds one."""
+def _dropping(value: Value, depth: int = 0) -> Iterator[Layer | Instance]:
+    """Yield the layers and modules within a value that drop."""
     target = value.target
-    if isinstance(target, Instance):
-        return target.owner.is_module and "ropout" in target.owner.source.segment(target.owner.node)
-    if isinstance(target, Container) and depth < 3:
-        return any(_drops(one, depth + 1) for one in target.elements)
-    return isinstance(target, Layer)
+    if isinstance(target, Container) and depth < 4:
+        for one in target.elements:
+            yield from _dropping(one, depth + 1)
+    elif isinstance(target, Layer) or (
+        isinstance(target, Instance) and target.owner.is_module and "ropout" in target.owner.text
+    ):
+        yield target
 
 
 def _is_registered(owner: Class, name: str) -> bool:
@@ -198,7 +197,7 @@ def _recomputed(owner: Class) -> Iterator[Outcome]:
     backward = owner.methods.get("backward")
     if backward is None or not any(name.endswith("autograd.Function") or name == "Function" for name in names):
         return
-    text, forward = owner.source.segment(owner.node), owner.methods.get("forward")
+    text, forward = owner.text, owner.methods.get("forward")
     if "enable_grad" not in text or forward is None or any(word in text for word in _KEEPS_STATE):
         return
     again = {_context_call(node) for node in ast.walk(forward.node)} - {None}
