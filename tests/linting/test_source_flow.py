@@ -381,6 +381,9 @@ def test_recomputation(text, codes):
         (method("return P.dropout(x, .5, self.training, key=Key(0).fold_in(step))", arguments="self, x, step"), []),
         (method("return P.dropout(x, .5, key=key)", arguments="self, x, key"), ["PD101"]),
         (method("return P.dropout(x, .5, self.training)"), []),
+        ("key = Key(0)\nfor x in data:\n    P.dropout(net(x), key=key).sum().backward()\n", ["PD407"]),
+        ("for i, x in enumerate(data):\n    P.dropout(net(x), key=Key(0).fold_in(i)).sum().backward()\n", []),
+        ("key = Key(0)\nfor p in rates:\n    print(P.dropout(x, p, key=key))\n", []),
     ],
 )
 def test_functions_of_this_library(text, codes):

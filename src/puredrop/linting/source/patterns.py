@@ -82,9 +82,17 @@ def _is_method(frame: Activation) -> bool:
 
 
 def _fixed_keys(log: Log) -> Iterator[Outcome]:
+    """Yield calls with the same key in each step: in a module's methods, and in loops that run backward."""
     for node, frame in log.keys.items():
-        if frame.owner is not None and frame.owner.is_module and not is_test(frame):
+        in_module = frame.owner is not None and frame.owner.is_module and not is_test(frame)
+        if in_module or any(node in set(ast.walk(loop)) for loop in _training_loops(frame.source)):
             yield _outcome(frame.source, node, "PD407", text_of(node))
+
+
+def _training_loops(source: Source) -> Iterator[ast.AST]:
+    if not is_test_file(source.file):
+        loops = (node for node in source.nodes if isinstance(node, (ast.For, ast.While)))
+        yield from (loop for loop in loops if ".backward(" in source.segment(loop))
 
 
 def _unregistered(owner: Class, knowledge: Knowledge) -> Iterator[Outcome]:
