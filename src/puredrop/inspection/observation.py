@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -50,10 +50,10 @@ class Observed(Generic[W]):
     stuck: tuple[str, ...]
     reached: Calls
     entered: frozenset[str]
-    resting: tuple[str, ...] = ()
-    lost: tuple[Visit | Event, ...] = ()
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    resting: tuple[str, ...]
+    lost: tuple[Visit | Event, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def observe(
