@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from puredrop._torch import WRAPPERS, children
 from puredrop.inspection.inputs import check_model
+from puredrop.inspection.wrappers import unwrapped_path, wrapped
 
 __all__ = ["named", "unwrapped"]
 
@@ -21,17 +22,11 @@ def unwrapped(model: Module) -> Module:
         ValueError: if it is a DataParallel, whose copies run at the same time in one process.
     """
     check_model(model)
-    while True:
+    while (inner := wrapped(model)) is not None:
         if isinstance(model, torch.nn.DataParallel):
             raise ValueError("model is a DataParallel, whose copies share one state; use DistributedDataParallel")
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
-            continue
-        held = children(model)
-        inner = next((held[name] for name in WRAPPERS if name in held), None)
-        if inner is None:
-            return model
         model = inner
+    return model
 
 
 def named(root: Module) -> Iterator[tuple[str, Module]]:
@@ -39,4 +34,4 @@ def named(root: Module) -> Iterator[tuple[str, Module]]:
     for path, module in root.named_modules():
         if not children(module).keys().isdisjoint(WRAPPERS):
             continue
-        yield ".".join(part for part in path.split(".") if part not in WRAPPERS), module
+        yield unwrapped_path(path), module

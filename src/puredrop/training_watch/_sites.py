@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from torch.nn import Module
 
 from puredrop._text import counted
-from puredrop._torch import WRAPPERS
 from puredrop.inspection import with_holders
 from puredrop.inspection.methods import codes_in
 from puredrop.inspection.watch import RATES, holds_dropout
+from puredrop.inspection.wrappers import unwrapped_path, wrapped
 
 __all__ = ["Names", "WatchedSites", "unwrapped"]
 
@@ -26,13 +25,9 @@ _FUNCTIONS = re.compile(r"(?:feature_|alpha_|gaussian_)?dropout[123]?d?|drop_?pa
 
 def unwrapped(model: Module) -> Module:
     """Return the module inside the wrappers of DDP, DataParallel, FSDP 1, torch.compile and checkpointing."""
-    while True:
-        parallel = isinstance(model, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel))
-        held = ("module",) if parallel else WRAPPERS
-        inner = next((module for name, module in model.named_children() if name in held), None)
-        if inner is None:
-            return model
+    while (inner := wrapped(model)) is not None:
         model = inner
+    return model
 
 
 class WatchedSites:
@@ -68,7 +63,7 @@ class WatchedSites:
 
     def check_names(self, argument: str, names: Names) -> None:
         """Raise ValueError if a path names no module of the model."""
-        shown = {_shown(path) for path in self._by_path}
+        shown = {unwrapped_path(path) for path in self._by_path}
         for name in names:
             if isinstance(name, str) and name not in shown:
                 close = get_close_matches(name, shown, 1)
@@ -105,8 +100,9 @@ class WatchedSites:
         module, rate = self.pairs[indexes[0]]
         if not training and module.training:
             is_zero = self._rate(indexes[0]) == 0
-            return _shown(self.paths[indexes[0]]), f"{rate}=0" if is_zero else "training=False in its forward"
-        places = dict.fromkeys(_shown(self._outermost(i, training, frozenset(indexes))) for i in indexes)
+            detail = f"{rate}=0" if is_zero else "training=False in its forward"
+            return unwrapped_path(self.paths[indexes[0]]), detail
+        places = dict.fromkeys(unwrapped_path(self._outermost(i, training, frozenset(indexes))) for i in indexes)
         others = len(places) - 1
         more = f", and {counted(others, 'other place')}" if others else ""
         return next(iter(places)), f"training={training}{more}"
@@ -138,12 +134,9 @@ class WatchedSites:
     def _matches(self, path: str, names: Names) -> bool:
         """Return whether a module, or one around it, is named by its path or its class."""
         kinds = tuple(name for name in names if not isinstance(name, str))
-        return any(_shown(one) in names or isinstance(self._by_path[one], kinds) for one in with_holders([path]))
-
-
-def _shown(path: str) -> str:
-    """Return a path without the names that wrappers insert."""
-    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+        return any(
+            unwrapped_path(one) in names or isinstance(self._by_path[one], kinds) for one in with_holders([path])
+        )
 
 
 def _rate_name(module: Module) -> str | None:
