@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 import warnings
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 import puredrop
 from puredrop import UnpinnedWarning
+from puredrop.inspection.state import generators_restored
+from puredrop.inspection.watch import positions
+from puredrop.pinning import _draws
 
 
 class Layers(nn.Module):
@@ -311,3 +315,31 @@ def test_the_report_goes_to_other_programs():
         run = puredrop.reproducible(model)
         model(torch.randn(4, 8))
     assert run.report.frame()["where"].notna().tolist() == [False, True]
+
+
+def test_a_restoration_that_ends_while_the_watch_reads_is_no_draw(monkeypatch):
+    """The watch counted restorations after it had read the generators, so one between the two looked like a draw."""
+    drawn, may_end, added = threading.Event(), threading.Event(), []
+
+    def survey():
+        with generators_restored():
+            torch.rand(3), random.random(), np.random.rand()
+            drawn.set()
+            may_end.wait(30)
+
+    def read():
+        found = positions()
+        may_end.set()
+        other.join()
+        return found
+
+    other = threading.Thread(target=survey)
+    other.start()
+    assert drawn.wait(30)
+    monkeypatch.setattr(_draws, "positions", read)
+    with _draws.DrawWatch(nn.Linear(3, 3), lambda: "", lambda *draw: added.append(draw)):
+        torch.relu(torch.ones(3))
+    assert added == []
+    with _draws.DrawWatch(nn.Linear(3, 3), lambda: "", lambda *draw: added.append(draw)):
+        torch.rand(3)
+    assert [name for *_, name in added] == ["rand"]

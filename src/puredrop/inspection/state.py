@@ -152,8 +152,8 @@ def generators_restored() -> Iterator[None]:
     """
     with _generators_lock:
         owner = restorations.owner
-        restorations.begin()
         python, numpy = random.getstate(), np.random.get_state()
+        restorations.begin()
         try:
             with torch.random.fork_rng(range(torch.cuda.device_count())):  # all, said so that torch does not warn
                 yield

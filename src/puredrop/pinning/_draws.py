@@ -83,6 +83,8 @@ class DrawWatch(TorchFunctionMode):
 
     def __init__(self, root: Module, path: Callable[[], str], add: Callable[[str, str, str, str], None]) -> None:
         super().__init__()
+        # Read before the positions: a restoration that overlaps with their reading then changes the count after it.
+        self._mark = self._first = restorations.elsewhere()
         self._path = path
         self._add = add
         self._outside = Generators(root)
@@ -91,7 +93,6 @@ class DrawWatch(TorchFunctionMode):
         # A debugger or a measurement of coverage traces already; the draws are then found without their lines.
         self._tracer = DrawTracer(everyone, path) if sys.gettrace() is None else None
         self._position = positions()
-        self._mark = self._first = restorations.elsewhere()
 
     def __enter__(self) -> Self:
         # Our operators keep their short way, whose saved tensors a checkpoint counts again in backward.
@@ -130,25 +131,23 @@ class DrawWatch(TorchFunctionMode):
             output = func(*args, **kwargs)
         finally:
             transparent.modes += 1
-        now, is_alone = positions(), self._is_alone()
-        if (now != self._position and is_alone) or kwargs.get("generator") is not None:
+        if self._has_drawn() or kwargs.get("generator") is not None:
             call = recognise(func, args, kwargs)
             name = getattr(func, "__name__", str(func)) if call is None else call.kind
             self._add(self._path(), "draw", calling_line() or "?", name.rstrip("_"))
-        self._position = now
         return output
 
-    def _is_alone(self) -> bool:
-        """Return whether no other thread's survey of a model has moved the generators since the last call."""
-        mark, self._mark = self._mark, restorations.elsewhere()
-        return mark is not None and mark == self._mark
+    def _has_drawn(self) -> bool:
+        """Return whether torch's generators have moved since the last call, and no other thread's survey moved them."""
+        mark, position = self._mark, self._position
+        self._mark = restorations.elsewhere()
+        self._position = positions()
+        return self._position != position and mark is not None and mark == restorations.elsewhere()
 
     def _note_unseen(self) -> None:
         """Record a draw of torch's generators since the last call, out of sight."""
-        now = positions()
-        if now != self._position and self._is_alone():
+        if self._has_drawn():
             self._add(self._path(), "draw", calling_line() or "?", "something out of sight")
-        self._position = now
 
 
 def _stack() -> Iterator[FrameType]:
