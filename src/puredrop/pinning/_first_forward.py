@@ -44,7 +44,7 @@ class FirstForward(Observer):
         placements: judgements by path and sample dimension.
         records: kind and shape of each site that the forward reached.
         is_done: whether a forward has been examined.
-        note: what was not examined, and why.
+        unsearched: what was not examined, and why, or "".
     """
 
     def __init__(self, pin: Pin, sample_dims: Mapping[str, int | None], is_guessed: bool, is_strict: bool) -> None:

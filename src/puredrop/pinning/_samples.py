@@ -96,14 +96,14 @@ def count_of(dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
 
 def placed(input: Tensor, place: Place, samples: Samples, layout: Layout) -> Place:
     """Return a call's place in the whole step; cached, since sites of one shape share it within a forward."""
-    # A place that a transform of torch.func has seen is of no use after it.
-    is_watched = torch.compiler.is_compiling() or is_spread(input) or transforms_active()
-    if layout.window is not None or not place.is_whole or is_watched:
+    if layout.window is not None or not place.is_whole or torch.compiler.is_compiling() or is_spread(input):
         return _placed(input, place, samples, layout)
     shape = (input.shape, layout.sample_dim)
     result = samples.cached_places.get(shape)
     if result is None:
-        result = samples.cached_places[shape] = _placed(input, place, samples, layout)
+        result = _placed(input, place, samples, layout)
+        if not transforms_active():  # a place that a transform of torch.func has seen is of no use after it
+            samples.cached_places[shape] = result
     return result
 
 
