@@ -71,6 +71,5 @@ def _packed(function: Callable[..., Tensor], input: Any, rate: float | Tensor, i
             "values do not show; use a layer, puredrop.nn.Dropout, or pass a key"
         )
     values = function(input.values(), rate, True, inplace, key=ops.with_sample_dim(key, ops.PACKED))
-    if inplace:
-        return input  # type: ignore[no-any-return]
-    return torch.nested.nested_tensor_from_jagged(values, input.offsets())
+    output: Tensor = input if inplace else torch.nested.nested_tensor_from_jagged(values, input.offsets())
+    return output

@@ -51,9 +51,9 @@ class MultiheadAttention(HasKey, torch.nn.MultiheadAttention):
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
         """Compute torch's attention; in training mode drop weights."""
         if not (arguments and isinstance(arguments[0], Tensor)):
-            node: Any = self.recorded(*arguments, **named)
+            node: tuple[Tensor, Tensor | None] | None = self.recorded(*arguments, **named)
             if node is not None:
-                return node  # type: ignore[no-any-return]
+                return node
         if not self.training or self.dropout == 0:
             return super().forward(*arguments, **named)
         with Interception(lambda call: call.with_key(self.key)):
