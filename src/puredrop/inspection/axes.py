@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from puredrop._torch import has_hooks
+from puredrop.inspection.tensors import tensors_in
 
 __all__ = ["Axis", "AxisTrace", "counts_apart", "is_rowwise", "sizes_of"]
 
@@ -73,8 +74,8 @@ class AxisTrace:
             values: its positional arguments and, last, what it returned.
         """
         name = operator.__name__.partition(".")[0]
-        inputs = list(_tensors(values[:-1]))
-        for output in _tensors(values[-1:]):
+        inputs = list(tensors_in(values[:-1]))
+        for output in tensors_in(values[-1:]):
             if any(output is tensor for tensor in inputs):
                 continue  # written in place
             dims = [dim for dim, size in enumerate(output.shape) if size and size % self.count == 0]
@@ -131,15 +132,6 @@ class AxisTrace:
         if is_even and pieces * axis.outer * axis.inner == factor:
             return Axis(dim, pieces * axis.outer, axis.inner)
         return None
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among arguments, and in lists and tuples of them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
 
 
 def sizes_of(root: Module) -> set[int]:

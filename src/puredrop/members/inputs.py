@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from puredrop.inspection import call_arguments
+from puredrop.inspection.tensors import tensors_in, with_tensors
 
-__all__ = ["Batch", "Inputs", "Call", "checked_number", "tensors_in"]
+__all__ = ["Batch", "Inputs", "Call", "checked_number"]
 
 _SHOWN = 5
 _GUESSES = ("num_samples", "n_samples", "samples", "n", "num_members", "n_members")
@@ -40,14 +41,10 @@ class Batch:
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with each tensor that holds rows changed; other arguments stay."""
 
-        def walk(x: Any) -> Any:
-            if isinstance(x, Tensor):
-                return change(x) if x.dim() > self.dim and x.shape[self.dim] == self.rows else x
-            if isinstance(x, (tuple, list)):
-                return type(x)(map(walk, x))
-            return {name: walk(value) for name, value in x.items()} if isinstance(x, dict) else x
+        def changed(tensor: Tensor) -> Tensor:
+            return change(tensor) if tensor.dim() > self.dim and tensor.shape[self.dim] == self.rows else tensor
 
-        args, kwargs = walk(self.args), walk(self.kwargs)
+        args, kwargs = with_tensors(self.args, changed), with_tensors(self.kwargs, changed)
         rows = next((t.shape[self.dim] for t in tensors_in((args, kwargs)) if t.dim() > self.dim), self.rows)
         return Batch(args, kwargs, rows, self.dim)
 
@@ -82,16 +79,6 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-
-def tensors_in(of: Any) -> Iterator[Tensor]:
-    """Yield all tensors in a tensor, or in mappings, tuples and lists of tensors."""
-    if isinstance(of, Tensor):
-        yield of
-    elif isinstance(of, Mapping):
-        yield from (tensor for value in of.values() for tensor in tensors_in(value))
-    elif isinstance(of, (tuple, list)):
-        yield from (tensor for value in of for tensor in tensors_in(value))
 
 
 class Inputs:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from puredrop.members.inputs import tensors_in
+from puredrop.inspection.tensors import tensors_in
 
 __all__ = ["Task", "main_output", "probabilities", "reader"]
 

@@ -11,6 +11,7 @@ from torch.nn import Module
 
 from puredrop._torch import transforms_active
 from puredrop._torch_transforms import mapped_levels
+from puredrop.inspection.tensors import tensors_in
 from puredrop.ops import Place
 
 __all__ = ["Slices", "check_opened", "check_site", "slices_of"]
@@ -62,13 +63,8 @@ def slices_of(root: Module, args: Iterable[Any], kwargs: Mapping[str, Any], ids:
 def _levels(values: Iterable[Any]) -> dict[int, int]:
     """Return the levels at which any of the tensors in nested containers is mapped."""
     sizes: dict[int, int] = {}
-    for value in values:
-        if isinstance(value, Tensor):
-            sizes.update(mapped_levels(value))
-        elif isinstance(value, Mapping):
-            sizes.update(_levels(value.values()))
-        elif isinstance(value, (tuple, list)):
-            sizes.update(_levels(value))
+    for tensor in tensors_in(list(values)):
+        sizes.update(mapped_levels(tensor))
     return sizes
 
 

@@ -23,6 +23,7 @@ from puredrop.inspection.callers import calling_line
 from puredrop.inspection.duplicate import duplicate, strays_refused
 from puredrop.inspection.outside import outside_positions
 from puredrop.inspection.state import generators_restored, uncompiled
+from puredrop.inspection.tensors import tensors_in, with_tensors
 from puredrop.nn import LayerDrop
 from puredrop.ops import DropoutOverride, Place
 from puredrop.pinning._draws import unwatched
@@ -177,7 +178,7 @@ def _tried(
         stack.enter_context(generators_restored())  # each trial, and the forward itself, takes the same branches
         if resize.is_fake:
             stack.enter_context(fake_tensors())
-        arguments, named = mapped(args, resize), mapped(dict(kwargs), resize)
+        arguments, named = with_tensors(args, resize), with_tensors(dict(kwargs), resize)
         stack.enter_context(watch_operators(trial.see))
         try:
             forward.root(*arguments, **named)
@@ -194,28 +195,9 @@ def _counts(
 ) -> Iterator[int]:
     """Return numbers of samples that divide no size of the model or its inputs, so that shapes show the samples."""
     sizes = sizes_of(root)
-
-    def note(tensor: Tensor) -> Tensor:
+    for tensor in tensors_in((args, kwargs)):
         sizes.update(size for d, size in enumerate(tensor.shape) if size and (d != dim or size != count))
-        return tensor
-
-    mapped((args, dict(kwargs)), note)
     return (number for number in counts_apart(sizes, least) if number != count)
-
-
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a value with each tensor in it, and in containers in it, changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, (tuple, list)):
-        items = [mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Mapping):
-        new: Any = copy.copy(value)
-        for name, item in value.items():
-            new[name] = mapped(item, change)
-        return new
-    return value
 
 
 @contextmanager
