@@ -1,5 +1,8 @@
 """Rows that meet the same masks whatever the batches, wherever a model has them inside, or an error that names the site."""
 
+from types import MappingProxyType
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -237,6 +240,23 @@ def test_rows_meet_the_masks_that_they_meet_first():
     for masks in ("shared", "independent"):
         found = [puredrop.DropoutEnsemble(m.eval(), "regression", masks=masks).predict(x).mean for m in (first, inside)]
         torch.testing.assert_close(*found)
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@pytest.mark.parametrize("pack", [Pair, lambda *x: x, lambda *x: MappingProxyType(dict(enumerate(x)))])
+def test_rows_in_containers_are_split_into_batches(pack):
+    torch.manual_seed(0)
+    unpack = {Pair: tuple, tuple: tuple, MappingProxyType: lambda x: x.values(), dict: dict.values}
+    model = Model(lambda model, x: model.linear(model.drop(torch.mul(*unpack[type(x)](x)))))
+    ensemble = puredrop.DropoutEnsemble(model, masks="independent")
+    x = pack(torch.randn(7, 8), torch.randn(7, 8))
+    found = [ensemble.predict(x=x, members=4, batch_size=size).mean for size in (7, 3)]
+    assert found[0].shape == (7, 3)
+    torch.testing.assert_close(*found)
 
 
 def test_explanations_follow_the_rows():
